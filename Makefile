@@ -1,0 +1,55 @@
+# `make reproduce` and `make test` do all set-up by themselves: Python 3.11+ and make are enough.
+# ARGS goes to the command: make reproduce ARGS="--profile smoke"
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: reproduce test checks install ui lock bench clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make reproduce   train the grid and print the paper's tables (ARGS=\"--profile smoke\" for a quick look)"
+	@echo "make test        every test"
+	@echo "make checks      ruff and mypy"
+	@echo "make ui          the MLflow UI on 127.0.0.1"
+	@echo "make install     only set up $(VENV)"
+
+install: $(STAMP)
+
+# uv where there is one (seconds), else pip (minutes). requirements.lock pins every version.
+$(STAMP): pyproject.toml requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed, $(PYTHON) is $$($(PYTHON) --version); set PYTHON=..."; exit 1; }
+	@if command -v uv >/dev/null; then \
+	  echo "Setting up $(VENV) with uv (first time: about a minute, 5 GB) ..."; \
+	  uv venv --quiet --allow-existing --python $(PYTHON) $(VENV) && \
+	  uv pip install --quiet --python $(BIN)/python -r requirements.lock && \
+	  uv pip install --quiet --python $(BIN)/python --no-deps -e .; \
+	else \
+	  echo "Setting up $(VENV) with pip (first time: several minutes, 5 GB) ..."; \
+	  $(PYTHON) -m venv $(VENV) && \
+	  $(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock && \
+	  $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .; \
+	fi
+	@touch $@
+
+reproduce: install
+	@$(BIN)/python experiments/reproduce_tables.py $(ARGS)
+
+test: install
+	@$(BIN)/python -m pytest $(ARGS)
+
+checks: install
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+ui: install
+	@$(BIN)/ablation ui $(ARGS)
+
+lock:
+	uv pip compile --quiet --universal --python-version 3.11 --extra dev --generate-hashes \
+	  --no-emit-index-url --no-emit-find-links --no-annotate --no-header pyproject.toml -o requirements.lock
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,113 @@
+"""Checkpoints that are either whole or not there.
+
+A file is written beside its place, flushed, and renamed; its name carries its step and the SHA-256 of
+its bytes, so one rename publishes both. Reading executes no pickled code (`weights_only`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from detector.errors import CheckpointError
+
+_NAME = re.compile(r"step_(\d{8})-([0-9a-f]{64})\.pt")
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointFile:
+    """A checkpoint on disk: its step and the digest that its bytes must have."""
+
+    path: Path
+    step: int
+    sha256: str
+
+
+def save(directory: Path, step: int, payload: dict[str, Any]) -> CheckpointFile:
+    """Write the checkpoint of `step` and return it.
+
+    Args:
+        directory: made when absent.
+        step: iterations finished.
+        payload: tensors and plain values only, as `torch.load(weights_only=True)` accepts.
+
+    Raises:
+        CheckpointError: the disk is full or not writable; nothing half-written stays behind.
+    """
+    buffer = io.BytesIO()
+    torch.save(payload, buffer)
+    content = buffer.getvalue()
+    sha256 = hashlib.sha256(content).hexdigest()
+    path = directory / f"step_{step:08d}-{sha256}.pt"
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        _write_and_rename(path, content)
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot write the checkpoint of step {step} to {directory}: {error.strerror or error}; "
+            "free some space or check the permissions, then start again: earlier checkpoints are untouched"
+        ) from error
+    return CheckpointFile(path, step, sha256)
+
+
+def found(directory: Path) -> list[CheckpointFile]:
+    """Every checkpoint in the directory, newest first; their bytes are not checked."""
+    files = [(path, _NAME.fullmatch(path.name)) for path in directory.glob("step_*.pt")]
+    checkpoints = [CheckpointFile(path, int(m[1]), m[2]) for path, m in files if m]
+    return sorted(checkpoints, key=lambda c: c.step, reverse=True)
+
+
+def load(checkpoint: CheckpointFile) -> dict[str, Any]:
+    """The payload of a checkpoint whose bytes are as they were written.
+
+    Raises:
+        CheckpointError: missing, truncated or changed since.
+    """
+    try:
+        content = checkpoint.path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{checkpoint.path}: {error.strerror or error}") from error
+    if hashlib.sha256(content).hexdigest() != checkpoint.sha256:
+        raise CheckpointError(
+            f"{checkpoint.path.name}: corrupt, its {len(content)} bytes do not have the checksum in its name"
+        )
+    payload: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    return payload
+
+
+def load_latest_good(directory: Path) -> tuple[CheckpointFile | None, dict[str, Any] | None, list[str]]:
+    """The newest checkpoint that is whole, its payload, and what was passed over on the way and why."""
+    passed_over = []
+    for checkpoint in found(directory):
+        try:
+            return checkpoint, load(checkpoint), passed_over
+        except CheckpointError as error:
+            passed_over.append(str(error))
+    return None, None, passed_over
+
+
+def prune(directory: Path, keep: int = 2) -> None:
+    """Remove all but the newest `keep` checkpoints, and what killed writers left."""
+    for checkpoint in found(directory)[keep:]:
+        checkpoint.path.unlink(missing_ok=True)
+    for leftover in directory.glob("step_*.part"):
+        leftover.unlink(missing_ok=True)
+
+
+def _write_and_rename(path: Path, content: bytes) -> None:
+    part = path.with_suffix(".part")
+    try:
+        with part.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        part.rename(path)
+    finally:
+        part.unlink(missing_ok=True)

@@ -1,0 +1,255 @@
+"""Detections as an artifact, and the COCO box numbers that pycocotools gives them.
+
+pycocotools is the judge: nothing here changes or repeats its matching. At most 100 detections per image
+and class count towards AP, whatever the detector keeps (COCO's rule; multi-scale testing gives more).
+
+Axes: D detections of all images, T IoU thresholds (0.50 to 0.95), R recall thresholds, K classes,
+A area ranges (all, small, medium, large), M detection limits (1, 10, 100).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from detector.errors import DataError
+from detector.files import write_and_rename
+
+Array = npt.NDArray[Any]
+
+AP_NAMES = ("AP", "AP50", "AP75", "APS", "APM", "APL")
+"""The six precisions, in the order of pycocotools' summary; six recalls follow them."""
+
+METRIC_NAMES = (*AP_NAMES, "AR1", "AR10", "AR100", "ARS", "ARM", "ARL")
+
+AREA_LABELS = ("all", "small", "medium", "large")
+
+_ABSENT = -1.0  # pycocotools' value of a number that no ground truth defines
+_LARGEST_AREA = 1e5**2
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Results:
+    """Detections of a whole split in columns, in the order in which they were found.
+
+    The order matters: of equal scores in an image the earlier counts first. Floats are kept in the
+    precision given, so a saved file scores exactly what was scored before.
+
+    Attributes:
+        image_ids: (D,) int64, ids of the annotation file.
+        category_ids: (D,) int64, ids of the annotation file (not labels 0..K-1).
+        boxes_xywh: (D, 4) float32 or float64, left, top, width, height in original pixels.
+        scores: (D,) float32 or float64.
+
+    Raises:
+        ValueError: columns of different lengths, a value that is not finite, or a negative size.
+    """
+
+    image_ids: Array
+    category_ids: Array
+    boxes_xywh: Array
+    scores: Array
+
+    def __post_init__(self) -> None:
+        shapes = [getattr(self, field.name).shape for field in fields(self)]
+        count = len(self.image_ids)
+        if shapes != [(count,), (count,), (count, 4), (count,)]:
+            raise ValueError(f"columns must have shapes (D,), (D,), (D, 4) and (D,), got {shapes}")
+        _require_finite("scores", self.scores)
+        _require_finite("boxes_xywh", self.boxes_xywh)
+        if (self.boxes_xywh[:, 2:] < 0).any():
+            row = int(np.flatnonzero((self.boxes_xywh[:, 2:] < 0).any(axis=1))[0])
+            raise ValueError(f"widths and heights must be >= 0, got {self.boxes_xywh[row]} in row {row}")
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    @classmethod
+    def from_coco(cls, detections: Sequence[Mapping[str, Any]]) -> Results:
+        """The columns of COCO's results list: dicts with image_id, category_id, bbox (xywh) and score."""
+        return cls(
+            np.array([d["image_id"] for d in detections], dtype=np.int64),
+            np.array([d["category_id"] for d in detections], dtype=np.int64),
+            np.array([d["bbox"] for d in detections], dtype=np.float64).reshape(-1, 4),
+            np.array([d["score"] for d in detections], dtype=np.float64),
+        )
+
+    def to_coco(self) -> list[dict[str, Any]]:
+        """COCO's results list, as its evaluation server and every COCO tool read it."""
+        columns = (
+            column.tolist() for column in (self.image_ids, self.category_ids, self.boxes_xywh, self.scores)
+        )
+        names = ("image_id", "category_id", "bbox", "score")
+        return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
+
+    def write_json(self, path: Path) -> None:
+        """Write COCO's results file; floats are written so that they read back unchanged."""
+        write_and_rename(path, json.dumps(self.to_coco()).encode())
+
+    def save(self, path: Path) -> None:
+        """Write the columns as a compressed .npz; equal detections give equal bytes."""
+        save_arrays(path, {field.name: getattr(self, field.name) for field in fields(self)})
+
+    @classmethod
+    def load(cls, path: Path) -> Results:
+        """Read what `save` wrote.
+
+        Raises:
+            DataError: missing, truncated, or not such a file.
+        """
+        return cls(**load_arrays(path, [field.name for field in fields(cls)]))
+
+
+@dataclass(frozen=True, slots=True)
+class CocoScores:
+    """COCO's numbers of one evaluation, all in percent.
+
+    Attributes:
+        metrics: by the names of `METRIC_NAMES`; a number that no ground truth defines (APS of a data set
+            without small objects) is left out.
+        class_ap: AP by category name, for the categories that have ground truth.
+    """
+
+    metrics: dict[str, float]
+    class_ap: dict[str, float]
+
+
+def evaluate(
+    ground_truth: Mapping[str, Any],
+    results: Results,
+    small_side: float = 32.0,
+    medium_side: float = 96.0,
+) -> CocoScores:
+    """Score detections against a split; `judge` and `scores` in one.
+
+    Args:
+        ground_truth: COCO-format dict with images, annotations and categories; it is not changed.
+        results: detections on its images.
+        small_side: original pixels; areas up to its square are small.
+        medium_side: original pixels; areas from there to its square are medium.
+
+    Raises:
+        ValueError, DataError: as `judge`.
+    """
+    return scores(judge(ground_truth, results, small_side, medium_side))
+
+
+def judge(
+    ground_truth: Mapping[str, Any],
+    results: Results,
+    small_side: float = 32.0,
+    medium_side: float = 96.0,
+) -> Any:
+    """Match and accumulate; arguments as `evaluate`.
+
+    Returns:
+        A finished `pycocotools.cocoeval.COCOeval`, for `scores` and `bootstrap.match_data`.
+
+    Raises:
+        ValueError: area limits out of order, or a detection of an unknown image or category.
+        DataError: the split has no object to score against.
+    """
+    if not 0 < small_side < medium_side < 1e5:
+        raise ValueError(f"need 0 < small_side < medium_side < 1e5, got {small_side} and {medium_side}")
+    truth = _indexed(ground_truth, _numbered(ground_truth["annotations"]))
+    if all(annotation["iscrowd"] for annotation in truth.dataset["annotations"]):
+        raise DataError("the split has no annotation to score against (besides crowds): AP is undefined")
+    _require_known("image", results.image_ids, truth.imgs)
+    _require_known("category", results.category_ids, truth.cats)
+    detections = [_detection(number, row) for number, row in enumerate(results.to_coco(), start=1)]
+    with _silent():
+        judged = COCOeval(truth, _indexed(ground_truth, detections), "bbox")
+        small, medium = small_side**2, medium_side**2
+        judged.params.areaRng = [[0, _LARGEST_AREA], [0, small], [small, medium], [medium, _LARGEST_AREA]]
+        judged.evaluate()
+        judged.accumulate()
+        judged.summarize()
+    return judged
+
+
+def scores(judged: Any) -> CocoScores:
+    """The numbers of a finished COCOeval, in percent."""
+    metrics = zip(METRIC_NAMES, judged.stats.tolist(), strict=True)
+    precision_TRK = judged.eval["precision"][..., 0, -1]  # all areas, 100 detections
+    class_ap = {
+        judged.cocoGt.cats[category]["name"]: 100 * float(precision_TRK[..., k].mean())
+        for k, category in enumerate(judged.params.catIds)
+        if precision_TRK[0, 0, k] != _ABSENT
+    }
+    return CocoScores({name: 100 * value for name, value in metrics if value != _ABSENT}, class_ap)
+
+
+def save_arrays(path: Path, arrays: Mapping[str, Array]) -> None:
+    """Write named arrays as a compressed .npz, beside and renamed; equal arrays give equal bytes."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
+    write_and_rename(path, buffer.getvalue())
+
+
+def load_arrays(path: Path, names: Sequence[str]) -> dict[str, Array]:
+    """Read the named arrays of an .npz without executing anything in it (no pickle).
+
+    Raises:
+        DataError: missing, truncated, or without one of the arrays.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in names}
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, TypeError) as error:
+        raise DataError(f"{path}: expected an .npz with {', '.join(names)}: {error}") from error
+
+
+def _numbered(annotations: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    # pycocotools notes a match as the annotation's id and reads 0 as "none", so an object with id 0 could
+    # never be found; and it writes into what it is given. Copies with ids from 1 avoid both.
+    return [{"iscrowd": 0, **annotation, "id": n} for n, annotation in enumerate(annotations, start=1)]
+
+
+def _detection(number: int, row: dict[str, Any]) -> dict[str, Any]:
+    return {**row, "id": number, "area": row["bbox"][2] * row["bbox"][3], "iscrowd": 0}
+
+
+def _indexed(ground_truth: Mapping[str, Any], annotations: list[dict[str, Any]]) -> Any:
+    # Not COCO.loadRes: it cannot take an empty list, and makes polygons that boxes do not need.
+    index = COCO()
+    index.dataset = {
+        "images": ground_truth["images"],
+        "categories": ground_truth["categories"],
+        "annotations": annotations,
+    }
+    with _silent():
+        index.createIndex()
+    return index
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    # pycocotools prints its progress and summary; there is no switch.
+    with contextlib.redirect_stdout(io.StringIO()):
+        yield
+
+
+def _require_finite(name: str, values: Array) -> None:
+    bad = ~np.isfinite(values)
+    if bad.any():
+        row = int(np.argwhere(bad)[0, 0])
+        raise ValueError(
+            f"{name} must be finite, got {values[row]} in row {row} ({int(bad.sum())} such values)"
+        )
+
+
+def _require_known(what: str, ids: Array, known: Mapping[int, Any]) -> None:
+    unknown = sorted(set(np.unique(ids).tolist()) - set(known))
+    if unknown:
+        raise ValueError(f"detections name {what} ids that the annotations do not have: {unknown[:5]}")

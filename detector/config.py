@@ -1,0 +1,465 @@
+"""What a detector is, how it trains and how it is tested, as frozen data. Imports no torch.
+
+Every choice of method is a union of small dataclasses, so a parameter exists only where it means
+something. Sections of the paper are those of Zhang et al., CVPR 2020 (ATSS).
+"""
+
+from __future__ import annotations
+
+import types
+import typing
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any, Literal, TypeVar
+
+RECIPE_VERSION = 1
+"""Raised by hand whenever the code changes what a config computes; part of every trial's identity."""
+
+
+def _require(ok: bool, message: str) -> None:
+    if not ok:
+        raise ValueError(message)
+
+
+# --- anchors and positives -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Anchors:
+    """Anchors of one location: side `scale * stride`, times each octave step and each ratio.
+
+    Attributes:
+        scale: side of the square anchor in strides (Sec. 4.4.2; 8 is the paper's).
+        scales_per_octave: number of sizes between one level and the next (#sc of Table 7).
+        ratios: height / width of each shape (#ar of Table 7).
+    """
+
+    scale: float = 8.0
+    scales_per_octave: int = 1
+    ratios: tuple[float, ...] = (1.0,)
+
+    def __post_init__(self) -> None:
+        _require(self.scale > 0, f"scale must be > 0, got {self.scale}")
+        _require(self.scales_per_octave >= 1, f"scales_per_octave must be >= 1, got {self.scales_per_octave}")
+        _require(len(self.ratios) >= 1, "ratios must name at least one aspect ratio, got none")
+        _require(all(r > 0 for r in self.ratios), f"ratios must be > 0, got {self.ratios}")
+
+    @property
+    def num_per_location(self) -> int:
+        """Number of anchors at one location (#A)."""
+        return self.scales_per_octave * len(self.ratios)
+
+
+@dataclass(frozen=True, slots=True)
+class MaxIoU:
+    """RetinaNet's rule: IoU >= `positive` is positive, `negative` <= IoU < `positive` is ignored.
+
+    Every anchor that attains a ground truth's highest IoU is positive too (all exact ties).
+
+    Attributes:
+        inside_gt: a positive whose centre is not inside its box becomes ignored ("In GT Box", Table 1).
+    """
+
+    positive: float = 0.5
+    negative: float = 0.4
+    inside_gt: bool = False
+
+    def __post_init__(self) -> None:
+        _require(
+            0 < self.negative <= self.positive <= 1,
+            f"need 0 < negative <= positive <= 1, got negative={self.negative}, positive={self.positive}",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class SpatialScale:
+    """FCOS's rule: centre inside the box, and the box's size in the level's range; smallest box wins.
+
+    Attributes:
+        center_radius: with a number, only centres within that many strides of the box's centre
+            (center sampling, 1.5 in FCOS); None for the whole box.
+    """
+
+    center_radius: float | None = None
+
+    def __post_init__(self) -> None:
+        radius = self.center_radius
+        _require(radius is None or radius > 0, f"center_radius must be > 0 or None, got {radius}")
+
+
+@dataclass(frozen=True, slots=True)
+class ATSS:
+    """Adaptive training sample selection (Algorithm 1). `topk` is k, per level and ground truth.
+
+    As the authors' code does, k counts locations: with #A anchors per location k * #A are taken.
+    """
+
+    topk: int = 9
+
+    def __post_init__(self) -> None:
+        _require(self.topk >= 1, f"topk must be >= 1, got {self.topk}")
+
+
+Assigner = MaxIoU | SpatialScale | ATSS
+
+
+@dataclass(frozen=True, slots=True)
+class BoxRegression:
+    """Regress (dx, dy, dw, dh) from the anchor box, multiplied by `weights`."""
+
+    weights: tuple[float, float, float, float] = (10.0, 10.0, 5.0, 5.0)
+
+
+@dataclass(frozen=True, slots=True)
+class PointRegression:
+    """Regress (l, t, r, b) distances from the anchor centre, in strides."""
+
+
+Regression = BoxRegression | PointRegression
+
+
+# --- losses ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class SmoothL1:
+    """RetinaNet's box loss on encoded offsets, divided by 4 x number of positives."""
+
+    beta: float = 0.11
+
+
+@dataclass(frozen=True, slots=True)
+class GIoU:
+    """GIoU loss on decoded boxes, times `weight` (2 in the authors' code; the paper does not say).
+
+    Weighted by and divided by the centerness targets where the head has a centerness branch, else
+    divided by the number of positives.
+    """
+
+    weight: float = 2.0
+
+
+BoxLoss = SmoothL1 | GIoU
+
+
+@dataclass(frozen=True, slots=True)
+class Focal:
+    """Sigmoid focal loss, divided by the number of positives over all ranks (at least 1)."""
+
+    alpha: float = 0.25
+    gamma: float = 2.0
+
+
+# --- network ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ResNet:
+    """A residual network of four stages, C2 to C5.
+
+    Attributes:
+        block: 3x3-3x3 ("basic") or 1x1-3x3-1x1 with four times the width out ("bottleneck").
+        depths: number of blocks of C2..C5. A stage of depth 0 is absent.
+        widths: channels of the 3x3 convolution of C2..C5 (bottleneck: before groups widen it).
+        stem: "imagenet" is 7x7 stride 2 and 3x3 max pooling (stride 4 in all); "patch" is one
+            `stem_stride` x `stem_stride` patch embedding followed by a 3x3, for small images.
+        stem_channels: channels out of the stem.
+        stem_stride: stride of the whole stem (4 for "imagenet").
+        stage_strides: stride of the first block of C2..C5.
+        groups, width_per_group: ResNeXt (32 and 8 for 32x8d); 1 and 64 for ResNet. A basic block
+            uses `groups` in its 3x3 convolutions and leaves the width alone.
+        deformable: modulated deformable 3x3 convolutions in C2..C5.
+        norm: "frozen_bn" (pretrained) or "group_norm" (from scratch; equal on any number of GPUs).
+        stride_in_1x1: Caffe2 ResNets put the stride there; torchvision and ResNeXt in the 3x3.
+        frozen_stages: 0 none; 1 stem; 2 stem and C2, as the paper trains.
+    """
+
+    block: Literal["basic", "bottleneck"] = "bottleneck"
+    depths: tuple[int, int, int, int] = (3, 4, 6, 3)
+    widths: tuple[int, int, int, int] = (64, 128, 256, 512)
+    stem: Literal["imagenet", "patch"] = "imagenet"
+    stem_channels: int = 64
+    stem_stride: int = 4
+    stage_strides: tuple[int, int, int, int] = (1, 2, 2, 2)
+    groups: int = 1
+    width_per_group: int = 64
+    deformable: tuple[bool, bool, bool, bool] = (False, False, False, False)
+    norm: Literal["frozen_bn", "group_norm"] = "frozen_bn"
+    stride_in_1x1: bool = False
+    frozen_stages: int = 2
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.frozen_stages <= 5, f"frozen_stages must be 0..5, got {self.frozen_stages}")
+        _require(min(self.depths[1:]) >= 1, f"C3, C4 and C5 need at least one block, got {self.depths}")
+        _require(
+            self.stem != "imagenet" or self.stem_stride == 4,
+            f"the imagenet stem has stride 4, got stem_stride={self.stem_stride}",
+        )
+
+    @property
+    def c3_stride(self) -> int:
+        """Input pixels per cell of C3, and so of P3."""
+        return self.stem_stride * self.stage_strides[0] * self.stage_strides[1]
+
+
+@dataclass(frozen=True, slots=True)
+class FPN:
+    """P3..P5 from C3..C5, then P6 by a stride-2 convolution of `p6_from` and P7 of ReLU(P6)."""
+
+    channels: int = 256
+    p6_from: Literal["C5", "P5"] = "P5"
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """Two towers of `num_convs` 3x3 convolutions shared by all levels.
+
+    Attributes:
+        group_norm: GN(32) after each tower convolution ("GroupNorm", Table 1).
+        centerness: a centerness branch on the box tower ("Centerness", Table 1).
+        level_scale: a learnable scalar per level on the box output ("Scalar", Table 1).
+        deformable: the last convolution of each tower is a modulated deformable one.
+    """
+
+    num_convs: int = 4
+    group_norm: bool = False
+    centerness: bool = False
+    level_scale: bool = False
+    deformable: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Detector:
+    """The whole detector. RetinaNet, FCOS and ATSS are three values of it.
+
+    Attributes:
+        num_classes: foreground classes; label c of 0..num_classes-1 is output channel c.
+        pixel_mean, pixel_std: per channel (RGB), on the 0-255 scale.
+    """
+
+    num_classes: int = 80
+    backbone: ResNet = ResNet()
+    fpn: FPN = FPN()
+    head: Head = Head()
+    anchors: Anchors = Anchors()
+    assigner: Assigner = MaxIoU()
+    regression: Regression = BoxRegression()
+    box_loss: BoxLoss = SmoothL1()
+    focal: Focal = Focal()
+    pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
+    pixel_std: tuple[float, float, float] = (58.395, 57.12, 57.375)
+
+    def __post_init__(self) -> None:
+        _require(self.num_classes >= 1, f"num_classes must be >= 1, got {self.num_classes}")
+        points = isinstance(self.regression, PointRegression)
+        _require(
+            not points or self.anchors.num_per_location == 1,
+            f"PointRegression needs one anchor per location, got {self.anchors.num_per_location}",
+        )
+
+    @property
+    def strides(self) -> tuple[int, int, int, int, int]:
+        """Strides of P3..P7 in input pixels."""
+        s = self.backbone.c3_stride
+        c4 = s * self.backbone.stage_strides[2]
+        c5 = c4 * self.backbone.stage_strides[3]
+        return s, c4, c5, 2 * c5, 4 * c5
+
+
+# --- training --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class SGD:
+    """The paper's optimiser; biases learn `bias_lr_factor` times as fast and do not decay."""
+
+    lr: float = 0.01
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    bias_lr_factor: float = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class AdamW:
+    """For training from scratch in few steps; biases and norms do not decay."""
+
+    lr: float = 2e-3
+    beta2: float = 0.99
+    weight_decay: float = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class StepDecay:
+    """Multiply by 0.1 at each milestone; `warmup` iterations at `warmup_factor` before.
+
+    Attributes:
+        milestones: fractions of all iterations (60k and 80k of 90k are 2/3 and 8/9).
+    """
+
+    milestones: tuple[float, ...] = (2 / 3, 8 / 9)
+    warmup: int = 500
+    warmup_factor: float = 1 / 3
+
+
+@dataclass(frozen=True, slots=True)
+class OneCycle:
+    """Linear warm-up over a fraction of the iterations, then a cosine to zero."""
+
+    warmup: float = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """How long and with what a detector trains.
+
+    Attributes:
+        total_batch: images a step over all workers.
+        precision: "bf16" is autocast to bfloat16 with float32 weights.
+    """
+
+    iterations: int = 90_000
+    total_batch: int = 16
+    optimizer: SGD | AdamW = SGD()
+    decay: StepDecay | OneCycle = StepDecay()
+    precision: Literal["fp32", "bf16"] = "fp32"
+
+    def __post_init__(self) -> None:
+        _require(self.iterations >= 1, f"iterations must be >= 1, got {self.iterations}")
+        _require(self.total_batch >= 1, f"total_batch must be >= 1, got {self.total_batch}")
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    """Which images a trial sees and how large.
+
+    Attributes:
+        name: what people call the data set.
+        fingerprint: hash of both splits' annotations as used; another data set is another trial.
+        short_side, max_long_side: size after resizing, aspect kept (paper: 800 and 1333).
+        flip: probability of a horizontal flip in training.
+        small_side, medium_side: sides, in original pixels, of the square areas that bound APS and APM
+            (COCO: 32 and 96).
+    """
+
+    name: str
+    fingerprint: str
+    short_side: int = 800
+    max_long_side: int = 1333
+    flip: float = 0.5
+    small_side: float = 32.0
+    medium_side: float = 96.0
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """Everything that decides a training's result, and nothing else: what a trial key hashes."""
+
+    detector: Detector
+    schedule: Schedule
+    data: Data
+    seed: int
+    recipe_version: int = RECIPE_VERSION
+
+
+# --- testing ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ScalePass:
+    """One size of multi-scale testing.
+
+    Attributes:
+        scale: short side in units of the training short side (400 / 800 is 0.5).
+        max_scale: limit of the long side in the same unit (1333 / 800).
+        min_side, max_side: a detection is kept when min_side^2 < area < max_side^2, in units of the
+            training short side and measured in this pass's image; None for no limit.
+    """
+
+    scale: float = 1.0
+    max_scale: float = 1333 / 800
+    min_side: float | None = None
+    max_side: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SingleScale:
+    """Test at the training size."""
+
+
+@dataclass(frozen=True, slots=True)
+class MultiScale:
+    """Test at several sizes, each plain and flipped, merged by soft voting.
+
+    Attributes:
+        vote_iou: detections of a class that overlap at least this much are averaged.
+        max_detections: kept per image after merging (1000 in the authors' code, not 100).
+    """
+
+    passes: tuple[ScalePass, ...]
+    vote_iou: float = 0.66
+    max_detections: int = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """How a trained detector is tested (Sec. 4.1).
+
+    Attributes:
+        score_threshold: on the class probability, before centerness.
+        pre_nms_topk: (location, class) pairs kept per level.
+        nms_iou: IoU above which the lower-scored box of the same class goes.
+        max_detections: kept per image (single scale).
+    """
+
+    scales: SingleScale | MultiScale = SingleScale()
+    score_threshold: float = 0.05
+    pre_nms_topk: int = 1000
+    nms_iou: float = 0.6
+    max_detections: int = 100
+
+
+# --- plain data, as checkpoints and artifacts keep a config -------------------------------------------
+
+
+def to_plain(config: Any) -> Any:
+    """The config as dictionaries, lists and scalars; each dictionary names its class in "type"."""
+    if is_dataclass(config) and not isinstance(config, type):
+        values = {f.name: to_plain(getattr(config, f.name)) for f in fields(config)}
+        return {"type": type(config).__name__, **values}
+    return [to_plain(v) for v in config] if isinstance(config, tuple) else config
+
+
+ConfigT = TypeVar("ConfigT")
+
+
+def from_plain(cls: type[ConfigT], data: Any) -> ConfigT:
+    """The config that `to_plain` wrote.
+
+    Raises:
+        ValueError: the data names another class, or has fields that the class does not have.
+    """
+    value = _read(cls, data)
+    if not isinstance(value, cls):
+        raise ValueError(f"expected a {cls.__name__}, got {data!r}")
+    return value
+
+
+def _read(annotation: Any, data: Any) -> Any:
+    if isinstance(data, dict):
+        return _read_dataclass(annotation, data)
+    if isinstance(data, list):
+        inner = [a for a in typing.get_args(annotation) if a is not Ellipsis]
+        return tuple(_read(inner[min(i, len(inner) - 1)], v) for i, v in enumerate(data))
+    return data
+
+
+def _read_dataclass(annotation: Any, data: dict[str, Any]) -> Any:
+    union = isinstance(annotation, types.UnionType)
+    options = {c.__name__: c for c in (typing.get_args(annotation) if union else (annotation,))}
+    if data.get("type") not in options:
+        raise ValueError(f"type must be one of {sorted(options)}, got {data.get('type')!r}")
+    cls = options[data["type"]]
+    hints = typing.get_type_hints(cls)
+    unknown = set(data) - set(hints) - {"type"}
+    if unknown:
+        raise ValueError(f"{cls.__name__} has no field {sorted(unknown)}; it has {sorted(hints)}")
+    return cls(**{name: _read(hints[name], value) for name, value in data.items() if name != "type"})

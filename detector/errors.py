@@ -1,0 +1,13 @@
+"""Errors that name what in the data set or a file is wrong."""
+
+
+class DataError(Exception):
+    """A data set cannot be used: the message lists the files and fields, and what is allowed."""
+
+
+class CheckpointError(Exception):
+    """A checkpoint file is missing, truncated or corrupt: the message names it."""
+
+
+class DivergedError(Exception):
+    """Training produced a loss that is not finite: the message names the step."""

@@ -1,0 +1,171 @@
+"""Residual backbones: ResNet, ResNeXt, their deformable variants, and small ones for small images.
+
+Shapes: N images, C channels, H and W of a stage. Modules carry torchvision's names (`conv1`, `bn1`,
+`layer1.0.conv1`, `layer1.0.downsample.0` ...), so that published weights load by name; `bn` holds the
+norm whatever its kind.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from detector.config import ResNet as ResNetConfig
+from detector.dcn import DeformConv2d
+from detector.norms import FrozenBatchNorm2d, group_norm
+
+BOTTLENECK_EXPANSION = 4
+
+
+class Backbone(nn.Module):
+    """The stem and the stages C2..C5 of a `config.ResNet`.
+
+    A stage of depth 0 is absent; the next stage takes over its stride, so that `c3_stride` holds.
+
+    Attributes:
+        out_channels: channels of C3, C4 and C5.
+    """
+
+    def __init__(self, config: ResNetConfig) -> None:
+        super().__init__()
+        self.stem = config.stem
+        if config.stem == "imagenet":
+            self.conv1 = nn.Conv2d(3, config.stem_channels, 7, 2, padding=3, bias=False)
+        else:
+            patch = config.stem_stride
+            self.conv1 = nn.Conv2d(3, config.stem_channels, patch, patch, bias=False)
+            self.conv2 = _conv3x3(config.stem_channels, config.stem_channels)
+            self.bn2 = _norm(config, config.stem_channels)
+        self.bn1 = _norm(config, config.stem_channels)
+
+        channels, stride = config.stem_channels, 1
+        outs = []
+        for index in range(4):
+            stride *= config.stage_strides[index]
+            stage = _stage(config, index, channels, stride)
+            if len(stage) > 0:
+                channels, stride = _out_channels(config, index), 1
+            self.add_module(f"layer{index + 1}", stage)
+            outs.append(channels)
+        self.out_channels = (outs[1], outs[2], outs[3])
+
+        self.apply(_initialise)
+        if config.norm == "group_norm":
+            _zero_last_norms(self)
+        self._freeze(config.frozen_stages)
+
+    def _freeze(self, stages: int) -> None:
+        """Stop training the stem (1), and C2 (2), C3 (3) and so on after it."""
+        stem = [module for name, module in self.named_children() if not name.startswith("layer")]
+        layers = [self.get_submodule(f"layer{index}") for index in range(1, stages)]
+        for module in (stem if stages else []) + layers:
+            module.requires_grad_(False)
+
+    def _stem(self, x: Tensor) -> Tensor:
+        x = F.relu(self.bn1(self.conv1(x)))
+        if self.stem == "imagenet":
+            return F.max_pool2d(x, 3, 2, padding=1)
+        return F.relu(self.bn2(self.conv2(x)))
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """C3, C4 and C5 of normalised `images` (N, 3, H, W), H and W multiples of the C5 stride."""
+        c2 = self.layer1(self._stem(images))
+        c3 = self.layer2(c2)
+        c4 = self.layer3(c3)
+        return c3, c4, self.layer4(c4)
+
+
+class BasicBlock(nn.Module):
+    """3x3, 3x3 and the shortcut."""
+
+    def __init__(self, config: ResNetConfig, index: int, in_channels: int, stride: int) -> None:
+        super().__init__()
+        width = config.widths[index]
+        conv = partial(_deformable_3x3 if config.deformable[index] else _conv3x3, groups=config.groups)
+        self.conv1 = conv(in_channels, width, stride=stride)
+        self.bn1 = _norm(config, width)
+        self.conv2 = conv(width, width)
+        self.bn2 = _norm(config, width)
+        self.downsample = _shortcut(config, in_channels, width, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, C, H, W) to (N, width, H / stride, W / stride)."""
+        out = F.relu(self.bn1(self.conv1(x)))
+        out = self.bn2(self.conv2(out))
+        return F.relu(out + self.downsample(x))
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3, 1x1 to four times the width, and the shortcut."""
+
+    def __init__(self, config: ResNetConfig, index: int, in_channels: int, stride: int) -> None:
+        super().__init__()
+        width = config.widths[index] * config.width_per_group // 64 * config.groups
+        out_channels = _out_channels(config, index)
+        conv = _deformable_3x3 if config.deformable[index] else _conv3x3
+        first, second = (stride, 1) if config.stride_in_1x1 else (1, stride)
+        self.conv1 = nn.Conv2d(in_channels, width, 1, first, bias=False)
+        self.bn1 = _norm(config, width)
+        self.conv2 = conv(width, width, stride=second, groups=config.groups)
+        self.bn2 = _norm(config, width)
+        self.conv3 = nn.Conv2d(width, out_channels, 1, bias=False)
+        self.bn3 = _norm(config, out_channels)
+        self.downsample = _shortcut(config, in_channels, out_channels, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, C, H, W) to (N, 4 * width, H / stride, W / stride)."""
+        out = F.relu(self.bn1(self.conv1(x)))
+        out = F.relu(self.bn2(self.conv2(out)))
+        out = self.bn3(self.conv3(out))
+        return F.relu(out + self.downsample(x))
+
+
+def _stage(config: ResNetConfig, index: int, in_channels: int, stride: int) -> nn.Sequential:
+    block = Bottleneck if config.block == "bottleneck" else BasicBlock
+    channels = [in_channels] + [_out_channels(config, index)] * (config.depths[index] - 1)
+    return nn.Sequential(
+        *(
+            block(config, index, channels[i], stride if i == 0 else 1)
+            for i in range(config.depths[index])
+        )
+    )
+
+
+def _out_channels(config: ResNetConfig, index: int) -> int:
+    return config.widths[index] * (BOTTLENECK_EXPANSION if config.block == "bottleneck" else 1)
+
+
+def _shortcut(config: ResNetConfig, in_channels: int, out_channels: int, stride: int) -> nn.Module:
+    if stride == 1 and in_channels == out_channels:
+        return nn.Identity()
+    conv = nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
+    return nn.Sequential(conv, _norm(config, out_channels))
+
+
+def _norm(config: ResNetConfig, channels: int) -> nn.Module:
+    return FrozenBatchNorm2d(channels) if config.norm == "frozen_bn" else group_norm(channels)
+
+
+def _conv3x3(in_channels: int, out_channels: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, groups=groups, bias=False)
+
+
+def _deformable_3x3(in_channels: int, out_channels: int, stride: int = 1, groups: int = 1) -> DeformConv2d:
+    return DeformConv2d(in_channels, out_channels, stride=stride, groups=groups, bias=False)
+
+
+def _initialise(module: nn.Module) -> None:
+    """He initialisation of the convolutions without bias (offset convolutions keep their own)."""
+    if isinstance(module, nn.Conv2d) and module.bias is None:
+        nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+
+def _zero_last_norms(backbone: nn.Module) -> None:
+    """Let every residual block start as its shortcut, which eases training from scratch."""
+    for module in backbone.modules():
+        if isinstance(module, BasicBlock):
+            nn.init.zeros_(module.bn2.weight)
+        elif isinstance(module, Bottleneck):
+            nn.init.zeros_(module.bn3.weight)

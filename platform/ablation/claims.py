@@ -1,0 +1,225 @@
+"""A verdict for each claim of the paper, from the filled tables.
+
+A claim is supported or refuted only where the interval (images and seeds, see `statistics`) says so;
+otherwise it is undecided, and `points_the_papers_way` says which way the numbers lean. Intervals are
+those of each claim alone, not adjusted for how many claims a study makes.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal, assert_never
+
+import numpy as np
+
+from ablation.statistics import (
+    Bounds,
+    Estimate,
+    Outcome,
+    Sample,
+    apart,
+    difference,
+    judge_greater,
+    judge_within,
+    read_replicates,
+)
+from ablation.study import CellRef, Chain, Claim, Equivalent, Greater, Range, Setting, Statistic, Study
+from ablation.table import FilledCell, FilledTable, Source
+
+OUTCOMES = ("supported", "refuted", "undecided", "pending")
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What became of one claim.
+
+    Attributes:
+        verdict: "pending" while a cell that it rests on is missing.
+        points_the_papers_way: by the point estimates alone; None while pending.
+        estimate: in points of AP: the difference (Greater, Equivalent), the largest distance (Range), the
+            smallest step (Chain); None for a Statistic.
+        interval: at 95 % (Greater, Chain) or 90 % (Equivalent, Range); None where unknown.
+        detail: the numbers in one sentence, and what the interval leaves out.
+        paper: the paper's own estimate.
+    """
+
+    id: str
+    text: str
+    verdict: Literal["supported", "refuted", "undecided", "pending"]
+    points_the_papers_way: bool | None = None
+    estimate: float | None = None
+    interval: tuple[float, float] | None = None
+    detail: str = ""
+    paper: float | None = None
+
+
+def verdicts(study: Study, tables: Sequence[FilledTable], setting: Setting) -> list[Verdict]:
+    """Judge every claim of the study on these tables; a claim on other tables is pending."""
+    cells = {
+        CellRef(table.table.id, cell.row, cell.column): cell for table in tables for cell in table.cells
+    }
+    return [_verdict(study, claim, cells, setting) for claim in study.claims]
+
+
+def summary(judged: Sequence[Verdict]) -> str:
+    """One line: how many claims there are, what became of them, how many point the paper's way."""
+    counts = Counter(verdict.verdict for verdict in judged)
+    parts = [f"{counts[outcome]} {outcome}" for outcome in OUTCOMES if counts[outcome]]
+    agreeing = sum(verdict.points_the_papers_way is True for verdict in judged)
+    return f"{len(judged)} claims: {', '.join(parts)}; {agreeing} point the paper's way."
+
+
+def references(claim: Claim) -> tuple[CellRef, ...]:
+    """The cells that a claim rests on."""
+    match claim:
+        case Greater() | Equivalent():
+            return (claim.left, claim.right)
+        case Chain():
+            return tuple(ref for chain in claim.chains for ref in chain)
+        case Range():
+            return claim.cells
+        case Statistic():
+            return ()
+        case _:
+            assert_never(claim)
+
+
+def _verdict(
+    study: Study, claim: Claim, cells: Mapping[CellRef, FilledCell], setting: Setting
+) -> Verdict:
+    if isinstance(claim, Statistic):
+        result = claim.compute(setting)
+        return Verdict(
+            claim.id, claim.text, "supported" if result.holds else "refuted", result.holds, detail=result.detail
+        )
+    paper = _papers_estimate(study, claim)
+    refs = references(claim)
+    seeds = _common_seeds(refs, cells)
+    if not seeds:
+        return Verdict(claim.id, claim.text, "pending", detail=_waits_for(refs, cells), paper=paper)
+    samples = {ref: _sample(cells[ref], seeds) for ref in refs}
+    return _judge(claim, samples, paper, _partial(refs, cells, seeds))
+
+
+def _judge(
+    claim: Greater | Chain | Equivalent | Range,
+    samples: Mapping[CellRef, Sample],
+    paper: float | None,
+    partial: str,
+) -> Verdict:
+    match claim:
+        case Greater():
+            estimate = difference(samples[claim.left], samples[claim.right])
+            interval, points = estimate.interval(), estimate.value > 0
+            outcome = judge_greater(estimate)
+            value, detail, caveat = estimate.value, _signed(estimate.value, interval), estimate.caveat
+        case Equivalent():
+            pair = [samples[claim.left], samples[claim.right]]
+            signed = difference(*pair)
+            interval, points = signed.interval(0.90), abs(signed.value) < claim.margin
+            outcome = judge_within(apart(pair), claim.margin)
+            value, caveat = signed.value, signed.caveat
+            detail = f"{_signed(value, interval)}, margin ±{claim.margin:g}"
+        case Range():
+            group = [samples[ref] for ref in claim.cells]
+            bounds = apart(group)
+            interval, points = bounds.interval, bounds.value < claim.margin
+            outcome = judge_within(bounds, claim.margin)
+            value, caveat = bounds.value, difference(group[0], group[1]).caveat
+            detail = f"{_distance(bounds)}, margin {claim.margin:g}"
+        case Chain():
+            steps = _steps(claim, samples)
+            least = min(steps, key=lambda step: step.value)
+            interval, points = least.interval(), least.value > 0
+            outcome = _judge_chain(steps)
+            value, caveat = least.value, least.caveat
+            detail = "steps " + "; ".join(_signed(step.value, step.interval()) for step in steps)
+        case _:
+            assert_never(claim)
+    notes = "; ".join(note for note in (detail, partial, caveat) if note)
+    return Verdict(claim.id, claim.text, outcome, points, value, interval, notes, paper)
+
+
+def _steps(claim: Chain, samples: Mapping[CellRef, Sample]) -> list[Estimate]:
+    return [
+        difference(samples[after], samples[before])
+        for chain in claim.chains
+        for before, after in pairwise(chain)
+    ]
+
+
+def _judge_chain(steps: Sequence[Estimate]) -> Outcome:
+    """All steps must be supported; one refuted refutes (at the level shared among the steps)."""
+    outcomes = {judge_greater(step, tests=len(steps)) for step in steps}
+    if "refuted" in outcomes:
+        return "refuted"
+    return "undecided" if "undecided" in outcomes else "supported"
+
+
+def _papers_estimate(study: Study, claim: Greater | Chain | Equivalent | Range) -> float | None:
+    """The claim's estimate from the paper's own numbers; None where it reports one of them not."""
+    if isinstance(claim, Greater):
+        return claim.paper_delta
+    reported = {ref: study.cell(ref).paper for ref in references(claim)}
+    numbers = {ref: value for ref, value in reported.items() if value is not None}
+    if len(numbers) < len(reported):
+        return None
+    match claim:
+        case Equivalent():
+            value = numbers[claim.left] - numbers[claim.right]
+        case Range():
+            value = max(numbers.values()) - min(numbers.values())
+        case Chain():
+            value = min(numbers[b] - numbers[a] for chain in claim.chains for a, b in pairwise(chain))
+        case _:
+            assert_never(claim)
+    return round(value, 6)
+
+
+def _common_seeds(refs: Sequence[CellRef], cells: Mapping[CellRef, FilledCell]) -> list[int]:
+    """Seeds at which every cell has its value."""
+    having = [set(cells[ref].values) if ref in cells else set() for ref in refs]
+    return sorted(set.intersection(*having))
+
+
+def _sample(cell: FilledCell, seeds: Sequence[int]) -> Sample:
+    by_seed = {source.seed: source for source in cell.sources}
+    paths = [by_seed[seed].bootstrap for seed in seeds]
+    known = [path for path in paths if path is not None]
+    replicates = None
+    if len(known) == len(paths):
+        replicates = np.stack([read_replicates(path, cell.cell.metric) for path in known])
+    return Sample(np.array([cell.values[seed] for seed in seeds]), replicates)
+
+
+def _waits_for(refs: Sequence[CellRef], cells: Mapping[CellRef, FilledCell]) -> str:
+    """Which cells are missing, at most three named."""
+    missing = [ref for ref in refs if ref not in cells or not cells[ref].values]
+    if not missing:
+        return "no seed has all of its cells yet"
+    names = [f"{ref.table} {ref.row!r}{_why(cells.get(ref))}" for ref in dict.fromkeys(missing)]
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"needs {', '.join(names[:3])}{more}"
+
+
+def _why(cell: FilledCell | None) -> str:
+    return " (not planned)" if cell is None else f" ({cell.state})"
+
+
+def _partial(refs: Sequence[CellRef], cells: Mapping[CellRef, FilledCell], seeds: Sequence[int]) -> str:
+    planned: set[Source] = {source for ref in refs for source in cells[ref].sources}
+    total = len({source.seed for source in planned})
+    return "" if len(seeds) == total else f"{len(seeds)} of {total} seeds so far"
+
+
+def _signed(value: float, interval: tuple[float, float] | None) -> str:
+    bounds = "" if interval is None else f" [{interval[0]:+.2f}, {interval[1]:+.2f}]"
+    return f"{value:+.2f}{bounds}"
+
+
+def _distance(bounds: Bounds) -> str:
+    interval = "" if bounds.interval is None else f" [{bounds.interval[0]:.2f}, {bounds.interval[1]:.2f}]"
+    return f"at most {bounds.value:.2f} apart{interval}"

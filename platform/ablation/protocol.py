@@ -1,0 +1,99 @@
+"""What a harness hands to a train function, and what comes back.
+
+A train function is a generator `(Request) -> Iterator[Report]`. It runs in a worker process, writes
+only under `request.directory`, and never touches the store: its reports travel to the driver, the
+only writer. Reports are plain data, so they cross process borders as dictionaries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationRequest:
+    """One evaluation wanted of a trained trial: its key and its resolved config."""
+
+    key: str
+    config: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One attempt at one trial.
+
+    Attributes:
+        trial_key: identity of the trial.
+        config: the resolved trial config (a frozen dataclass of the study's own).
+        evaluations: those still missing, in the order in which they are wanted.
+        directory: where this trial's checkpoints and artifacts live, for every attempt at it.
+        context: what decides where and how it runs but not the result (paths, intervals); picklable.
+        workers: processes that train this one trial.
+    """
+
+    trial_key: str
+    config: Any
+    evaluations: tuple[EvaluationRequest, ...]
+    directory: Path
+    context: Any = None
+    workers: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Training reached `step` of `total`; `metrics` are means since the last report."""
+
+    step: int
+    total: int
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpointed:
+    """A checkpoint of `step` lies at `path`, complete and checked."""
+
+    step: int
+    path: str
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluated:
+    """An evaluation is done: its numbers (AP in percent) and the files behind them, by kind."""
+
+    key: str
+    metrics: dict[str, float]
+    artifacts: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Noticed:
+    """Something a person should know: a corrupt checkpoint passed over, a repair."""
+
+    message: str
+
+
+Report = Progress | Checkpointed | Evaluated | Noticed
+TrainFunction = Callable[[Request], Iterator[Report]]
+
+_KINDS: dict[str, type[Report]] = {
+    "progress": Progress,
+    "checkpointed": Checkpointed,
+    "evaluated": Evaluated,
+    "noticed": Noticed,
+}
+_NAMES = {kind: name for name, kind in _KINDS.items()}
+
+
+def to_wire(report: Report) -> dict[str, Any]:
+    """The report as a dictionary of plain values."""
+    return {"kind": _NAMES[type(report)], **asdict(report)}
+
+
+def from_wire(data: Mapping[str, Any]) -> Report:
+    """The report that `to_wire` wrote; other keys are passed over."""
+    kind = _KINDS[data["kind"]]
+    return kind(**{name: data[name] for name in kind.__dataclass_fields__})

@@ -1,0 +1,48 @@
+"""CSV in long form: one line per cell, every part of it in a column of its own."""
+
+from __future__ import annotations
+
+import csv
+import io
+
+from ablation.render import text
+from ablation.table import FilledCell, FilledTable
+
+VALUE_COLUMNS = ("column", "metric", "ours", "spread", "seeds", "paper", "difference", "state", "trial_keys")
+
+
+def table(filled: FilledTable) -> str:
+    """One table: id, row label, the heading columns as declared, then what the cell holds.
+
+    Numbers are percent at full precision; an absent one is empty, its `state` says why. `seeds` is
+    "have/planned"; `trial_keys` are separated by spaces, in order of seed.
+    """
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(["table", "row", *filled.table.headers, *VALUE_COLUMNS])
+    for row, cells in zip(filled.table.rows, filled.rows, strict=True):
+        headers = [_header(header) for header in row.headers]
+        writer.writerows([filled.table.id, row.label, *headers, *_values(cell)] for cell in cells)
+    return buffer.getvalue()
+
+
+def _values(cell: FilledCell) -> list[str]:
+    return [
+        cell.column,
+        cell.cell.metric,
+        _plain(cell.mean),
+        _plain(cell.spread),
+        f"{len(cell.values)}/{len(cell.sources)}",
+        _plain(cell.paper),
+        _plain(cell.difference),
+        cell.state,
+        " ".join(source.trial_key for source in cell.sources),
+    ]
+
+
+def _header(header: str | bool) -> str:
+    return (text.CHECK if header else "") if isinstance(header, bool) else header
+
+
+def _plain(value: float | None) -> str:
+    return "" if value is None else f"{round(value, 4) + 0.0:g}"

@@ -1,0 +1,77 @@
+"""Markdown: pipe tables whose columns line up in the source too."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from ablation.claims import Verdict, summary
+from ablation.render import text
+from ablation.table import FilledCell, FilledTable, Item, grid, num_heading_columns
+
+
+def document(title: str, tables: Sequence[FilledTable]) -> str:
+    """Every table under one title."""
+    return "\n\n".join([f"# {escape(title)}", *map(table, tables)]) + "\n"
+
+
+def table(filled: FilledTable) -> str:
+    """One table: its heading, the pipe table, its caption."""
+    head, *body = [[_item(item) for item in line] for line in grid(filled)]
+    lines = pipe_table(head, body, num_left=num_heading_columns(filled))
+    return f"## {filled.name}\n\n{lines}\n\n{escape(filled.caption)}"
+
+
+def claims(title: str, judged: Sequence[Verdict]) -> str:
+    """The claims with their verdicts, as a document."""
+    head = ["Claim", "Verdict", "Paper's way", "Paper", "Ours [interval]", "Detail"]
+    body = [
+        [
+            escape(verdict.text),
+            f"**{verdict.verdict}**" if verdict.verdict in ("supported", "refuted") else verdict.verdict,
+            text.direction(verdict),
+            text.paper_estimate(verdict),
+            text.estimate(verdict),
+            escape(verdict.detail),
+        ]
+        for verdict in judged
+    ]
+    lines = pipe_table(head, body, num_left=len(head))
+    return f"# {escape(title)}: the paper's claims\n\n{summary(judged)}\n\n{lines}\n\n{CLAIMS_NOTE}\n"
+
+
+CLAIMS_NOTE = (
+    "Differences in points of AP. Intervals join a bootstrap over images, paired between rows, with the "
+    "spread over seeds: 95 % for what should be greater (the smallest step of a chain), 90 % for what "
+    "should be equivalent within a margin (two one-sided tests at 5 %). They are of each claim alone."
+)
+
+
+def pipe_table(head: Sequence[str], body: Sequence[Sequence[str]], num_left: int) -> str:
+    """A pipe table of finished texts; the first `num_left` columns are flush left, the others centred."""
+    widths = [max(3, *(len(line[i]) for line in [head, *body])) for i in range(len(head))]
+    rule = [":" + "-" * (w - 1) if i < num_left else ":" + "-" * (w - 2) + ":" for i, w in enumerate(widths)]
+    lines = [
+        "| " + " | ".join(entry.ljust(width) for entry, width in zip(line, widths, strict=True)) + " |"
+        for line in [head, rule, *body]
+    ]
+    return "\n".join(lines)
+
+
+def escape(plain: str) -> str:
+    """Text that Markdown shows as it stands, in a table cell too."""
+    one_line = " ".join(plain.split())
+    return re.sub(r"([\\`*_{}\[\]<>|~])", r"\\\1", one_line)
+
+
+def _item(item: Item) -> str:
+    if isinstance(item, bool):
+        return text.CHECK if item else ""
+    return _cell(item) if isinstance(item, FilledCell) else escape(item)
+
+
+def _cell(cell: FilledCell) -> str:
+    ours = text.ours(cell) if cell.values else f"*{text.ours(cell)}*"
+    reference = text.reference(cell)
+    parts = [f"**{ours}**" if cell.best else ours, text.spread(cell), f"({reference})" if reference else ""]
+    return " ".join(part for part in parts if part)

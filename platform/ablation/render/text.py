@@ -1,0 +1,75 @@
+"""The words of a cell, shared by every format.
+
+A cell reads "37.1 ±0.2 (37.0, +0.1)": ours, spread over seeds, and in brackets the paper's number and
+ours minus it. A number that not all seeds have given yet shows how many have: "37.1 ±0.2 1/3".
+"""
+
+from __future__ import annotations
+
+from ablation.claims import Verdict
+from ablation.table import FilledCell
+
+CHECK = "✓"
+MINUS = "−"
+
+
+def number(value: float) -> str:
+    """One decimal, with a real minus sign and never minus zero."""
+    return f"{round(value, 1) + 0.0:.1f}".replace("-", MINUS)
+
+
+def signed(value: float) -> str:
+    """One decimal with its sign; nothing before zero."""
+    shown = round(value, 1) + 0.0
+    return "0.0" if shown == 0 else f"{shown:+.1f}".replace("-", MINUS)
+
+
+def ours(cell: FilledCell) -> str:
+    """Our number; while there is none, why."""
+    return cell.state if cell.mean is None else number(cell.mean)
+
+
+def spread(cell: FilledCell) -> str:
+    """Spread over seeds, and how many seeds are there where not all are; may be ""."""
+    around = "" if cell.spread is None else f"±{number(cell.spread)}"
+    count = "" if cell.complete or not cell.values else f"{len(cell.values)}/{len(cell.sources)}"
+    return " ".join(part for part in (around, count) if part)
+
+
+def reference(cell: FilledCell) -> str:
+    """The paper's number and ours minus it, as shown; "" where the paper has none."""
+    if cell.paper is None:
+        return ""
+    if cell.mean is None:
+        return number(cell.paper)
+    return f"{number(cell.paper)}, {signed(round(cell.mean, 1) - cell.paper)}"
+
+
+def provenance(cell: FilledCell) -> str:
+    """Where each seed's value comes from, a line per seed."""
+    lines = [
+        f"seed {source.seed}: {source.state if source.value is None else f'{source.value:.3f}'}, "
+        f"trial {source.trial_key}, evaluation {source.evaluation_key}"
+        for source in cell.sources
+    ]
+    return "\n".join([f"{cell.row}, {cell.column}: {cell.state}", *lines])
+
+
+def estimate(verdict: Verdict) -> str:
+    """A verdict's estimate with its interval; "" where it has none."""
+    if verdict.estimate is None:
+        return ""
+    if verdict.interval is None:
+        return f"{verdict.estimate:+.2f}".replace("-", MINUS)
+    low, high = verdict.interval
+    return f"{verdict.estimate:+.2f} [{low:+.2f}, {high:+.2f}]".replace("-", MINUS)
+
+
+def paper_estimate(verdict: Verdict) -> str:
+    """The paper's own estimate; "" where it has none."""
+    return "" if verdict.paper is None else f"{verdict.paper:+.1f}".replace("-", MINUS)
+
+
+def direction(verdict: Verdict) -> str:
+    """Whether our numbers lean as the paper's do."""
+    return {True: "yes", False: "no", None: ""}[verdict.points_the_papers_way]

@@ -1,0 +1,206 @@
+"""How sure a difference is: paired bootstrap over images, combined with the spread over seeds.
+
+Axes: S seeds, R bootstrap replicates (image resamples, drawn with multiplicity and the same for every
+evaluation of a data set, so that replicate r of two evaluations saw the same images). All in percent.
+
+Two things move a measured AP. Which images are tested: estimated by the bootstrap. Which seed was
+trained: estimated by the spread over seeds, which all see the same images, so the two parts are
+independent and their variances add. With one seed the second part is unknown, and the estimate says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ablation.errors import UserError
+
+METRICS = ("AP", "AP50", "AP75", "APS", "APM", "APL")
+"""Columns of a bootstrap file."""
+
+DIFFERENCE_LEVEL = 0.95
+"""Of the two-sided interval that must exclude 0."""
+EQUIVALENCE_LEVEL = 0.90
+"""Two one-sided tests at 5 % are a 90 % interval inside the margin (Schuirmann 1987)."""
+
+Outcome = Literal["supported", "refuted", "undecided"]
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One cell, measured.
+
+    Attributes:
+        points_S: float64, the values in percent.
+        replicates_SR: float64, the values on R image resamples; None where not kept.
+    """
+
+    points_S: NDArray[np.float64]
+    replicates_SR: NDArray[np.float64] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A value with its standard error, split by cause.
+
+    Attributes:
+        image_variance: of the value, from which images were tested; None where unknown.
+        seed_variance: of the value, from which seeds were trained; None with one seed.
+        num_seeds: how many seeds it rests on.
+    """
+
+    value: float
+    image_variance: float | None
+    seed_variance: float | None
+    num_seeds: int
+
+    def interval(self, level: float = DIFFERENCE_LEVEL) -> tuple[float, float] | None:
+        """Two-sided confidence interval; None where neither part of the error is known.
+
+        Student's t with Welch and Satterthwaite's degrees of freedom: the seeds' part has S - 1, the
+        images' part as good as infinitely many.
+        """
+        if self.image_variance is None and self.seed_variance is None:
+            return None
+        seeds = self.seed_variance or 0.0
+        variance = (self.image_variance or 0.0) + seeds
+        freedom = (self.num_seeds - 1) * (variance / seeds) ** 2 if seeds > 0 else _MANY
+        half = t_quantile((1 + level) / 2, freedom) * variance**0.5
+        return self.value - half, self.value + half
+
+    @property
+    def caveat(self) -> str:
+        """What the interval leaves out; "" when nothing."""
+        missing = [] if self.image_variance is not None else ["no image bootstrap kept"]
+        if self.seed_variance is None:
+            missing.append("one seed: spread over seeds unknown")
+        return "; ".join(missing)
+
+
+_MANY = 1000.0
+
+
+def t_quantile(probability: float, freedom: float) -> float:
+    """Quantile of Student's t for any real degrees of freedom from 1 (above 1000 taken as 1000).
+
+    With t = sqrt(f) tan(a), the density in the angle a is proportional to cos(a)^(f-1), smooth and
+    bounded, so a trapezoid sum over (-90, 90) degrees inverts it to five digits.
+    """
+    freedom = float(np.clip(freedom, 1.0, _MANY))
+    angles = np.linspace(-np.pi / 2, np.pi / 2, 40001)[1:-1]
+    density = np.cos(angles) ** (freedom - 1)
+    total = np.cumsum(density) - density / 2
+    angle = np.interp(probability, total / np.sum(density), angles)
+    return float(np.sqrt(freedom) * np.tan(angle))
+
+
+def read_replicates(path: str | Path, metric: str) -> NDArray[np.float64]:
+    """Column `metric` of a bootstrap file: (R,) float64, percent. UserError where it cannot be read."""
+    try:
+        with np.load(path) as archive:
+            replicates = np.asarray(archive["replicates"], dtype=np.float64)
+        return replicates[:, METRICS.index(metric)]
+    except (OSError, KeyError, ValueError, IndexError) as error:
+        raise UserError(
+            f"{path}: not a bootstrap file (an .npz with `replicates` of {len(METRICS)} columns): {error}"
+        ) from error
+
+
+def level(sample: Sample) -> Estimate:
+    """The mean over seeds of one cell."""
+    return _estimate(sample.points_S, sample.replicates_SR)
+
+
+def difference(left: Sample, right: Sample) -> Estimate:
+    """Left minus right, paired by seed and by image resample.
+
+    Seeds are paired because a seed fixes the order of the images and the initial weights that two
+    configs share; where that pairing does nothing, the interval is wider by the lost degrees of freedom.
+    """
+    if left.points_S.shape != right.points_S.shape:
+        raise ValueError(f"samples need the same seeds, got {left.points_S.shape} and {right.points_S.shape}")
+    replicates = None
+    if left.replicates_SR is not None and right.replicates_SR is not None:
+        if left.replicates_SR.shape != right.replicates_SR.shape:
+            raise ValueError(
+                "samples need the same image resamples, got replicates of shape "
+                f"{left.replicates_SR.shape} and {right.replicates_SR.shape}"
+            )
+        replicates = left.replicates_SR - right.replicates_SR
+    return _estimate(left.points_S - right.points_S, replicates)
+
+
+def _estimate(points_S: NDArray[np.float64], replicates_SR: NDArray[np.float64] | None) -> Estimate:
+    count = len(points_S)
+    images = None if replicates_SR is None else float(np.nanvar(replicates_SR.mean(axis=0), ddof=1))
+    seeds = float(np.var(points_S, ddof=1)) / count if count > 1 else None
+    return Estimate(float(points_S.mean()), images, seeds, count)
+
+
+def judge_greater(estimate: Estimate, tests: int = 1) -> Outcome:
+    """Whether the value is above 0.
+
+    `tests` is in how many places the same claim could be refuted; a refutation must then hold at the
+    level divided among them (Bonferroni). Support needs no such care: a claim made of several is
+    supported only when all of them are.
+    """
+    support = estimate.interval(DIFFERENCE_LEVEL)
+    refute = estimate.interval(_shared(DIFFERENCE_LEVEL, tests))
+    if support is None or refute is None:
+        return "undecided"
+    if support[0] > 0:
+        return "supported"
+    return "refuted" if refute[1] < 0 else "undecided"
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """How far apart some cells are: the point estimate and a lower and an upper bound, or None."""
+
+    value: float
+    interval: tuple[float, float] | None
+
+
+def judge_within(bounds: Bounds, margin: float) -> Outcome:
+    """Whether what is bounded is smaller than `margin`."""
+    if bounds.interval is None:
+        return "undecided"
+    low, high = bounds.interval
+    if high < margin:
+        return "supported"
+    return "refuted" if low > margin else "undecided"
+
+
+def apart(samples: Sequence[Sample]) -> Bounds:
+    """Largest minus smallest of the samples, from all pairs; two samples are the equivalence test.
+
+    Smaller than a margin means that every pair is. So the upper bound is the largest over pairs at the
+    level of one pair (all must hold, so no correction is needed), and the lower bound is the largest
+    over pairs at the level shared among them (one is enough, so Bonferroni). Both are conservative:
+    picking the highest and lowest of several noisy cells makes their distance look larger than it is,
+    and this takes no credit for that.
+    """
+    pairs = list(_pairs(samples))
+    means = [float(sample.points_S.mean()) for sample in samples]
+    highs, lows = [], []
+    for pair in pairs:
+        support, refute = pair.interval(EQUIVALENCE_LEVEL), pair.interval(_shared(EQUIVALENCE_LEVEL, len(pairs)))
+        if support is None or refute is None:
+            return Bounds(max(means) - min(means), None)
+        highs.append(max(-support[0], support[1]))
+        lows.append(max(refute[0], -refute[1], 0.0))
+    return Bounds(max(means) - min(means), (max(lows), max(highs)))
+
+
+def _pairs(samples: Sequence[Sample]) -> Iterator[Estimate]:
+    return (difference(left, right) for left, right in combinations(samples, 2))
+
+
+def _shared(confidence: float, tests: int) -> float:
+    return 1 - (1 - confidence) / tests

@@ -1,0 +1,243 @@
+"""A study as data: tables of rows of cells, each cell naming what must be trained and tested for it.
+
+`training` and `evaluation` are frozen dataclasses of the study's own, at the paper's scale. A profile
+resolves them to the trial and evaluation configs that are run; equal resolved configs are one trial,
+trained once and cited by many cells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from ablation.protocol import TrainFunction
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One training and one way to test it."""
+
+    training: Any
+    evaluation: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One number of a table.
+
+    Attributes:
+        metric: which of an evaluation's numbers ("AP", "AP50", ...), in percent.
+        paper: the reported number, or None.
+        tolerance: difference from `paper`, in points of AP, that the paper's own scale must keep.
+    """
+
+    variant: Variant
+    metric: str
+    paper: float | None = None
+    tolerance: float = 0.3
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A row: its name, its heading columns (text, or True/False for a check mark), its cells.
+
+    Attributes:
+        label: names the row within its table, as claims and run names do.
+    """
+
+    label: str
+    headers: tuple[str | bool, ...]
+    cells: tuple[Cell, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table of the paper.
+
+    Attributes:
+        id: "table1"; also the file name of its CSV.
+        headers: names of the heading columns.
+        columns: names of the cell columns.
+        transposed: drawn with rows as columns, as the paper draws Tables 1 and 4.
+    """
+
+    id: str
+    title: str
+    headers: tuple[str, ...]
+    columns: tuple[str, ...]
+    rows: tuple[Row, ...]
+    transposed: bool = False
+
+    def __post_init__(self) -> None:
+        labels = [row.label for row in self.rows]
+        if len(set(labels)) != len(labels):
+            raise ValueError(f"{self.id}: row labels must differ, got {labels}")
+        for row in self.rows:
+            if len(row.headers) != len(self.headers) or len(row.cells) != len(self.columns):
+                raise ValueError(
+                    f"{self.id}, row {row.label!r}: needs {len(self.headers)} headers and "
+                    f"{len(self.columns)} cells, got {len(row.headers)} and {len(row.cells)}"
+                )
+
+    def row(self, label: str) -> Row:
+        """The row of that label; KeyError with the labels there are."""
+        for row in self.rows:
+            if row.label == label:
+                return row
+        raise KeyError(f"{self.id} has no row {label!r}; it has {[row.label for row in self.rows]}")
+
+
+@dataclass(frozen=True, slots=True)
+class CellRef:
+    """Points at a cell: table id, row label, column name."""
+
+    table: str
+    row: str
+    column: str = "AP"
+
+
+@dataclass(frozen=True, slots=True)
+class Greater:
+    """`left` has a higher value than `right`."""
+
+    id: str
+    text: str
+    left: CellRef
+    right: CellRef
+    paper_delta: float
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """Each cell is higher than the one before it."""
+
+    id: str
+    text: str
+    chains: tuple[tuple[CellRef, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Equivalent:
+    """Two cells differ by less than `margin` points."""
+
+    id: str
+    text: str
+    left: CellRef
+    right: CellRef
+    margin: float
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """The largest and smallest of the cells differ by less than `margin` points."""
+
+    id: str
+    text: str
+    cells: tuple[CellRef, ...]
+    margin: float
+
+
+@dataclass(frozen=True, slots=True)
+class StatisticResult:
+    """What a `Statistic` found: whether it holds, and the numbers in one sentence."""
+
+    holds: bool
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Statistic:
+    """A claim checked by computing something that needs no training."""
+
+    id: str
+    text: str
+    compute: Callable[[Setting], StatisticResult]
+
+
+Claim = Greater | Chain | Equivalent | Range | Statistic
+
+
+class Setting(Protocol):
+    """A profile bound to a workspace and a data set: how a paper's row becomes a trial that runs.
+
+    Attributes:
+        profile: the profile's name.
+        data_name: the data set's name. Tables of different (profile, data) never mix.
+        caption: one sentence for table captions: images, size, schedule, precision.
+        notices: what a person should know before starting (counted repairs, precision fallback).
+        context: handed to the train function unhashed (paths, intervals); picklable.
+    """
+
+    @property
+    def profile(self) -> str: ...
+    @property
+    def data_name(self) -> str: ...
+    @property
+    def caption(self) -> str: ...
+    @property
+    def notices(self) -> Sequence[str]: ...
+    @property
+    def context(self) -> Any: ...
+
+    def trial(self, training: Any, seed: int) -> Any:
+        """The resolved trial config of a row's training at that seed."""
+        ...
+
+    def evaluation(self, evaluation: Any) -> Any:
+        """The resolved evaluation config."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """A scale at which a study can run.
+
+    Attributes:
+        summary: one line of help.
+        seeds: number of seeds when the user names none.
+        prepare: `(workspace, data)` to a setting; makes or checks the data set. `data` is what the
+            user gave with --data (None for the profile's own), raises ablation.errors.UserError.
+    """
+
+    name: str
+    summary: str
+    seeds: int
+    prepare: Callable[[Path, Mapping[str, Path] | None], Setting]
+
+
+@dataclass(frozen=True, slots=True)
+class Study:
+    """A paper: its tables, its claims, the profiles it can run at, and what trains a trial."""
+
+    name: str
+    title: str
+    tables: tuple[Table, ...]
+    claims: tuple[Claim, ...]
+    profiles: Mapping[str, Profile]
+    default_profile: str
+    train: TrainFunction
+    paper_note: str = field(default="")
+
+    def table(self, table_id: str) -> Table:
+        """The table of that id; KeyError with the ids there are."""
+        for table in self.tables:
+            if table.id == table_id:
+                return table
+        raise KeyError(f"no table {table_id!r}; there are {[table.id for table in self.tables]}")
+
+    def cell(self, ref: CellRef) -> Cell:
+        """The cell a reference points at; KeyError names what is there."""
+        table = self.table(ref.table)
+        if ref.column not in table.columns:
+            raise KeyError(f"{ref.table} has no column {ref.column!r}; it has {list(table.columns)}")
+        return table.row(ref.row).cells[table.columns.index(ref.column)]
+
+    def cells(self, table_ids: Sequence[str] | None = None) -> Iterator[tuple[Table, Row, Cell]]:
+        """Every cell of the named tables (all when None), in reading order."""
+        for table in self.tables:
+            if table_ids is None or table.id in table_ids:
+                for row in table.rows:
+                    for cell in row.cells:
+                        yield table, row, cell

@@ -1,0 +1,25 @@
+import json
+
+import pytest
+from ablation.protocol import Checkpointed, Evaluated, Noticed, Progress, Report, from_wire, to_wire
+
+REPORTS: list[Report] = [
+    Progress(3, 10, {"loss": 0.5}),
+    Checkpointed(3, "artifacts/x/3.pt", "0" * 64),
+    Evaluated("k" * 12, {"AP": 39.3}, {"matches": "artifacts/x/matches.npz"}),
+    Noticed("a checkpoint was damaged"),
+]
+
+
+@pytest.mark.parametrize("report", REPORTS, ids=lambda report: type(report).__name__)
+def test_a_report_crosses_a_process_border_unchanged(report: Report) -> None:
+    assert from_wire(json.loads(json.dumps(to_wire(report)))) == report
+
+
+def test_what_a_harness_adds_is_passed_over() -> None:
+    assert from_wire({**to_wire(REPORTS[0]), "time_total_s": 3.0, "pid": 7}) == REPORTS[0]
+
+
+def test_an_unknown_kind_is_an_error() -> None:
+    with pytest.raises(KeyError):
+        from_wire({"kind": "gossip"})

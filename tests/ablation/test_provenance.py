@@ -1,0 +1,85 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from ablation import provenance
+
+
+def git(folder: Path, *arguments: str) -> str:
+    identity = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
+    command = ["git", "-C", str(folder), *identity, *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    git(tmp_path, "init", "-q")
+    (tmp_path / "code.py").write_text("a = 1\n")
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "-q", "-m", "first")
+    return tmp_path
+
+
+def test_a_clean_checkout_has_its_commit_and_no_diff(checkout: Path) -> None:
+    found = provenance.collect("run", checkout)
+    assert found["commit"] == git(checkout, "rev-parse", "HEAD").strip()
+    assert (found["dirty"], found["diff"], found["diff_sha256"]) == (False, "", "")
+
+
+def test_a_change_is_kept_as_a_diff_with_its_hash(checkout: Path) -> None:
+    (checkout / "code.py").write_text("a = 2\n")
+    found = provenance.collect("run", checkout)
+    assert found["dirty"]
+    assert "+a = 2" in found["diff"]
+    assert len(found["diff_sha256"]) == 64
+
+
+def test_a_new_file_makes_a_checkout_dirty(checkout: Path) -> None:
+    (checkout / "new.py").write_text("")
+    found = provenance.collect("run", checkout)
+    assert found["dirty"]
+    assert found["untracked"] == ["new.py"]
+
+
+def test_a_huge_diff_is_cut(checkout: Path) -> None:
+    (checkout / "code.py").write_text("a = 2\n" * 300_000)
+    assert len(provenance.collect("run", checkout)["diff"]) == provenance.MAX_DIFF_CHARS
+
+
+def test_outside_a_checkout_the_commit_is_unknown(tmp_path: Path) -> None:
+    found = provenance.collect("run", tmp_path)
+    assert found["commit"] == "unknown"
+    assert found["versions"]["numpy"]
+
+
+def test_a_copy_that_another_checkout_ignores_is_not_taken_for_it(checkout: Path) -> None:
+    installed = checkout / "site-packages"
+    installed.mkdir()
+    (checkout / ".gitignore").write_text("site-packages\n")
+    (installed / "code.py").write_text("")
+    assert provenance.collect("run", installed)["commit"] == "unknown"
+
+
+def test_without_git_the_commit_is_unknown(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    assert provenance.collect("run", checkout)["commit"] == "unknown"
+
+
+def test_a_password_in_a_url_is_not_kept() -> None:
+    found = provenance.collect("run --store postgresql://me:secret@host/db --tracking http://host:5000")
+    assert found["command"] == "run --store postgresql://***@host/db --tracking http://host:5000"
+
+
+def test_an_absent_package_has_no_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(provenance, "PACKAGES", ("no-such-package",))
+    assert provenance.collect("run")["versions"] == {"no-such-package": None}
+
+
+def test_versions_are_found_without_importing_the_libraries() -> None:
+    code = (
+        "import sys; from ablation.provenance import collect; collect('x');"
+        "print({'torch', 'ray', 'mlflow', 'numpy'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == "set()"

@@ -1,0 +1,69 @@
+"""The study says what the paper says, and its trials keep their identity."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ablation.study import Chain, Equivalent, Greater, Range
+from experiments.atss.claims import CLAIMS
+from experiments.atss.study import study
+from experiments.atss.tables import TABLES
+
+
+def test_the_grid_has_47_rows_39_trainings_and_two_further_evaluations() -> None:
+    variants = {cell.variant for table in TABLES for row in table.rows for cell in row.cells}
+    assert sum(len(table.rows) for table in TABLES) == 47
+    assert len({v.training for v in variants}) == 39
+    assert len(variants) == 41
+
+
+def test_every_number_beside_a_row_is_the_papers(shared: Path) -> None:
+    reference = json.loads((shared / "reference" / "paper_tables.json").read_text())
+    for table in TABLES:
+        rows = reference[table.id]["rows"]
+        assert len(rows) == len(table.rows)
+        for ours, paper in zip(table.rows, rows, strict=True):
+            reported = dict(zip(table.columns, (cell.paper for cell in ours.cells), strict=True))
+            assert reported == paper["reported"], (table.id, ours.label)
+
+
+def test_table_1_checks_the_papers_switches(shared: Path) -> None:
+    reference = json.loads((shared / "reference" / "paper_tables.json").read_text())["table1"]
+    for ours, paper in zip(TABLES[0].rows, reference["rows"], strict=True):
+        checked = [name for name, on in zip(TABLES[0].headers[1:], ours.headers[1:], strict=True) if on]
+        assert checked == paper["switches"]
+
+
+def test_neighbouring_rows_of_table_1_differ_in_one_switch() -> None:
+    rows = [row.cells[0].variant.training.detector for row in TABLES[0].rows[1:]]
+    changed = []
+    for before, after in zip(rows, rows[1:], strict=False):
+        fields = ("head", "anchors", "assigner", "regression", "box_loss", "focal", "backbone", "fpn")
+        changed.append([name for name in fields if getattr(before, name) != getattr(after, name)])
+    assert changed == [["head"], ["box_loss"], ["assigner"], ["head"], ["head"]]
+
+
+def test_all_19_claims_point_at_cells_that_exist(shared: Path) -> None:
+    reference = json.loads((shared / "reference" / "paper_tables.json").read_text())["claims"]
+    assert [claim.id for claim in CLAIMS] == [claim["id"] for claim in reference]
+    whole = study()
+    for claim in CLAIMS:
+        match claim:
+            case Greater() | Equivalent():
+                refs = (claim.left, claim.right)
+            case Chain():
+                refs = tuple(ref for chain in claim.chains for ref in chain)
+            case Range():
+                refs = claim.cells
+            case _:
+                refs = ()
+        assert all(whole.cell(ref).paper is not None for ref in refs)
+
+
+@pytest.mark.parametrize("claim", [c for c in CLAIMS if isinstance(c, Greater)], ids=lambda c: c.id)
+def test_the_paper_itself_supports_each_comparison(claim: Greater) -> None:
+    whole = study()
+    left, right = whole.cell(claim.left).paper, whole.cell(claim.right).paper
+    assert left is not None and right is not None
+    assert left - right == pytest.approx(claim.paper_delta, abs=1e-6)
