@@ -93,7 +93,19 @@ def anchor_grid(
     return _cached_grid(config, tuple(strides), sizes, torch.device(device))
 
 
-@lru_cache(maxsize=256)
+def feature_sizes(height: int, width: int, strides: Sequence[int]) -> tuple[tuple[int, int], ...]:
+    """(height, width) of P3..P7 for a batch of that size, which is padded to whole cells of P5.
+
+    P6 and P7 halve P5 and P6, rounding up, as their stride-2 convolutions do.
+    """
+    p5 = strides[2]
+    sizes = [(-(-height // p5) * p5 // stride, -(-width // p5) * p5 // stride) for stride in strides[:3]]
+    while len(sizes) < len(strides):
+        sizes.append((-(-sizes[-1][0] // 2), -(-sizes[-1][1] // 2)))
+    return tuple(sizes)
+
+
+@lru_cache(maxsize=64)
 def _cached_grid(
     config: Anchors, strides: tuple[int, ...], sizes: tuple[tuple[int, int], ...], device: torch.device
 ) -> AnchorGrid:

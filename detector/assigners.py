@@ -63,6 +63,11 @@ def _inside(centers: Tensor, boxes: Tensor) -> Tensor:
     return torch.minimum(centers - low, high - centers).amin(-1) > INSIDE_MARGIN
 
 
+def _rows(table: Tensor, index: Tensor) -> Tensor:
+    """Rows of a table (A, c) at indices (...), (..., c): faster than table[index]."""
+    return table.index_select(0, index.flatten()).view(*index.shape, -1)
+
+
 # --- RetinaNet -------------------------------------------------------------------------------------
 
 
@@ -189,10 +194,10 @@ class ATSSAssigner(Assigner):
 
     def _match(self, grid: AnchorGrid, boxes_NG4: Tensor) -> Tensor:
         index_NGC, present_NGC = nearest_candidates(grid, boxes_NG4, self._topk)
-        iou_NGC = pairwise_iou(boxes_NG4.unsqueeze(2), grid.boxes_A4[index_NGC]).squeeze(2)
+        iou_NGC = pairwise_iou(boxes_NG4.unsqueeze(2), _rows(grid.boxes_A4, index_NGC)).squeeze(2)
         mean_NG, std_NG = iou_statistics(iou_NGC, present_NGC)
         positive_NGC = iou_NGC >= (mean_NG + std_NG).unsqueeze(2)
-        positive_NGC &= present_NGC & _inside(grid.centers_A2[index_NGC], boxes_NG4.unsqueeze(2))
+        positive_NGC &= present_NGC & _inside(_rows(grid.centers_A2, index_NGC), boxes_NG4.unsqueeze(2))
         return _highest_iou_wins(index_NGC, iou_NGC, positive_NGC, len(grid.boxes_A4))
 
 

@@ -39,8 +39,10 @@ def pairwise_iou(a: Tensor, b: Tensor) -> Tensor:
     ax1, ay1, ax2, ay2 = a.unsqueeze(-2).unbind(-1)
     # One contiguous row per coordinate: every operation below then runs along P at stride 1.
     bx1, by1, bx2, by2 = b.mT.contiguous().unsqueeze(-3).unbind(-2)
-    width = (torch.minimum(ax2, bx2) - torch.maximum(ax1, bx1)).clamp_(min=0)
-    inter = (torch.minimum(ay2, by2) - torch.maximum(ay1, by1)).clamp_(min=0).mul_(width)
+    # In place, because fresh memory for (..., M, P) costs more than the arithmetic.
+    width = torch.minimum(ax2, bx2).sub_(torch.maximum(ax1, bx1)).clamp_(min=0)
+    inter = torch.minimum(ay2, by2).sub_(torch.maximum(ay1, by1)).clamp_(min=0).mul_(width)
+    del width
     union = (area(a).unsqueeze(-1) + area(b).unsqueeze(-2)).sub_(inter)
     return inter.div_(union.clamp_(min=torch.finfo(union.dtype).tiny))
 

@@ -99,23 +99,22 @@ def load_batch(packed: PackedImages, indices: Sequence[int], flips: Sequence[boo
     sizes = np.array([packed.sizes[i] for i in chosen], dtype=np.int64)
     height, width = sizes.max(axis=0)
     pixels = np.zeros((len(chosen), height, width, 3), dtype=np.uint8)
-    for slot, i, flip, (h, w) in zip(pixels, chosen, flips, sizes.tolist(), strict=True):
-        slot[:h, :w] = _mirrored(packed[i]) if flip else packed[i]
+    images_NHW3 = torch.from_numpy(pixels)  # the same memory: numpy copies faster, torch mirrors faster
+    for n, (i, flip, (h, w)) in enumerate(zip(chosen, flips, sizes.tolist(), strict=True)):
+        pixels[n, :h, :w] = packed[i]
+        if flip:
+            images_NHW3[n, :h, :w] = images_NHW3[n, :h, :w].flip(1)
     boxes, labels, valid = _padded([packed.boxes[i] for i in chosen], [packed.labels[i] for i in chosen])
     flipped = np.asarray(flips, dtype=np.bool_)[:, None] & valid
     boxes = np.where(flipped[..., None], flip_boxes(boxes, sizes[:, 1:].astype(np.float32)), boxes)
     return Batch(
-        images=torch.from_numpy(pixels).permute(0, 3, 1, 2),
+        images=images_NHW3.permute(0, 3, 1, 2),
         sizes=torch.from_numpy(sizes),
         boxes_NG4=torch.from_numpy(boxes),
         labels_NG=torch.from_numpy(labels),
         valid_NG=torch.from_numpy(valid),
         image_ids=torch.tensor([packed.records[i].id for i in chosen]),
     )
-
-
-def _mirrored(image: Pixels) -> Pixels:
-    return np.take(image, np.arange(image.shape[1] - 1, -1, -1), axis=1)
 
 
 def _padded(
@@ -272,6 +271,8 @@ def _write_beside(path: Path, write: Callable[[BinaryIO], None]) -> None:
     try:
         with os.fdopen(handle, "wb") as file:
             write(file)
+            file.flush()
+            os.fsync(file.fileno())
         Path(name).replace(path)
     except BaseException:
         Path(name).unlink(missing_ok=True)

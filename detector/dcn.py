@@ -51,9 +51,10 @@ class DeformConv2d(nn.Conv2d):
         with torch.autocast(x.device.type, enabled=False):
             x = x.float()
             offset, mask = self.offset(x).split((2 * POINTS, POINTS), dim=1)
-            return deform_conv2d(
+            out: Tensor = deform_conv2d(
                 x, offset, self.weight, self.bias, self.stride[0], padding=1, mask=mask.sigmoid()
             )
+            return out
 
 
 def _bias(conv: nn.Conv2d) -> Tensor:

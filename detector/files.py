@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import tempfile
+import uuid
 from pathlib import Path
 
 
@@ -11,27 +11,18 @@ def write_and_rename(path: Path, content: bytes) -> None:
     """Put `content` at `path` so that no reader, and no crash, ever sees half of it.
 
     The folder is made if absent, and a file already at `path` is replaced. Writers of the same path do
-    not disturb each other: each writes its own file beside it and the last rename stands.
+    not disturb each other: each writes a file of its own and the last rename stands.
 
     Raises:
         OSError: the disk is full or not writable; nothing half-written stays behind.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f"{path.name}.", suffix=".part", dir=path.parent)
-    part = Path(name)
+    part = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.part")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with part.open("xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        part.chmod(0o666 & ~_umask())
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    # mkstemp makes files private; results are read by other users too. There is no way to only ask.
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

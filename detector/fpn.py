@@ -7,9 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from detector.config import FPN as FPNConfig
-
-NUM_LEVELS = 5
+from detector import config as cfg
 
 
 class FPN(nn.Module):
@@ -22,7 +20,7 @@ class FPN(nn.Module):
         in_channels: channels of C3, C4 and C5.
     """
 
-    def __init__(self, config: FPNConfig, in_channels: tuple[int, int, int]) -> None:
+    def __init__(self, config: cfg.FPN, in_channels: tuple[int, int, int]) -> None:
         super().__init__()
         out = config.channels
         self.p6_from = config.p6_from

@@ -12,10 +12,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from detector.config import Head as HeadConfig
+from detector import config as cfg
 from detector.dcn import DeformConv2d
 from detector.norms import group_norm
 
+PAPER_CHANNELS = 256
 PRIOR = 0.01
 """Foreground probability that the classifier starts from (focal loss, Lin et al. 2017, Sec. 4.1)."""
 
@@ -32,7 +33,9 @@ class Head(nn.Module):
     """Predicts classes, boxes and (optionally) centerness from each level of the pyramid.
 
     Centerness is read from the box tower, as in the authors' code. With `level_scale` the box output
-    of each level is multiplied by a learned scalar, before the box coder's activation.
+    of each level is multiplied by a learned scalar, before the box coder's activation. Box and centerness
+    share one output convolution, whose channels of an anchor are (4 box values, centerness): the numbers
+    of two convolutions for the time of one.
 
     Args:
         config: which parts the head has.
@@ -45,7 +48,7 @@ class Head(nn.Module):
 
     def __init__(
         self,
-        config: HeadConfig,
+        config: cfg.Head,
         *,
         channels: int,
         num_anchors: int,
@@ -55,52 +58,59 @@ class Head(nn.Module):
     ) -> None:
         super().__init__()
         self.num_classes = num_classes
+        self.box_width = 5 if config.centerness else 4
         self.cls_tower = _tower(config, channels)
         self.box_tower = _tower(config, channels)
-        self.cls_logits = _output(channels, num_anchors * num_classes, -math.log((1 - PRIOR) / PRIOR))
-        self.box_values = _output(channels, num_anchors * 4, box_bias)
-        self.centerness = _output(channels, num_anchors, 0.0) if config.centerness else None
+        self.cls_output = _conv(channels, num_anchors * num_classes, [-math.log((1 - PRIOR) / PRIOR)])
+        self.box_output = _conv(channels, num_anchors * self.box_width, _box_biases(config, box_bias))
         self.scales = nn.Parameter(torch.ones(num_levels)) if config.level_scale else None
 
     def forward(self, features: Sequence[Tensor]) -> HeadOutputs:
         """Predictions from P3..P7, each (N, channels, H_l, W_l)."""
-        cls, reg, ctr = [], [], []
+        cls, boxes, centerness = [], [], []
         for level, feature in enumerate(features):
-            cls.append(_per_anchor(self.cls_logits(self.cls_tower(feature)), self.num_classes))
-            boxes = self.box_tower(feature)
-            values = _per_anchor(self.box_values(boxes), 4).float()
-            reg.append(values if self.scales is None else values * self.scales[level])
-            if self.centerness is not None:
-                ctr.append(_per_anchor(self.centerness(boxes), 1))
-        return HeadOutputs(
-            torch.cat(cls, dim=1).float(),
-            torch.cat(reg, dim=1),
-            torch.cat(ctr, dim=1).float().squeeze(-1) if ctr else None,
-        )
+            cls.append(_per_anchor(self.cls_output(self.cls_tower(feature)), self.num_classes))
+            values = _per_anchor(self.box_output(self.box_tower(feature)), self.box_width).float()
+            box, ctr = values[..., :4], values[..., 4:]
+            boxes.append(box if self.scales is None else box * self.scales[level])
+            centerness.append(ctr)
+        cls_NAK, reg_NA4 = torch.cat(cls, dim=1).float(), torch.cat(boxes, dim=1)
+        if self.box_width == 4:
+            return HeadOutputs(cls_NAK, reg_NA4, None)
+        return HeadOutputs(cls_NAK, reg_NA4, torch.cat(centerness, dim=1).squeeze(-1))
 
 
-def _tower(config: HeadConfig, channels: int) -> nn.Sequential:
+def _tower(config: cfg.Head, channels: int) -> nn.Sequential:
     return nn.Sequential(*(layer for i in range(config.num_convs) for layer in _layers(config, channels, i)))
 
 
-def _layers(config: HeadConfig, channels: int, index: int) -> Iterable[nn.Module]:
+def _layers(config: cfg.Head, channels: int, index: int) -> Iterable[nn.Module]:
     """One step of a tower: convolution, norm if any, ReLU; only the last convolution is deformable."""
     if config.deformable and index == config.num_convs - 1:
         # Its main weight keeps torch's default initialisation, as in the authors' code.
         yield DeformConv2d(channels, channels, offset_init="normal")
     else:
-        yield _output(channels, channels, 0.0)
+        yield _conv(channels, channels, [0.0])
     if config.group_norm:
         yield group_norm(channels)
     yield nn.ReLU(inplace=True)
 
 
-def _output(in_channels: int, out_channels: int, bias: float) -> nn.Conv2d:
-    """A 3x3 convolution with normal weights of std 0.01 and a constant bias."""
+def _box_biases(config: cfg.Head, box_bias: float) -> list[float]:
+    return [box_bias] * 4 + [0.0] * config.centerness
+
+
+def _conv(in_channels: int, out_channels: int, biases: Sequence[float]) -> nn.Conv2d:
+    """A 3x3 convolution with normal weights and `biases`, repeated for each anchor.
+
+    The standard deviation is the paper's 0.01 at its 256 channels. With fewer it grows so that a layer
+    keeps the same gain; at 0.01 the signal of a narrow tower without norm would all but vanish.
+    """
     conv = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-    nn.init.normal_(conv.weight, std=0.01)
+    nn.init.normal_(conv.weight, std=0.01 * math.sqrt(PAPER_CHANNELS / in_channels))
     assert conv.bias is not None
-    nn.init.constant_(conv.bias, bias)
+    with torch.no_grad():
+        conv.bias.copy_(torch.tensor(biases).repeat(out_channels // len(biases)))
     return conv
 
 

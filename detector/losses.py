@@ -55,7 +55,7 @@ def focal_loss_sum(logits_MK: Tensor, classes_M: Tensor, alpha: float, gamma: fl
     Returns:
         () float32 (float64 for float64 logits), differentiable once.
     """
-    total: Tensor = _FocalLossSum.apply(logits_MK, classes_M, alpha, gamma)  # type: ignore[no-untyped-call]
+    total: Tensor = _FocalLossSum.apply(logits_MK, classes_M, alpha, gamma)
     return total
 
 
@@ -65,36 +65,33 @@ class _FocalLossSum(torch.autograd.Function):
         x_MK = logits_MK.to(torch.promote_types(logits_MK.dtype, torch.float32))
         # sigmoid(-inf) = 0: neither loss nor gradient.
         x_MK = x_MK.masked_fill((classes_M == IGNORED).unsqueeze(1), -torch.inf)
-        loss_MK, grad_MK = _focal_of_negatives(x_MK, gamma)
-
+        loss_MK, grad_MK = _focal_of_negatives(x_MK, 1 - alpha, gamma)
         index_M1 = classes_M.clamp(min=0).unsqueeze(1)
         positive_M1 = (classes_M >= 0).unsqueeze(1)
-        x_M1 = x_MK.gather(1, index_M1)
-        # A positive is a negative seen from the other side: loss(x) = alpha * loss_of_negative(-x).
-        loss_M1, grad_M1 = _focal_of_negatives(-x_M1.where(positive_M1, 0), gamma)
-        loss_M1 = alpha * loss_M1 - (1 - alpha) * loss_MK.gather(1, index_M1)
+        # A positive is a negative seen from the other side.
+        loss_M1, grad_M1 = _focal_of_negatives(-x_MK.gather(1, index_M1), alpha, gamma)
+        for dense_MK, sparse_M1 in ((loss_MK, loss_M1), (grad_MK, -grad_M1)):
+            dense_MK.scatter_(1, index_M1, sparse_M1.where(positive_M1, dense_MK.gather(1, index_M1)))
         ctx.dtype = logits_MK.dtype
-        grad_MK.mul_(1 - alpha)
-        grad_M1 = (-alpha * grad_M1).where(positive_M1, grad_MK.gather(1, index_M1))
-        ctx.save_for_backward(grad_MK.scatter_(1, index_M1, grad_M1))
-        return (1 - alpha) * loss_MK.sum() + loss_M1.where(positive_M1, 0).sum()
+        ctx.save_for_backward(grad_MK)
+        return loss_MK.sum()
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         (grad_MK,) = ctx.saved_tensors
         return (grad_MK * grad).to(ctx.dtype), None, None, None
 
 
-def _focal_of_negatives(x: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
-    """p^gamma * -log(1 - p) with p = sigmoid(x), and its derivative in x."""
+def _focal_of_negatives(x: Tensor, weight: float, gamma: float) -> tuple[Tensor, Tensor]:
+    """weight * p^gamma * -log(1 - p) with p = sigmoid(x), and its derivative in x."""
     p = x.sigmoid()
-    cross_entropy = F.softplus(x, threshold=40)  # above 40 log(1 + e^x) is x in float64 too
-    modulator = p.pow(gamma)
-    loss = modulator * cross_entropy
+    cross_entropy = F.softplus(x, threshold=40)  # above 40, log(1 + e^x) is x in float64 too
+    modulator = p.pow(gamma).mul_(weight)
     # d/dx p^gamma = gamma p^gamma (1 - p); d/dx softplus = p.
-    slope = torch.addcmul(p, 1 - p, cross_entropy, value=gamma).mul_(modulator)
-    return loss, slope
+    slope = (1 - p).mul_(cross_entropy)
+    slope = torch.add(p, slope, alpha=gamma, out=slope).mul_(modulator)
+    return cross_entropy.mul_(modulator), slope
 
 
 def giou_loss(pred: Tensor, target: Tensor) -> Tensor:
@@ -111,16 +108,27 @@ def giou_loss(pred: Tensor, target: Tensor) -> Tensor:
         (...) float; finite with finite gradients for all finite boxes, touching or not.
     """
     x1, y1, x2, y2 = pred.unbind(-1)
-    x2, y2 = torch.maximum(x1, x2), torch.maximum(y1, y2)
     tx1, ty1, tx2, ty2 = target.unbind(-1)
-    inter_width = (torch.minimum(x2, tx2) - torch.maximum(x1, tx1)).clamp(min=0)
-    inter_height = (torch.minimum(y2, ty2) - torch.maximum(y1, ty1)).clamp(min=0)
+    width, target_width, inter_width, enclosing_width = _overlap(x1, x2, tx1, tx2)
+    height, target_height, inter_height, enclosing_height = _overlap(y1, y2, ty1, ty2)
     inter = inter_width * inter_height
-    union = (x2 - x1) * (y2 - y1) + (tx2 - tx1) * (ty2 - ty1) - inter + _GIOU_EPS
-    enclosing_width = torch.maximum(x2, tx2) - torch.minimum(x1, tx1)
-    enclosing_height = torch.maximum(y2, ty2) - torch.minimum(y1, ty1)
+    union = width * height + target_width * target_height - inter + _GIOU_EPS
     enclosure = enclosing_width * enclosing_height + _GIOU_EPS
     return 2 - inter / union - union / enclosure
+
+
+def _overlap(low: Tensor, high: Tensor, target_low: Tensor, target_high: Tensor) -> tuple[Tensor, ...]:
+    """Lengths of a predicted and a wanted interval, of their intersection and of their enclosure.
+
+    Minimum and maximum are written with absolute values: the same numbers, and where both arguments are equal
+    the same gradient (half to each), at a third of what they cost on a CPU forward and backward.
+    """
+    length = high - low
+    length = (length + length.abs()) / 2
+    target = target_high - target_low
+    before = low - target_low
+    both, apart = length + target, before.abs() + (before + length - target).abs()
+    return length, target, F.relu(both - apart) / 2, (both + apart) / 2
 
 
 def centerness_target(ltrb: Tensor) -> Tensor:
@@ -178,8 +186,8 @@ def targets_of(match_NA: Tensor, boxes_NG4: Tensor, labels_NG: Tensor, grid: Anc
     padded_NG4 = F.pad(boxes_NG4.float(), (0, 0, 0, 1))
     matched_NA4 = padded_NG4.gather(1, index_NA.unsqueeze(-1).expand(-1, -1, 4))
     boxes_NA4 = matched_NA4.where(positive_NA.unsqueeze(-1), grid.boxes_A4)
-    low_NA2, high_NA2 = boxes_NA4.chunk(2, dim=-1)
-    ltrb_NA4 = torch.cat((grid.centers_A2 - low_NA2, high_NA2 - grid.centers_A2), dim=-1)
+    (x_A, y_A), (x1, y1, x2, y2) = grid.centers_A2.unbind(-1), boxes_NA4.unbind(-1)
+    ltrb_NA4 = torch.stack((x_A - x1, y_A - y1, x2 - x_A, y2 - y_A), dim=-1)
     return Targets(
         classes_NA=labels_NA.where(positive_NA, match_NA),
         positive_NA=positive_NA,

@@ -12,7 +12,7 @@ from functools import partial
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from detector.config import ResNet as ResNetConfig
+from detector import config as cfg
 from detector.dcn import DeformConv2d
 from detector.norms import FrozenBatchNorm2d, group_norm
 
@@ -28,7 +28,7 @@ class Backbone(nn.Module):
         out_channels: channels of C3, C4 and C5.
     """
 
-    def __init__(self, config: ResNetConfig) -> None:
+    def __init__(self, config: cfg.ResNet) -> None:
         super().__init__()
         self.stem = config.stem
         if config.stem == "imagenet":
@@ -40,27 +40,20 @@ class Backbone(nn.Module):
             self.bn2 = _norm(config, config.stem_channels)
         self.bn1 = _norm(config, config.stem_channels)
 
-        channels, stride = config.stem_channels, 1
-        outs = []
-        for index in range(4):
-            stride *= config.stage_strides[index]
-            stage = _stage(config, index, channels, stride)
-            if len(stage) > 0:
-                channels, stride = _out_channels(config, index), 1
-            self.add_module(f"layer{index + 1}", stage)
-            outs.append(channels)
-        self.out_channels = (outs[1], outs[2], outs[3])
-
+        self.layer1, self.layer2, self.layer3, self.layer4 = _stages(config)
+        self.out_channels = (
+            _out_channels(config, 1),
+            _out_channels(config, 2),
+            _out_channels(config, 3),
+        )
         self.apply(_initialise)
-        if config.norm == "group_norm":
-            _zero_last_norms(self)
         self._freeze(config.frozen_stages)
 
     def _freeze(self, stages: int) -> None:
         """Stop training the stem (1), and C2 (2), C3 (3) and so on after it."""
         stem = [module for name, module in self.named_children() if not name.startswith("layer")]
-        layers = [self.get_submodule(f"layer{index}") for index in range(1, stages)]
-        for module in (stem if stages else []) + layers:
+        layers = [self.layer1, self.layer2, self.layer3, self.layer4]
+        for module in [*stem, *layers[: stages - 1]] if stages else []:
             module.requires_grad_(False)
 
     def _stem(self, x: Tensor) -> Tensor:
@@ -80,7 +73,7 @@ class Backbone(nn.Module):
 class BasicBlock(nn.Module):
     """3x3, 3x3 and the shortcut."""
 
-    def __init__(self, config: ResNetConfig, index: int, in_channels: int, stride: int) -> None:
+    def __init__(self, config: cfg.ResNet, index: int, in_channels: int, stride: int) -> None:
         super().__init__()
         width = config.widths[index]
         conv = partial(_deformable_3x3 if config.deformable[index] else _conv3x3, groups=config.groups)
@@ -100,7 +93,7 @@ class BasicBlock(nn.Module):
 class Bottleneck(nn.Module):
     """1x1, 3x3, 1x1 to four times the width, and the shortcut."""
 
-    def __init__(self, config: ResNetConfig, index: int, in_channels: int, stride: int) -> None:
+    def __init__(self, config: cfg.ResNet, index: int, in_channels: int, stride: int) -> None:
         super().__init__()
         width = config.widths[index] * config.width_per_group // 64 * config.groups
         out_channels = _out_channels(config, index)
@@ -122,29 +115,35 @@ class Bottleneck(nn.Module):
         return F.relu(out + self.downsample(x))
 
 
-def _stage(config: ResNetConfig, index: int, in_channels: int, stride: int) -> nn.Sequential:
+def _stages(config: cfg.ResNet) -> list[nn.Sequential]:
+    channels, stride, stages = config.stem_channels, 1, []
+    for index, depth in enumerate(config.depths):
+        stride *= config.stage_strides[index]
+        stages.append(_stage(config, index, channels, stride))
+        if depth > 0:
+            channels, stride = _out_channels(config, index), 1
+    return stages
+
+
+def _stage(config: cfg.ResNet, index: int, in_channels: int, stride: int) -> nn.Sequential:
     block = Bottleneck if config.block == "bottleneck" else BasicBlock
-    channels = [in_channels] + [_out_channels(config, index)] * (config.depths[index] - 1)
-    return nn.Sequential(
-        *(
-            block(config, index, channels[i], stride if i == 0 else 1)
-            for i in range(config.depths[index])
-        )
-    )
+    first = [(in_channels, stride)][: config.depths[index]]
+    others = [(_out_channels(config, index), 1)] * (config.depths[index] - 1)
+    return nn.Sequential(*(block(config, index, *arguments) for arguments in first + others))
 
 
-def _out_channels(config: ResNetConfig, index: int) -> int:
+def _out_channels(config: cfg.ResNet, index: int) -> int:
     return config.widths[index] * (BOTTLENECK_EXPANSION if config.block == "bottleneck" else 1)
 
 
-def _shortcut(config: ResNetConfig, in_channels: int, out_channels: int, stride: int) -> nn.Module:
+def _shortcut(config: cfg.ResNet, in_channels: int, out_channels: int, stride: int) -> nn.Module:
     if stride == 1 and in_channels == out_channels:
         return nn.Identity()
     conv = nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
     return nn.Sequential(conv, _norm(config, out_channels))
 
 
-def _norm(config: ResNetConfig, channels: int) -> nn.Module:
+def _norm(config: cfg.ResNet, channels: int) -> nn.Module:
     return FrozenBatchNorm2d(channels) if config.norm == "frozen_bn" else group_norm(channels)
 
 
@@ -157,15 +156,11 @@ def _deformable_3x3(in_channels: int, out_channels: int, stride: int = 1, groups
 
 
 def _initialise(module: nn.Module) -> None:
-    """He initialisation of the convolutions without bias (offset convolutions keep their own)."""
+    """He initialisation; a residual block with a norm that learns starts as its shortcut."""
+    # Offset convolutions have a bias and keep their own initialisation.
     if isinstance(module, nn.Conv2d) and module.bias is None:
         nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-
-
-def _zero_last_norms(backbone: nn.Module) -> None:
-    """Let every residual block start as its shortcut, which eases training from scratch."""
-    for module in backbone.modules():
-        if isinstance(module, BasicBlock):
-            nn.init.zeros_(module.bn2.weight)
-        elif isinstance(module, Bottleneck):
-            nn.init.zeros_(module.bn3.weight)
+    if isinstance(module, BasicBlock | Bottleneck):
+        last = module.bn2 if isinstance(module, BasicBlock) else module.bn3
+        if isinstance(last, nn.GroupNorm):
+            nn.init.zeros_(last.weight)

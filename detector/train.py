@@ -19,11 +19,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from detector import checkpoint as checkpoints
 from detector.build import build_detector
+from detector.coco import CheckedSplit
 from detector.config import Trial, to_plain
 from detector.dataset import Batch, PackedImages, load_batch
 from detector.dense_detector import DenseDetector
 from detector.errors import CheckpointError, DivergedError
 from detector.optim import build_optimizer, set_learning_rate
+from detector.precision import autocast
 from detector.sampler import rank_slice, training_batch
 
 
@@ -103,17 +105,18 @@ class Training:
 
     trial: Trial
     options: RunOptions
+    split: CheckedSplit
     images: PackedImages
     model: DenseDetector
     optimizer: torch.optim.Optimizer
     ranks: Ranks
+    forward: nn.Module
     step: int = 0
-    forward: nn.Module | None = None
     history: list[Tensor] = field(default_factory=list)
     loss_names: tuple[str, ...] = ()
 
     @staticmethod
-    def start(trial: Trial, images: PackedImages, options: RunOptions) -> Training:
+    def start(trial: Trial, split: CheckedSplit, images: PackedImages, options: RunOptions) -> Training:
         """A fresh training: weights drawn from the trial's seed, the same on every rank."""
         ranks = Ranks.current()
         if ranks.size > trial.schedule.total_batch:
@@ -126,7 +129,7 @@ class Training:
         model.train()
         optimizer = build_optimizer(model, trial.schedule)
         forward = DistributedDataParallel(model) if ranks.size > 1 else model
-        return Training(trial, options, images, model, optimizer, ranks, forward=forward)
+        return Training(trial, options, split, images, model, optimizer, ranks, forward)
 
     def resume(self) -> list[TrainReport]:
         """Go on from the newest good checkpoint, if there is one; say what was passed over."""
@@ -149,8 +152,8 @@ class Training:
             return CheckpointReport(checkpoints.CheckpointFile(directory, self.step, ""))
         payload = {
             "config": to_plain(self.trial),
-            "class_names": list(self.images.class_names),
-            "category_ids": list(self.images.category_ids),
+            "class_names": list(self.split.class_names),
+            "category_ids": list(self.split.category_ids),
             "step": self.step,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -167,18 +170,16 @@ class Training:
             len(self.images), trial.schedule.total_batch, trial.seed, self.step, trial.data.flip
         )
         part = rank_slice(trial.schedule.total_batch, self.ranks.rank, self.ranks.size)
-        return load_batch(self.images, indices[part], flips[part]).to(self.options.device)
+        return load_batch(self.images, indices[part], flips[part])
 
     def advance(self) -> None:
         """One optimiser step."""
         set_learning_rate(self.optimizer, self.trial.schedule, self.step)
-        batch = self.batch()
-        assert self.forward is not None
-        with autocast(self.trial.schedule.precision, self.options.device):
-            outputs = self.forward(batch.images)
-        losses = self.model.losses(
-            outputs, batch.boxes_NG4, batch.labels_NG, batch.valid_NG, reduce=self.ranks.sum
-        )
+        batch, device = self.batch(), self.options.device
+        with autocast(self.trial.schedule.precision, device):
+            outputs = self.forward(batch.images.to(device), batch.sizes.to(device))
+        truth = (t.to(device) for t in (batch.boxes_NG4, batch.labels_NG, batch.valid_NG))
+        losses = self.model.losses(outputs, *truth, reduce=self.ranks.sum)
         total = torch.stack(list(losses.values())).sum()
         self.optimizer.zero_grad(set_to_none=True)
         # DistributedDataParallel averages gradients; each rank's loss is its share of the sum.
@@ -214,13 +215,14 @@ class Training:
 
 
 def train(
-    trial: Trial, images: PackedImages, options: RunOptions
+    trial: Trial, split: CheckedSplit, images: PackedImages, options: RunOptions
 ) -> Generator[TrainReport, None, DenseDetector]:
     """Train to the end, from the newest good checkpoint if there is one.
 
     Args:
         trial: what to train.
-        images: the training split at the trial's size.
+        split: the training split; its class names go into the checkpoints.
+        images: the same at the trial's size.
         options: where and how.
 
     Yields:
@@ -234,7 +236,7 @@ def train(
         DivergedError: the loss became NaN or infinite.
         CheckpointError: a checkpoint could not be written.
     """
-    training = Training.start(trial, images, options)
+    training = Training.start(trial, split, images, options)
     yield from training.resume()
     total = trial.schedule.iterations
     since = time.perf_counter()
@@ -249,7 +251,3 @@ def train(
             yield training.save()
     return training.model.eval()
 
-
-def autocast(precision: str, device: str) -> torch.autocast:
-    """bfloat16 where the precision says so, else nothing."""
-    return torch.autocast(device.split(":")[0], torch.bfloat16, enabled=precision == "bf16")

@@ -55,7 +55,8 @@ def scale_boxes(boxes: Floats, old_hw: tuple[int, int], new_hw: tuple[int, int])
         (n, 4) float32, xyxy, pixels of the image of size `new_hw`.
     """
     y, x = new_hw[0] / old_hw[0], new_hw[1] / old_hw[1]
-    return (boxes * np.array((x, y, x, y))).astype(np.float32)
+    scaled: Floats = boxes * np.array((x, y, x, y))
+    return scaled.astype(np.float32)
 
 
 def flip_boxes(boxes: Floats, width: Floats | float) -> Floats:

@@ -9,19 +9,25 @@ from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from ablation.protocol import Checkpointed, Evaluated, EvaluationRequest, Noticed, Progress, Report, Request
-from detector import bootstrap, coco_eval, pictures
-from detector.coco import CheckedSplit, DataPaths, read_split
+from detector.bootstrap import bootstrap, match_data
+from detector.coco import CheckedSplit, DataPaths, read_split, to_coco_dict
+from detector.coco_eval import Results, judge, save_arrays, scores
 from detector.config import Evaluation, Trial
 from detector.dataset import PackedImages, open_packed
 from detector.dense_detector import DenseDetector
-from detector.inference import detect_split, packed_detections
+from detector.inference import detect_split
+from detector.pictures import contact_sheet, draw_detections
 from detector.train import CheckpointReport, Notice, Ranks, RunOptions, StepReport, TrainReport, train
+from detector.transforms import scale_boxes, xywh_to_xyxy
 from experiments.profiles import Context
 
 PICTURED_IMAGES = 6
+PICTURE_SIDE = 256
+"""Pixels that the short side of a pictured image is enlarged to, at least about."""
 
 
 def train_trial(request: Request) -> Iterator[Report]:
@@ -37,7 +43,7 @@ def train_trial(request: Request) -> Iterator[Report]:
     options = RunOptions(
         request.directory / "checkpoints", device, context.report_every, context.checkpoint_every
     )
-    training = train(trial, images, options)
+    training = train(trial, splits[0], images, options)
     while True:
         try:
             yield _report(next(training), trial)
@@ -78,23 +84,37 @@ def _evaluate(
         return Evaluated(wanted.key, {})
     evaluation: Evaluation = wanted.config
     results = detect_split(model, images, split, evaluation, trial.schedule.precision)
-    scores = coco_eval.evaluate(
-        split.to_coco_dict(), results, trial.data.small_side, trial.data.medium_side
-    )
+    judged = judge(to_coco_dict(split), results, trial.data.small_side, trial.data.medium_side)
     folder = directory / "evaluations" / wanted.key
     folder.mkdir(parents=True, exist_ok=True)
-    artifacts = {
-        "detections": results.save(folder / "detections.npz"),
-        "bootstrap": bootstrap.save_replicates(scores, folder / "bootstrap.npz"),
-        "picture": _picture(images, results, folder / "detections.png"),
+    paths = {
+        "detections": folder / "detections.npz",
+        "bootstrap": folder / "bootstrap.npz",
+        "picture": folder / "detections.png",
     }
-    return Evaluated(wanted.key, scores.metrics, {kind: str(path) for kind, path in artifacts.items()})
+    results.save(paths["detections"])
+    save_arrays(paths["bootstrap"], {"replicates": bootstrap(match_data(judged))})
+    _picture(images, results, split, paths["picture"])
+    return Evaluated(wanted.key, scores(judged).metrics, {kind: str(path) for kind, path in paths.items()})
 
 
-def _picture(images: PackedImages, results: coco_eval.Results, path: Path) -> Path:
-    """A few validation images with their ground truth and the most confident detections."""
+def _picture(images: PackedImages, results: Results, split: CheckedSplit, path: Path) -> None:
+    """A few validation images with their ground truth and the detections worth a look."""
     drawn = []
     for index in range(min(PICTURED_IMAGES, len(images))):
-        detections = packed_detections(images, results, index)
-        drawn.append(pictures.draw_detections(images.image(index), detections, images.ground_truth(index)))
-    return pictures.contact_sheet(drawn, columns=3, path=path)
+        record, (height, width) = images.records[index], images.sizes[index]
+        own = results.image_ids == record.id
+        boxes = xywh_to_xyxy(results.boxes_xywh[own])
+        drawn.append(
+            draw_detections(
+                images[index],
+                scale_boxes(boxes, (record.height, record.width), (height, width)),
+                results.scores[own],
+                np.searchsorted(split.category_ids, results.category_ids[own]),
+                images.boxes[index],
+                images.labels[index],
+                split.class_names,
+                scale=max(1, PICTURE_SIDE // min(height, width)),
+            )
+        )
+    contact_sheet(drawn, columns=3, path=path, title=f"{path.parent.parent.parent.name}: validation images")

@@ -7,19 +7,17 @@ so nothing is trained.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from ablation.study import Setting, StatisticResult
-from detector.anchors import anchor_grid
+from detector.anchors import anchor_grid, feature_sizes
 from detector.build import build_assigner
 from detector.config import ATSS, Anchors, Assigner, MaxIoU, SpatialScale
-from detector.dataset import load_batch, open_packed
 from detector.coco import read_split
-from detector.train import pyramid_sizes
+from detector.dataset import load_batch, open_packed
+from experiments.atss.presets import Recipe, atss
 
 IMAGES = 400
 LEVELS = 5
@@ -62,13 +60,13 @@ def count_positives(
     Returns:
         (O,) float64 square roots of the objects' areas in pixels, and for each rule (O,) int64 counts.
     """
-    context, trial = setting.context, setting.trial(_any_recipe(), 0)
+    context, trial = setting.context, setting.trial(Recipe(atss()), 0)
     split = read_split(context.paths.train)
     images = open_packed(split, "train", trial.data, context.cache)
     indices = np.arange(min(IMAGES, len(images)))
     batch = load_batch(images, indices, np.zeros(len(indices), dtype=bool))
     strides = trial.detector.strides
-    grid = anchor_grid(Anchors(), strides, pyramid_sizes(batch.images.shape[-2:], strides), "cpu")
+    grid = anchor_grid(Anchors(), strides, feature_sizes(*batch.images.shape[-2:], strides), "cpu")
     valid = batch.valid_NG
     sides = batch.boxes_NG4[valid]
     areas = (sides[:, 2] - sides[:, 0]) * (sides[:, 3] - sides[:, 1])
@@ -80,8 +78,3 @@ def count_positives(
         counts[name] = one_hot[valid].numpy()
     return areas.double().sqrt().numpy(), counts
 
-
-def _any_recipe() -> Any:
-    from experiments.atss.presets import Recipe, atss
-
-    return Recipe(atss())

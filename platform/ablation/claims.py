@@ -16,7 +16,7 @@ from typing import Literal, assert_never
 import numpy as np
 
 from ablation.statistics import (
-    Bounds,
+    EQUIVALENCE_LEVEL,
     Estimate,
     Outcome,
     Sample,
@@ -29,7 +29,8 @@ from ablation.statistics import (
 from ablation.study import CellRef, Chain, Claim, Equivalent, Greater, Range, Setting, Statistic, Study
 from ablation.table import FilledCell, FilledTable, Source
 
-OUTCOMES = ("supported", "refuted", "undecided", "pending")
+VerdictName = Literal["supported", "refuted", "undecided", "pending"]
+OUTCOMES: tuple[VerdictName, ...] = ("supported", "refuted", "undecided", "pending")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,25 +43,25 @@ class Verdict:
         estimate: in points of AP: the difference (Greater, Equivalent), the largest distance (Range), the
             smallest step (Chain); None for a Statistic.
         interval: at 95 % (Greater, Chain) or 90 % (Equivalent, Range); None where unknown.
-        detail: the numbers in one sentence, and what the interval leaves out.
+        detail: the margin or the steps, what the claim waits for, and what the interval leaves out.
         paper: the paper's own estimate.
+        signed: whether the estimate is a difference; False for a distance, which has no sign.
     """
 
     id: str
     text: str
-    verdict: Literal["supported", "refuted", "undecided", "pending"]
+    verdict: VerdictName
     points_the_papers_way: bool | None = None
     estimate: float | None = None
     interval: tuple[float, float] | None = None
     detail: str = ""
     paper: float | None = None
+    signed: bool = True
 
 
 def verdicts(study: Study, tables: Sequence[FilledTable], setting: Setting) -> list[Verdict]:
     """Judge every claim of the study on these tables; a claim on other tables is pending."""
-    cells = {
-        CellRef(table.table.id, cell.row, cell.column): cell for table in tables for cell in table.cells
-    }
+    cells = {CellRef(table.table.id, cell.row, cell.column): cell for table in tables for cell in table.cells}
     return [_verdict(study, claim, cells, setting) for claim in study.claims]
 
 
@@ -87,20 +88,24 @@ def references(claim: Claim) -> tuple[CellRef, ...]:
             assert_never(claim)
 
 
-def _verdict(
-    study: Study, claim: Claim, cells: Mapping[CellRef, FilledCell], setting: Setting
-) -> Verdict:
+def _verdict(study: Study, claim: Claim, cells: Mapping[CellRef, FilledCell], setting: Setting) -> Verdict:
     if isinstance(claim, Statistic):
         result = claim.compute(setting)
         return Verdict(
-            claim.id, claim.text, "supported" if result.holds else "refuted", result.holds, detail=result.detail
+            claim.id,
+            claim.text,
+            "supported" if result.holds else "refuted",
+            result.holds,
+            detail=result.detail,
         )
-    paper = _papers_estimate(study, claim)
+    paper, signed = _papers_estimate(study, claim), not isinstance(claim, Range)
     refs = references(claim)
     seeds = _common_seeds(refs, cells)
     if not seeds:
-        return Verdict(claim.id, claim.text, "pending", detail=_waits_for(refs, cells), paper=paper)
-    samples = {ref: _sample(cells[ref], seeds) for ref in refs}
+        return Verdict(
+            claim.id, claim.text, "pending", detail=_waits_for(refs, cells), paper=paper, signed=signed
+        )
+    samples = {ref: sample(cells[ref], seeds) for ref in refs}
     return _judge(claim, samples, paper, _partial(refs, cells, seeds))
 
 
@@ -115,21 +120,21 @@ def _judge(
             estimate = difference(samples[claim.left], samples[claim.right])
             interval, points = estimate.interval(), estimate.value > 0
             outcome = judge_greater(estimate)
-            value, detail, caveat = estimate.value, _signed(estimate.value, interval), estimate.caveat
+            value, detail, caveat = estimate.value, "", estimate.caveat
         case Equivalent():
             pair = [samples[claim.left], samples[claim.right]]
-            signed = difference(*pair)
-            interval, points = signed.interval(0.90), abs(signed.value) < claim.margin
+            estimate = difference(*pair)
+            interval, points = estimate.interval(EQUIVALENCE_LEVEL), abs(estimate.value) < claim.margin
             outcome = judge_within(apart(pair), claim.margin)
-            value, caveat = signed.value, signed.caveat
-            detail = f"{_signed(value, interval)}, margin ±{claim.margin:g}"
+            value, caveat = estimate.value, estimate.caveat
+            detail = f"margin ±{claim.margin:g}"
         case Range():
             group = [samples[ref] for ref in claim.cells]
             bounds = apart(group)
             interval, points = bounds.interval, bounds.value < claim.margin
             outcome = judge_within(bounds, claim.margin)
             value, caveat = bounds.value, difference(group[0], group[1]).caveat
-            detail = f"{_distance(bounds)}, margin {claim.margin:g}"
+            detail = f"highest minus lowest, margin {claim.margin:g}"
         case Chain():
             steps = _steps(claim, samples)
             least = min(steps, key=lambda step: step.value)
@@ -140,7 +145,8 @@ def _judge(
         case _:
             assert_never(claim)
     notes = "; ".join(note for note in (detail, partial, caveat) if note)
-    return Verdict(claim.id, claim.text, outcome, points, value, interval, notes, paper)
+    signed = not isinstance(claim, Range)
+    return Verdict(claim.id, claim.text, outcome, points, value, interval, notes, paper, signed)
 
 
 def _steps(claim: Chain, samples: Mapping[CellRef, Sample]) -> list[Estimate]:
@@ -185,10 +191,12 @@ def _common_seeds(refs: Sequence[CellRef], cells: Mapping[CellRef, FilledCell]) 
     return sorted(set.intersection(*having))
 
 
-def _sample(cell: FilledCell, seeds: Sequence[int]) -> Sample:
+def sample(cell: FilledCell, seeds: Sequence[int]) -> Sample:
+    """The measurements behind a cell at these seeds; replicates only where every seed kept them."""
     by_seed = {source.seed: source for source in cell.sources}
     paths = [by_seed[seed].bootstrap for seed in seeds]
-    known = [path for path in paths if path is not None]
+    # Artifacts may have been cleared away to make room; the verdict then says what it lacks.
+    known = [path for path in paths if path is not None and path.is_file()]
     replicates = None
     if len(known) == len(paths):
         replicates = np.stack([read_replicates(path, cell.cell.metric) for path in known])
@@ -217,9 +225,4 @@ def _partial(refs: Sequence[CellRef], cells: Mapping[CellRef, FilledCell], seeds
 
 def _signed(value: float, interval: tuple[float, float] | None) -> str:
     bounds = "" if interval is None else f" [{interval[0]:+.2f}, {interval[1]:+.2f}]"
-    return f"{value:+.2f}{bounds}"
-
-
-def _distance(bounds: Bounds) -> str:
-    interval = "" if bounds.interval is None else f" [{bounds.interval[0]:.2f}, {bounds.interval[1]:.2f}]"
-    return f"at most {bounds.value:.2f} apart{interval}"
+    return f"{value:+.2f}{bounds}".replace("-", "−")

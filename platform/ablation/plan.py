@@ -291,14 +291,14 @@ def _planned(draft: _Draft, stored: TrialRow | None, done: Set[str]) -> PlannedT
 
 
 def _described(plan: Plan) -> Iterator[str]:
-    c, setting = plan.counts(), plan.setting
-    seeds = ", ".join(str(seed) for seed in plan.seeds)
+    c, setting, num_seeds = plan.counts(), plan.setting, len(plan.seeds)
+    seeds = ("seed " if num_seeds == 1 else "seeds ") + ", ".join(str(seed) for seed in plan.seeds)
+    different = f" ({c.trainings // num_seeds} different x {num_seeds} seeds)" if num_seeds > 1 else ""
     yield f"{plan.study.title}: {len(plan.tables)} tables, {c.rows} rows, {c.cells} cells"
-    yield f"Profile {setting.profile}, data {setting.data_name}, seeds {seeds}. {setting.caption}".rstrip()
-    distinct = c.trainings // len(plan.seeds)
-    yield f"{c.trainings} trainings ({distinct} different x {len(plan.seeds)} seeds), " + (
-        f"{c.evaluations} evaluations: {c.complete} complete, {c.running} running, "
-        f"{c.waiting} waiting, {c.failed} failed"
+    yield f"Profile {setting.profile}, data {setting.data_name}, {seeds}. {setting.caption}".rstrip()
+    yield (
+        f"{c.trainings} trainings{different}, {c.evaluations} evaluations: {c.complete} complete, "
+        f"{c.running} running, {c.waiting} waiting, {c.failed} failed"
     )
     yield ""
     yield from _table_lines(plan)

@@ -100,7 +100,7 @@ def t_quantile(probability: float, freedom: float) -> float:
     return float(np.sqrt(freedom) * np.tan(angle))
 
 
-def read_replicates(path: str | Path, metric: str) -> NDArray[np.float64]:
+def read_replicates(path: Path, metric: str) -> NDArray[np.float64]:
     """Column `metric` of a bootstrap file: (R,) float64, percent. UserError where it cannot be read."""
     try:
         with np.load(path) as archive:
@@ -112,9 +112,12 @@ def read_replicates(path: str | Path, metric: str) -> NDArray[np.float64]:
         ) from error
 
 
-def level(sample: Sample) -> Estimate:
-    """The mean over seeds of one cell."""
-    return _estimate(sample.points_S, sample.replicates_SR)
+def average(samples: Sequence[Sample]) -> Sample:
+    """The mean of several cells, seed by seed and resample by resample, as if it were a cell."""
+    replicates = [sample.replicates_SR for sample in samples]
+    known = [array for array in replicates if array is not None]
+    points_S = np.mean([sample.points_S for sample in samples], axis=0)
+    return Sample(points_S, np.mean(known, axis=0) if len(known) == len(replicates) else None)
 
 
 def difference(left: Sample, right: Sample) -> Estimate:
@@ -190,7 +193,10 @@ def apart(samples: Sequence[Sample]) -> Bounds:
     means = [float(sample.points_S.mean()) for sample in samples]
     highs, lows = [], []
     for pair in pairs:
-        support, refute = pair.interval(EQUIVALENCE_LEVEL), pair.interval(_shared(EQUIVALENCE_LEVEL, len(pairs)))
+        support, refute = (
+            pair.interval(EQUIVALENCE_LEVEL),
+            pair.interval(_shared(EQUIVALENCE_LEVEL, len(pairs))),
+        )
         if support is None or refute is None:
             return Bounds(max(means) - min(means), None)
         highs.append(max(-support[0], support[1]))

@@ -262,12 +262,16 @@ class Store:
                     f"{self._place} is a database, but not a result store: it holds other tables. "
                     "Choose another --workspace, or move the file away."
                 )
-            version = int(_scalar(connection, schema.meta, schema.meta.c.name == "schema_version", "value"))
-        if version > SCHEMA_VERSION:
-            raise UserError(
-                f"{self._place} is a store of version {version}; this program knows version "
-                f"{SCHEMA_VERSION}. Update the program, or choose another --workspace."
-            )
+            m = schema.meta
+            own = m.c.name == "schema_version"
+            version = int(_scalar(connection, m, own, "value"))
+            if version > SCHEMA_VERSION:
+                raise UserError(
+                    f"{self._place} is a store of version {version}; this program knows version "
+                    f"{SCHEMA_VERSION}. Update the program, or choose another --workspace."
+                )
+            if not read_only:  # changes nothing, but shows now rather than after hours that it could
+                connection.execute(m.update().where(own).values(value=str(version)))
 
     # --- what is wanted --------------------------------------------------------------------------
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import math
 import re
-import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import TYPE_CHECKING, Any
 
 from ablation.study import Cell, Row, Setting, Study, Table
 
@@ -29,7 +30,8 @@ class Source:
         state: "complete", "waiting", "running", "failed", or "undefined" where the data set has
             nothing to measure (AP of small objects without small objects).
         fraction: share of the training done, 0..1.
-        commit: of the code that evaluated it; "" where unknown.
+        commit: of the code that evaluated it, "+changes" behind it when not all was committed; "" where
+            unknown.
         bootstrap: path of its image-bootstrap replicates; None where there are none.
     """
 
@@ -40,7 +42,7 @@ class Source:
     state: str = "waiting"
     fraction: float = 0.0
     commit: str = ""
-    bootstrap: str | None = None
+    bootstrap: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +63,12 @@ class FilledCell:
     @property
     def mean(self) -> float | None:
         """Mean over the seeds that are there."""
-        return statistics.fmean(self.values.values()) if self.values else None
+        return fmean(self.values.values()) if self.values else None
 
     @property
     def spread(self) -> float | None:
         """Sample standard deviation over seeds; None below two."""
-        return statistics.stdev(self.values.values()) if len(self.values) > 1 else None
+        return stdev(self.values.values()) if len(self.values) > 1 else None
 
     @property
     def paper(self) -> float | None:
@@ -86,13 +88,13 @@ class FilledCell:
 
     @property
     def state(self) -> str:
-        """"complete", or what keeps the missing seeds: a failure is named first."""
+        """What keeps the missing seeds, a failure named first; "complete" where none is missing."""
         missing = [source for source in self.sources if source.value is None]
         states = {source.state for source in missing}
         if not missing:
             return "complete"
         if "running" in states and "failed" not in states:
-            share = statistics.fmean(source.fraction for source in missing if source.state == "running")
+            share = fmean(source.fraction for source in missing if source.state == "running")
             return f"running {math.floor(100 * share)} %"
         return next(state for state in ("failed", "waiting", "undefined") if state in states)
 
@@ -112,7 +114,7 @@ class Heading:
     def conditions(self) -> str:
         """Profile, data set, seeds and commit in one sentence."""
         seeds = ", ".join(map(str, self.seeds))
-        commits = ", ".join(commit[:10] for commit in self.commits) or "none yet"
+        commits = ", ".join(map(_short, self.commits)) or "none yet"
         return (
             f"Profile {self.profile}, data set {self.data_name}, "
             f"{'seeds' if len(self.seeds) > 1 else 'seed'} {seeds}, "
@@ -122,11 +124,9 @@ class Heading:
     @property
     def legend(self) -> str:
         """How to read a cell."""
-        spread = "Ours is the mean over seeds ± its sample standard deviation. " if len(self.seeds) > 1 else ""
-        return (
-            f"{spread}In brackets: the paper's number, measured at the paper's own scale and data, "
-            "and ours minus it."
-        )
+        ours = "ours (mean over seeds ± sample standard deviation)" if len(self.seeds) > 1 else "ours"
+        note = f" ({self.paper_note})" if self.paper_note else ""
+        return f"Each cell: {ours}, then the paper's number at its own scale and ours minus it{note}."
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,14 +139,14 @@ class FilledTable:
 
     @property
     def name(self) -> str:
-        """"Table 3" for the id "table3"."""
+        """As a person says it: Table 3 for the id table3."""
         return re.sub(r"^table(\d+)$", r"Table \1", self.table.id)
 
     @property
     def caption(self) -> str:
-        """Title, conditions, and how to read a cell."""
+        """What stands below the title: the conditions, and how to read a cell."""
         heading = self.heading
-        sentences = [self.table.title.rstrip(".") + ".", heading.conditions, heading.note, heading.legend]
+        sentences = [heading.conditions, heading.note, heading.legend]
         return " ".join(sentence for sentence in sentences if sentence)
 
     @property
@@ -197,6 +197,7 @@ def assemble(
         store.trial_states(sorted({trial for trial, _ in keys})),
         store.evaluations(sorted({evaluation for _, evaluation in keys})),
         {attempt.id: attempt for attempt in store.attempts(sorted({trial for trial, _ in keys}))},
+        store.root,
     )
     return [_fill(study, plan, table, reader) for table in tables]
 
@@ -208,6 +209,7 @@ class _Reader:
     trials: Mapping[str, TrialRow]
     evaluations: Mapping[str, EvaluationRow]
     attempts: Mapping[int, AttemptRow]
+    root: Path
 
     def source(self, seed: int, trial_key: str, evaluation_key: str, metric: str) -> Source:
         """What these two keys give to a cell of that metric."""
@@ -225,16 +227,25 @@ class _Reader:
         # pycocotools answers -1 where no ground truth has the size asked for.
         if not math.isfinite(value) or value < 0:
             return replace(source, state="undefined", fraction=1.0)
-        attempt = self.attempts.get(evaluation.attempt_id) if evaluation.attempt_id is not None else None
-        commit = str(attempt.provenance.get("commit", "")) if attempt is not None else ""
+        attempt = self.attempts.get(evaluation.attempt_id)
+        bootstrap = evaluation.artifacts.get("bootstrap")
         return replace(
             source,
             value=value,
             state="complete",
             fraction=1.0,
-            commit=commit,
-            bootstrap=evaluation.artifacts.get("bootstrap"),
+            commit="" if attempt is None else _commit(attempt.provenance),
+            bootstrap=None if bootstrap is None else self.root / bootstrap,
         )
+
+
+def _commit(provenance: Mapping[str, Any]) -> str:
+    return f"{provenance.get('commit') or ''}{'+changes' if provenance.get('dirty') else ''}"
+
+
+def _short(commit: str) -> str:
+    name, plus, changes = commit.partition("+")
+    return f"{name[:10]}{plus}{changes}"
 
 
 def _cells(table: Table) -> Iterable[Cell]:
@@ -243,9 +254,7 @@ def _cells(table: Table) -> Iterable[Cell]:
 
 def _fill(study: Study, plan: Plan, table: Table, reader: _Reader) -> FilledTable:
     def filled(row: Row, cell: Cell, column: str) -> FilledCell:
-        sources = tuple(
-            reader.source(seed, *plan.lookup(cell, seed), cell.metric) for seed in plan.seeds
-        )
+        sources = tuple(reader.source(seed, *plan.lookup(cell, seed), cell.metric) for seed in plan.seeds)
         return FilledCell(cell, row.label, column, sources)
 
     rows = [
@@ -256,7 +265,7 @@ def _fill(study: Study, plan: Plan, table: Table, reader: _Reader) -> FilledTabl
 
 
 def mark_best(rows: Sequence[Sequence[FilledCell]]) -> tuple[tuple[FilledCell, ...], ...]:
-    """Mark the highest of each column's complete cells, all that show the same number; needs two to compare."""
+    """Mark the highest of a column's complete cells, and its equals as shown; one alone is not marked."""
     columns = [_mark_column(column) for column in zip(*rows, strict=True)]
     return tuple(zip(*columns, strict=True))
 

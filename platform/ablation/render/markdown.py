@@ -19,7 +19,7 @@ def table(filled: FilledTable) -> str:
     """One table: its heading, the pipe table, its caption."""
     head, *body = [[_item(item) for item in line] for line in grid(filled)]
     lines = pipe_table(head, body, num_left=num_heading_columns(filled))
-    return f"## {filled.name}\n\n{lines}\n\n{escape(filled.caption)}"
+    return f"## {filled.name}. {escape(filled.table.title)}\n\n{lines}\n\n{escape(filled.caption)}"
 
 
 def claims(title: str, judged: Sequence[Verdict]) -> str:

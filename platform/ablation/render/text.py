@@ -36,13 +36,13 @@ def spread(cell: FilledCell) -> str:
     return " ".join(part for part in (around, count) if part)
 
 
-def reference(cell: FilledCell) -> str:
+def reference(cell: FilledCell, separator: str = ", ") -> str:
     """The paper's number and ours minus it, as shown; "" where the paper has none."""
     if cell.paper is None:
         return ""
     if cell.mean is None:
         return number(cell.paper)
-    return f"{number(cell.paper)}, {signed(round(cell.mean, 1) - cell.paper)}"
+    return f"{number(cell.paper)}{separator}{signed(round(cell.mean, 1) - cell.paper)}"
 
 
 def provenance(cell: FilledCell) -> str:
@@ -59,15 +59,19 @@ def estimate(verdict: Verdict) -> str:
     """A verdict's estimate with its interval; "" where it has none."""
     if verdict.estimate is None:
         return ""
-    if verdict.interval is None:
-        return f"{verdict.estimate:+.2f}".replace("-", MINUS)
-    low, high = verdict.interval
-    return f"{verdict.estimate:+.2f} [{low:+.2f}, {high:+.2f}]".replace("-", MINUS)
+    bounds = verdict.interval or ()
+    interval = f" [{', '.join(_points(bound, verdict, 2) for bound in bounds)}]" if bounds else ""
+    return _points(verdict.estimate, verdict, 2) + interval
 
 
 def paper_estimate(verdict: Verdict) -> str:
     """The paper's own estimate; "" where it has none."""
-    return "" if verdict.paper is None else f"{verdict.paper:+.1f}".replace("-", MINUS)
+    return "" if verdict.paper is None else _points(verdict.paper, verdict, 1)
+
+
+def _points(value: float, verdict: Verdict, decimals: int) -> str:
+    sign = "+" if verdict.signed else ""
+    return f"{value:{sign}.{decimals}f}".replace("-", MINUS)
 
 
 def direction(verdict: Verdict) -> str:

@@ -1,0 +1,152 @@
+"""One static web page of a whole study: how far it is, its tables and claims, and every trial.
+
+Read-only: built from the store and the study's declarations, needs no server and no other file. Claims
+that are computed rather than measured are left to the results folder, since computing them may need the
+detector.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from html import escape
+from pathlib import Path
+
+from ablation.claims import verdicts
+from ablation.plan import Plan, PlannedTrial
+from ablation.render import html
+from ablation.schema import TrialState
+from ablation.store import AttemptRow, Store
+from ablation.study import Statistic, Study
+from ablation.table import assemble
+
+CURVE = "loss"
+"""The metric whose curve a trial shows."""
+STATES: tuple[TrialState, ...] = ("COMPLETE", "RUNNING", "WAITING", "FAILED")
+
+_STYLE = """
+.bar { display: flex; height: .7rem; border-radius: .35rem; overflow: hidden; background: var(--raised);
+  margin: 1rem 0 .5rem; max-width: 60rem; }
+.bar .COMPLETE { background: var(--good); } .bar .RUNNING { background: var(--busy); }
+.bar .FAILED { background: var(--bad); } .bar .WAITING { background: var(--line); }
+details { border-top: 1px solid var(--line); padding: .3rem 0; max-width: 60rem; }
+summary { cursor: pointer; } details[open] > summary { font-weight: 600; }
+summary span { float: right; font-size: .85rem; } .COMPLETE { color: var(--good); }
+.RUNNING { color: var(--busy); } .FAILED { color: var(--bad); } .WAITING { color: var(--soft); }
+pre { background: var(--raised); padding: .75rem; overflow-x: auto; font-size: .8rem; }
+svg { width: 100%; max-width: 34rem; height: auto; display: block; }
+svg path { fill: none; stroke: var(--busy); stroke-width: 1.5; }
+svg text { fill: var(--soft); font-size: 11px; }
+svg line { stroke: var(--line); }
+details table { font-size: .85rem; margin: .5rem 0; border-width: 1px; }
+"""
+
+
+def write_dashboard(study: Study, plan: Plan, store: Store, path: Path) -> Path:
+    """Write the page to `path`, whole or not at all; returns the path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(path.name + ".tmp")
+    beside.write_text(page(study, plan, store), encoding="utf-8")
+    return beside.replace(path)
+
+
+def page(study: Study, plan: Plan, store: Store) -> str:
+    """The page's text."""
+    tables = assemble(study, plan, store)
+    measured = replace(study, claims=tuple(c for c in study.claims if not isinstance(c, Statistic)))
+    body = [
+        f"<h1>{escape(study.title)}</h1>",
+        f'<p class="note">{escape(tables[0].heading.conditions)} {escape(plan.setting.caption)}</p>',
+        _progress(plan),
+        '<nav><a href="#claims">Claims</a><a href="#trials">Trials</a></nav>',
+        *map(html.table, tables),
+        html.claims(verdicts(measured, tables, plan.setting)),
+        '<section id="trials">\n<h2>Trials</h2>',
+        *(_trial(trial, store) for trial in plan.trials),
+        "</section>",
+    ]
+    return html.page(study.title, "\n".join(body), _STYLE)
+
+
+def _progress(plan: Plan) -> str:
+    counts = Counter(trial.state for trial in plan.trials)
+    parts = "".join(f'<div class="{state}" style="flex:{counts[state]}"></div>' for state in STATES)
+    words = ", ".join(f"{counts[state]} {state.lower()}" for state in STATES if counts[state])
+    return f'<div class="bar">{parts}</div>\n<p>{len(plan.trials)} trials: {words}.</p>'
+
+
+def _trial(trial: PlannedTrial, store: Store) -> str:
+    share = (
+        f" {math.floor(100 * trial.step / trial.total)} %" if trial.state == "RUNNING" and trial.total else ""
+    )
+    notices = "".join(f'<p class="note">{escape(notice)}</p>' for notice in store.notices(trial.key))
+    error = f"<pre>{escape(trial.error)}</pre>" if trial.error else ""
+    return (
+        f'<details id="{trial.key}"><summary>{escape(trial.name)}'
+        f'<span class="{trial.state}">{trial.state.lower()}{share}</span></summary>\n'
+        f'<p class="note">Trial {trial.key}, cited by {escape(", ".join(trial.tables))}.</p>{notices}{error}'
+        f"{curve(store.curve(trial.key, CURVE))}{_results(trial, store)}"
+        f"{_attempts(store.attempts([trial.key]))}"
+        f"<details><summary>Config</summary><pre>{escape(trial.config_json)}</pre></details></details>"
+    )
+
+
+def _results(trial: PlannedTrial, store: Store) -> str:
+    rows = [
+        [key, *(f"{name} {value:.2f}" for name, value in row.metrics.items())]
+        for key, row in store.evaluations([evaluation.key for evaluation in trial.evaluations]).items()
+    ]
+    return _plain_table("Evaluation", rows)
+
+
+def _attempts(attempts: Sequence[AttemptRow]) -> str:
+    rows = [
+        [
+            str(attempt.number),
+            attempt.state.lower(),
+            f"{attempt.started:%Y-%m-%d %H:%M} UTC",
+            f"{attempt.seconds:.0f} s",
+            attempt.host,
+            str(attempt.provenance.get("commit", ""))[:10],
+        ]
+        for attempt in attempts
+    ]
+    return _plain_table("Attempt", rows)
+
+
+def _plain_table(name: str, rows: Sequence[Sequence[str]]) -> str:
+    """Rows that start with their name; nothing when there are none."""
+    lines = [
+        f'<tr><th class="left">{name} {escape(row[0])}</th>'
+        + "".join(f"<td>{escape(entry)}</td>" for entry in row[1:])
+        + "</tr>"
+        for row in rows
+    ]
+    return f'<div class="scroll"><table>{"".join(lines)}</table></div>' if lines else ""
+
+
+def curve(points: Sequence[tuple[int, float]], width: int = 540, height: int = 130) -> str:
+    """An inline SVG of (step, value) points; nothing below two finite ones."""
+    finite = [(step, value) for step, value in points if math.isfinite(value)]
+    if len(finite) < 2 or finite[-1][0] == finite[0][0]:
+        return ""
+    left, bottom = 44, height - 20
+    first, last = finite[0][0], finite[-1][0]
+    low, high = min(value for _, value in finite), max(value for _, value in finite)
+
+    def place(step: int, value: float) -> str:
+        x = left + (width - left - 6) * (step - first) / (last - first)
+        y = bottom - (bottom - 12) * (value - low) / ((high - low) or 1.0)
+        return f"{x:.1f},{y:.1f}"
+
+    line = " L".join(place(step, value) for step, value in finite)
+    return (
+        f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{CURVE} from {finite[0][1]:.3g} to '
+        f'{finite[-1][1]:.3g} over {last} steps">'
+        f'<line x1="{left}" y1="{bottom}" x2="{width}" y2="{bottom}"/><path d="M{line}"/>'
+        f'<text x="0" y="16">{high:.3g}</text><text x="0" y="{bottom}">{low:.3g}</text>'
+        f'<text x="{left}" y="{height - 5}">step {first}</text>'
+        f'<text x="{width}" y="{height - 5}" text-anchor="end">{last}</text></svg>'
+    )

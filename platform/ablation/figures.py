@@ -1,0 +1,200 @@
+"""One figure per table: ours beside the paper's, each on its own scale.
+
+Drawn from any filled table: a curve where the rows are numbers (k, scale), else a dot per row. The two
+panels never share an axis, because only orders and shapes compare between scales. Columns drawn are
+those of the first column's metric (AP; the two columns of a 2x2 table). No pyplot, so no global state.
+
+A bar is the 95 % interval of a cell's distance from the mean of all cells drawn. The noise that all of
+them share (which images were tested) is so taken out: it says nothing about their order.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import cycle
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from ablation.claims import sample
+from ablation.statistics import average, difference
+from ablation.table import FilledCell, FilledTable
+
+COLOURS = ("#0b68cb", "#c2571a", "#18794e", "#7d4fc3")
+GREY = "#5f6873"
+_METADATA = {"png": {"Software": None}, "pdf": {"CreationDate": None}}
+"""Nothing that changes from run to run, so that equal results are equal files."""
+
+
+def write_figures(directory: Path, tables: Sequence[FilledTable]) -> list[Path]:
+    """Write `<table>.png` and `.pdf` of every table with a number in it; returns the paths."""
+    directory.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for filled in tables:
+        if any(cell.values for cell in filled.cells):
+            figure = draw(filled)
+            for kind, metadata in _METADATA.items():
+                path = directory / f"{filled.table.id}.{kind}"
+                beside = path.with_name(path.name + ".tmp")
+                figure.savefig(beside, format=kind, dpi=160, metadata=metadata)
+                paths.append(beside.replace(path))
+    return paths
+
+
+def draw(filled: FilledTable) -> Figure:
+    """The figure of one table."""
+    columns, numbers = _columns(filled), _numbers(filled)
+    if numbers is None:
+        figure = _canvas(7.6, 1.4 + 0.34 * len(filled.rows))
+        panels = figure.subplots(1, 2, sharey=True)
+        for axes, series in zip(panels, (_ours(columns), _papers(columns)), strict=True):
+            _dots(axes, series, [_name(row.label) for row in filled.table.rows])
+        _say_states(panels[0], columns)
+    else:
+        figure = _canvas(7.2, 2.9)
+        panels = figure.subplots(1, 2)
+        for axes, series in zip(panels, (_ours(columns), _papers(columns)), strict=True):
+            _curves(axes, series, numbers)
+            axes.set_xlabel(filled.table.headers[0], fontsize=8)
+    metric = columns[0][0].cell.metric
+    _finish(panels[0], f"ours, {metric} ({filled.heading.profile}, {filled.heading.data_name})")
+    _finish(panels[1], f"the paper's, {metric}")
+    if len(columns) > 1:
+        panels[1].legend(frameon=False, fontsize=8)
+    figure.suptitle(f"{filled.name}. {filled.table.title}", fontsize=10, x=0.01, ha="left")
+    return figure
+
+
+@dataclass(frozen=True, slots=True)
+class _Series:
+    """One column: a value per row, NaN where there is none, and half the length of its bar."""
+
+    name: str
+    colour: str
+    values: list[float]
+    halves: list[float]
+
+
+def _ours(columns: Sequence[Sequence[FilledCell]]) -> list[_Series]:
+    halves = _halves(columns)
+    return [
+        _Series(
+            column[0].column,
+            colour,
+            [math.nan if cell.mean is None else cell.mean for cell in column],
+            [halves.get(cell, 0.0) for cell in column],
+        )
+        for column, colour in zip(columns, cycle(COLOURS), strict=False)
+    ]
+
+
+def _papers(columns: Sequence[Sequence[FilledCell]]) -> list[_Series]:
+    colours = [GREY] if len(columns) == 1 else COLOURS
+    return [
+        _Series(
+            column[0].column,
+            colour,
+            [math.nan if cell.paper is None else cell.paper for cell in column],
+            [0.0] * len(column),
+        )
+        for column, colour in zip(columns, cycle(colours), strict=False)
+    ]
+
+
+def _dots(axes: Axes, drawn: Sequence[_Series], names: Sequence[str]) -> None:
+    for index, series in enumerate(drawn):
+        places = [place + (index - (len(drawn) - 1) / 2) * 0.22 for place in range(len(names))]
+        axes.errorbar(
+            series.values,
+            places,
+            xerr=series.halves,
+            fmt="o",
+            ms=5,
+            lw=1.2,
+            capsize=2.5,
+            color=series.colour,
+            label=series.name,
+        )
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.grid(axis="x", color="#e3e6ea", lw=0.8)
+
+
+def _curves(axes: Axes, drawn: Sequence[_Series], numbers: Sequence[float]) -> None:
+    for series in drawn:
+        axes.errorbar(
+            numbers,
+            series.values,
+            yerr=series.halves,
+            fmt="o-",
+            ms=4.5,
+            lw=1.4,
+            elinewidth=1,
+            capsize=2.5,
+            color=series.colour,
+            label=series.name,
+        )
+    axes.set_xticks(list(numbers))
+    axes.yaxis.set_major_locator(MaxNLocator(5))
+    axes.grid(axis="y", color="#e3e6ea", lw=0.8)
+
+
+def _say_states(axes: Axes, columns: Sequence[Sequence[FilledCell]]) -> None:
+    """In the place of each row that has no number, why."""
+    across = axes.get_yaxis_transform()
+    for place, cell in enumerate(columns[0]):
+        if not cell.values:
+            axes.text(
+                0.5, place, cell.state, transform=across, fontsize=7, color=GREY, ha="center", va="center"
+            )
+
+
+def _canvas(width: float, height: float) -> Figure:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _columns(filled: FilledTable) -> list[list[FilledCell]]:
+    metric = filled.rows[0][0].cell.metric
+    columns = [list(column) for column in zip(*filled.rows, strict=True)]
+    return [column for column in columns if column[0].cell.metric == metric]
+
+
+def _numbers(filled: FilledTable) -> list[float] | None:
+    """The rows' only heading as numbers; None where it is not one."""
+    if len(filled.table.headers) != 1:
+        return None
+    try:
+        return [float(row.headers[0]) for row in filled.table.rows]
+    except ValueError:
+        return None
+
+
+def _halves(columns: Sequence[Sequence[FilledCell]]) -> dict[FilledCell, float]:
+    """Half the length of each cell's bar; nothing for cells that share no seed or have no interval."""
+    cells = [cell for column in columns for cell in column if cell.values]
+    seeds = sorted(set.intersection(*(set(cell.values) for cell in cells))) if cells else []
+    if not seeds:
+        return {}
+    samples = {cell: sample(cell, seeds) for cell in cells}
+    middle = average(list(samples.values()))
+    intervals = {cell: difference(one, middle).interval() for cell, one in samples.items()}
+    return {cell: (found[1] - found[0]) / 2 for cell, found in intervals.items() if found is not None}
+
+
+def _name(label: str) -> str:
+    """A row label short enough for an axis: its two ends."""
+    return label if len(label) <= 44 else f"{label[:16].rstrip()} … {label[-22:].partition(' ')[2]}"
+
+
+def _finish(axes: Axes, title: str) -> None:
+    axes.set_title(title, fontsize=9, loc="left", color="#1c2024")
+    axes.tick_params(labelsize=8)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)

@@ -1,0 +1,131 @@
+"""HTML: one file that needs no other, light or dark as the reader's system is, narrow or wide."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+
+from ablation.claims import Verdict, summary
+from ablation.render import text
+from ablation.render.markdown import CLAIMS_NOTE
+from ablation.table import FilledCell, FilledTable, Item, grid, num_heading_columns, spans
+
+STYLE = """
+:root { color-scheme: light dark; --ink: #1c2024; --soft: #5f6873; --line: #d9dde2; --page: #fff;
+  --raised: #f5f6f8; --best: #e6f2ea; --good: #18794e; --bad: #c62a2f; --open: #946800; --busy: #0b68cb; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e6e8eb; --soft: #9ba4ae; --line: #363b42;
+  --page: #15181c; --raised: #1e2227; --best: #1b3527; --good: #4cc38a; --bad: #ff6369;
+  --open: #f0c000; --busy: #52a9ff; } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; padding: 2rem clamp(1rem, 4vw, 3rem) 4rem; max-width: 76rem; background: var(--page);
+  color: var(--ink); font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
+h1 { font-size: 1.5rem; line-height: 1.25; margin: 0 0 .5rem; }
+h2 { font-size: 1.1rem; margin: 2.5rem 0 .5rem; }
+p { max-width: 60rem; } p.note { color: var(--soft); font-size: .875rem; margin: .5rem 0; }
+nav { display: flex; flex-wrap: wrap; gap: .25rem .9rem; font-size: .9rem; } a { color: var(--busy); }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums;
+  border-top: 2px solid var(--ink); border-bottom: 2px solid var(--ink); }
+th, td { padding: .35rem .7rem; text-align: center; white-space: nowrap; }
+thead th { border-bottom: 1px solid var(--ink); font-weight: 600; }
+tbody tr + tr > * { border-top: 1px solid var(--line); }
+th.left, td.left { text-align: left; } tbody th { font-weight: 400; }
+tbody th:first-child { position: sticky; left: 0; background: var(--page); }
+td.wrap { white-space: normal; min-width: 16rem; }
+td.best { background: var(--best); } td small { display: block; color: var(--soft); font-size: .78rem; }
+td i { font-size: .75rem; font-style: normal; color: var(--soft); }
+.complete { color: inherit; } .waiting, .undefined, .pending { color: var(--soft); font-style: italic; }
+.running { color: var(--busy); font-style: italic; } .failed, .refuted { color: var(--bad); }
+.supported { color: var(--good); } .undecided { color: var(--open); }
+"""
+
+
+def page(title: str, body: str, style: str = "") -> str:
+    """A complete document around a finished body."""
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(title)}</title>\n<style>{STYLE}{style}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
+    )
+
+
+def document(title: str, tables: Sequence[FilledTable], judged: Sequence[Verdict]) -> str:
+    """Every table, then the claims."""
+    links = [f'<a href="#{escape(one.table.id)}">{escape(one.name)}</a>' for one in tables]
+    links.append('<a href="#claims">Claims</a>')
+    parts = [f"<h1>{escape(title)}</h1>", f"<nav>{''.join(links)}</nav>", *map(table, tables), claims(judged)]
+    return page(title, "\n".join(parts))
+
+
+def table(filled: FilledTable) -> str:
+    """One table as a section, its caption below it."""
+    head, *body = grid(filled)
+    num_left = num_heading_columns(filled)
+    lines = [_line(line, num_left) for line in body]
+    return (
+        f'<section id="{escape(filled.table.id)}">\n<h2>{escape(filled.name)}. '
+        f"{escape(filled.table.title)}</h2>\n"
+        f'<div class="scroll"><table>\n<thead>{_head(head, num_left)}</thead>\n<tbody>\n'
+        + "\n".join(lines)
+        + f'\n</tbody></table></div>\n<p class="note">{escape(filled.caption)}</p>\n</section>'
+    )
+
+
+def claims(judged: Sequence[Verdict]) -> str:
+    """The claims with their verdicts as a section."""
+    names = ("Claim", "Verdict", "Paper's way", "Paper", "Ours [interval]", "Detail")
+    head = "".join(f'<th class="left">{escape(name)}</th>' for name in names)
+    return (
+        f'<section id="claims">\n<h2>Claims</h2>\n<p>{escape(summary(judged))}</p>\n'
+        f'<div class="scroll"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n'
+        + "\n".join(map(_claim, judged))
+        + f'\n</tbody></table></div>\n<p class="note">{escape(CLAIMS_NOTE)}</p>\n</section>'
+    )
+
+
+def _claim(verdict: Verdict) -> str:
+    entries = (
+        ("wrap", verdict.text),
+        (verdict.verdict, verdict.verdict),
+        ("", text.direction(verdict)),
+        ("", text.paper_estimate(verdict)),
+        ("", text.estimate(verdict)),
+        ("wrap", verdict.detail),
+    )
+    cells = "".join(f'<td class="left {kind}">{escape(shown)}</td>' for kind, shown in entries)
+    return f'<tr title="{escape(verdict.id)}">{cells}</tr>'
+
+
+def _head(head: Sequence[Item], num_left: int) -> str:
+    entries = []
+    for index, (item, width) in enumerate(spans(head)):
+        span = f' colspan="{width}" scope="colgroup"' if width > 1 else ' scope="col"'
+        side = ' class="left"' if index < num_left else ""
+        entries.append(f"<th{side}{span}>{escape(str(item))}</th>")
+    return f"<tr>{''.join(entries)}</tr>"
+
+
+def _line(line: Sequence[Item], num_left: int) -> str:
+    entries = [
+        f'<th scope="row" class="left">{escape(str(item))}</th>' if index < num_left else _item(item)
+        for index, item in enumerate(line)
+    ]
+    return f"<tr>{''.join(entries)}</tr>"
+
+
+def _item(item: Item) -> str:
+    if isinstance(item, bool):
+        return f"<td>{text.CHECK if item else ''}</td>"
+    return _cell(item) if isinstance(item, FilledCell) else f"<td>{escape(item)}</td>"
+
+
+def _cell(cell: FilledCell) -> str:
+    shown = escape(text.ours(cell))
+    number = f"<b>{shown}</b>" if cell.best else shown
+    if not cell.values:
+        number = f'<span class="{cell.state.split()[0]}">{shown}</span>'
+    spread, reference = text.spread(cell), text.reference(cell)
+    beside = f" <i>{escape(spread)}</i>" if spread else ""
+    below = f"<small>({escape(reference)})</small>" if reference else ""
+    kind = ' class="best"' if cell.best else ""
+    return f'<td{kind} title="{escape(text.provenance(cell))}">{number}{beside}{below}</td>'

@@ -1,0 +1,109 @@
+"""The results folder: everything a run leaves for people to read, each file whole or not there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ablation.claims import Verdict, summary
+from ablation.errors import UserError
+from ablation.figures import write_figures
+from ablation.render import csv, html, latex, markdown
+from ablation.study import Study
+from ablation.table import FilledCell, FilledTable
+
+FORMATS = ("md", "latex", "csv", "html")
+
+
+def write_results(
+    directory: Path,
+    study: Study,
+    tables: Sequence[FilledTable],
+    judged: Sequence[Verdict],
+    formats: Collection[str] = FORMATS,
+) -> list[Path]:
+    """Write the tables in each format, the claims, the figures and the manifest; returns the paths.
+
+    Raises:
+        UserError: an unknown format, or a directory that cannot be written.
+    """
+    unknown = sorted(set(formats) - set(FORMATS))
+    if unknown:
+        raise UserError(f"unknown format {', '.join(unknown)}; there are {', '.join(FORMATS)}")
+    texts = _texts(study, tables, judged, formats)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        figures = write_figures(directory / "figures", tables)
+        return [_write(directory / name, text) for name, text in texts.items()] + figures
+    except OSError as error:
+        raise UserError(
+            f"cannot write results to {directory}: {error.strerror or error}; free space there, or choose "
+            "another place with --workspace"
+        ) from error
+
+
+def _texts(
+    study: Study, tables: Sequence[FilledTable], judged: Sequence[Verdict], formats: Collection[str]
+) -> dict[str, str]:
+    texts: dict[str, str] = {}
+    if "md" in formats:
+        texts["tables.md"] = markdown.document(study.title, tables)
+    if "latex" in formats:
+        texts["tables.tex"] = latex.document(study.title, tables)
+    if "html" in formats:
+        texts["tables.html"] = html.document(study.title, tables, judged)
+    if "csv" in formats:
+        texts |= {f"{filled.table.id}.csv": csv.table(filled) for filled in tables}
+    texts["claims.md"] = markdown.claims(study.title, judged)
+    texts["manifest.json"] = json.dumps(manifest(study, tables, judged), indent=1, ensure_ascii=False) + "\n"
+    return texts
+
+
+def manifest(study: Study, tables: Sequence[FilledTable], judged: Sequence[Verdict]) -> dict[str, Any]:
+    """What every cell rests on, as plain data: trial and evaluation keys, values and commits by seed."""
+    return {
+        "study": study.name,
+        "title": study.title,
+        "tables": {filled.table.id: _table(filled) for filled in tables},
+        "claims": {verdict.id: asdict(verdict) for verdict in judged},
+        "summary": summary(judged),
+    }
+
+
+def _table(filled: FilledTable) -> dict[str, Any]:
+    rows = {row.label: list(cells) for row, cells in zip(filled.table.rows, filled.rows, strict=True)}
+    return {
+        "title": filled.table.title,
+        **asdict(filled.heading),
+        "rows": {label: {cell.column: _cell(cell) for cell in cells} for label, cells in rows.items()},
+    }
+
+
+def _cell(cell: FilledCell) -> dict[str, Any]:
+    return {
+        "metric": cell.cell.metric,
+        "ours": cell.mean,
+        "spread": cell.spread,
+        "paper": cell.paper,
+        "difference": cell.difference,
+        "state": cell.state,
+        "seeds": {
+            str(source.seed): {
+                "trial": source.trial_key,
+                "evaluation": source.evaluation_key,
+                "value": source.value,
+                "state": source.state,
+                "commit": source.commit,
+            }
+            for source in cell.sources
+        },
+    }
+
+
+def _write(path: Path, text: str) -> Path:
+    beside = path.with_name(path.name + ".tmp")
+    beside.write_text(text, encoding="utf-8")
+    return beside.replace(path)

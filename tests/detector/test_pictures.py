@@ -1,0 +1,73 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from detector.pictures import DETECTION_COLOUR, TRUTH_COLOUR, contact_sheet, draw_detections
+
+NOTHING = (np.zeros((0, 4)), np.zeros(0), np.zeros(0, dtype=int))
+GREY = np.full((60, 100, 3), 128, dtype=np.uint8)
+BOX = np.array([[20.0, 30.0, 70.0, 50.0]])
+LABEL = np.array([1])
+NAMES = ("square", "ring")
+
+
+def has(picture: Image.Image, colour: tuple[int, int, int]) -> bool:
+    return bool((np.asarray(picture) == colour).all(axis=-1).any())
+
+
+def test_a_picture_is_enlarged_and_the_image_itself_is_not_drawn_on() -> None:
+    picture = draw_detections(GREY, BOX, np.array([0.9]), LABEL, BOX, LABEL, NAMES, scale=3)
+    assert picture.size == (300, 180)
+    assert (GREY == 128).all()
+
+
+def test_a_detection_is_drawn_at_its_place_times_the_scale() -> None:
+    picture = draw_detections(GREY, BOX, np.array([0.9]), LABEL, *NOTHING[::2], NAMES, scale=3)
+    assert picture.getpixel((3 * 70, 120)) == DETECTION_COLOUR
+    assert not has(picture, TRUTH_COLOUR)
+
+
+def test_detections_below_the_limit_are_left_out() -> None:
+    picture = draw_detections(GREY, BOX, np.array([0.2]), LABEL, BOX, LABEL, NAMES)
+    assert has(picture, TRUTH_COLOUR)
+    assert not has(picture, DETECTION_COLOUR)
+
+
+def test_boxes_at_or_beyond_the_edge_and_without_area_are_drawn() -> None:
+    boxes = np.array([[-20.0, -5, 130, 80], [99, 59, 100, 60], [50, 20, 50, 20]])
+    scores = np.array([0.9, 0.8, 0.7])
+    picture = draw_detections(GREY, boxes, scores, np.zeros(3, int), boxes, np.zeros(3, int), NAMES)
+    assert has(picture, DETECTION_COLOUR)
+
+
+def test_an_image_with_nothing_on_it_stays_as_it_was() -> None:
+    picture = draw_detections(GREY, *NOTHING, *NOTHING[::2], NAMES)
+    np.testing.assert_array_equal(np.asarray(picture), GREY)
+
+
+def test_a_contact_sheet_holds_every_picture_of_any_size(tmp_path: Path) -> None:
+    colours = [(255, 0, 0), (0, 255, 0), (1, 2, 3)]
+    sizes = [(200, 100), (120, 180), (90, 90)]
+    images = [Image.new("RGB", size, colour) for size, colour in zip(sizes, colours, strict=True)]
+    path = tmp_path / "figures" / "sheet.png"
+    contact_sheet(images, 2, path, "three of them")
+    sheet = np.asarray(Image.open(path))
+    for (width, height), colour in zip(sizes, colours, strict=True):
+        assert (sheet == colour).all(axis=-1).sum() == width * height
+    assert [p.name for p in path.parent.iterdir()] == ["sheet.png"]
+
+
+def test_a_long_title_is_not_cut_off(tmp_path: Path) -> None:
+    for name, title in (
+        ("a", "short"),
+        ("b", "a title that is far longer than one small picture is wide " * 2),
+    ):
+        contact_sheet([Image.new("RGB", (50, 50))], 1, tmp_path / f"{name}.png", title)
+    assert Image.open(tmp_path / "b.png").width > Image.open(tmp_path / "a.png").width
+
+
+def test_a_contact_sheet_of_nothing_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="at least one picture"):
+        contact_sheet([], 3, tmp_path / "sheet.png", "empty")
