@@ -65,8 +65,8 @@ def _multi_scale(
     device: torch.device,
 ) -> Iterator[Detections]:
     for index, size in enumerate(images.sizes):
-        image_3HW = torch.from_numpy(images[index].copy()).permute(2, 0, 1).to(device)
-        yield multi_scale_detect(model, image_3HW, evaluation, scales, min(size))
+        image_CHW = torch.from_numpy(images[index].copy()).permute(2, 0, 1).to(device)
+        yield multi_scale_detect(model, image_CHW, evaluation, scales, min(size))
 
 
 def _results(found: list[Detections], images: PackedImages, split: CheckedSplit) -> Results:

@@ -33,6 +33,9 @@ IGNORED = -2
 _GIOU_EPS = 1e-7
 """Square pixels added to union and enclosure, as in the authors' code, so that 0 / 0 is no NaN."""
 
+_MIN_CENTERNESS_SUM = 1e-6
+"""Divisor of a batch without positives; below any sum with one (a centre lies 0.01 px inside or more)."""
+
 Reduce = Callable[[Tensor], Tensor]
 
 
@@ -50,7 +53,7 @@ def focal_loss_sum(logits_MK: Tensor, classes_M: Tensor, alpha: float, gamma: fl
         logits_MK: (M, K) float; bfloat16 and float16 are computed in float32.
         classes_M: (M,) int64, 0..K-1 the class of a positive, -1 background, -2 ignored.
         alpha: weight of positives; negatives weigh 1 - alpha.
-        gamma: focusing power, 0 or >= 1.
+        gamma: focusing power, >= 0.
 
     Returns:
         () float32 (float64 for float64 logits), differentiable once.
@@ -230,7 +233,6 @@ class DetectionLoss:
             () float32 each: "cls", "box" and, of a head with the branch, "centerness".
         """
         targets = targets_of(match_NA, boxes_NG4, labels_NG, outputs.grid)
-        # float64 would count beyond 2^24 positives; no batch comes near.
         local = torch.stack((targets.positive_NA.sum().float(), targets.centerness_NA.sum()))
         num_positives, centerness_sum = reduce(local.detach()).unbind()
         num_positives = num_positives.clamp(min=1)
@@ -259,8 +261,7 @@ class DetectionLoss:
                 boxes_NA4 = self._coder.decode(deltas_NA4, grid.boxes_A4, grid.strides_A)
                 loss_NA = weight * giou_loss(boxes_NA4, targets.boxes_NA4)
                 if self._weight_by_centerness:
-                    # No lower bound but against 0 / 0, as in the authors' code: the mean must be a mean.
-                    total = centerness_sum.clamp(min=torch.finfo(torch.float32).tiny)
+                    total = centerness_sum.clamp(min=_MIN_CENTERNESS_SUM)
                     return (loss_NA * targets.centerness_NA).sum() / total
                 return (loss_NA * targets.positive_NA).sum() / num_positives
             case other:

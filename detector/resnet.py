@@ -7,8 +7,6 @@ norm whatever its kind.
 
 from __future__ import annotations
 
-from functools import partial
-
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -76,10 +74,11 @@ class BasicBlock(nn.Module):
     def __init__(self, config: cfg.ResNet, index: int, in_channels: int, stride: int) -> None:
         super().__init__()
         width = config.widths[index]
-        conv = partial(_deformable_3x3 if config.deformable[index] else _conv3x3, groups=config.groups)
-        self.conv1 = conv(in_channels, width, stride=stride)
+        # One deformable convolution a block, as a bottleneck has.
+        second = _deformable_3x3 if config.deformable[index] else _conv3x3
+        self.conv1 = _conv3x3(in_channels, width, stride=stride, groups=config.groups)
         self.bn1 = _norm(config, width)
-        self.conv2 = conv(width, width)
+        self.conv2 = second(width, width, groups=config.groups)
         self.bn2 = _norm(config, width)
         self.downsample = _shortcut(config, in_channels, width, stride)
 

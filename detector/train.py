@@ -211,7 +211,10 @@ class Training:
         step = self.step - len(losses) + int(bad[0]) + 1
         good = checkpoints.found(self.options.directory)
         last = f"the last good checkpoint is of step {good[0].step}" if good else "there is no checkpoint yet"
-        raise DivergedError(f"the loss is not finite at step {step} of {self.trial.schedule.iterations}; {last}")
+        total = self.trial.schedule.iterations
+        raise DivergedError(
+            f"the loss is not finite at step {step} of {total}; {last}"
+        )
 
 
 def train(
@@ -250,4 +253,3 @@ def train(
         if last or training.step % options.checkpoint_interval == 0:
             yield training.save()
     return training.model.eval()
-

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-
 from ablation.protocol import Checkpointed, Evaluated, EvaluationRequest, Noticed, Progress, Report, Request
+
 from detector.bootstrap import bootstrap, match_data
-from detector.coco import CheckedSplit, DataPaths, read_split, to_coco_dict
+from detector.coco import CheckedSplit, DataPaths, read_data, to_coco_dict
 from detector.coco_eval import Results, judge, save_arrays, scores
 from detector.config import Evaluation, Trial
 from detector.dataset import PackedImages, open_packed
@@ -58,7 +58,7 @@ def train_trial(request: Request) -> Iterator[Report]:
 @lru_cache(maxsize=2)
 def _read(paths: DataPaths) -> tuple[CheckedSplit, CheckedSplit]:
     """Both splits; a process that trains several trials of one data set reads it once."""
-    return read_split(paths.train), read_split(paths.val)
+    return read_data(paths)
 
 
 def _report(report: TrainReport, trial: Trial) -> Report:

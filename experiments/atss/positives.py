@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from ablation.study import Setting, StatisticResult
 from numpy.typing import NDArray
 
-from ablation.study import Setting, StatisticResult
 from detector.anchors import anchor_grid, feature_sizes
 from detector.build import build_assigner
-from detector.config import ATSS, Anchors, Assigner, MaxIoU, SpatialScale
 from detector.coco import read_split
+from detector.config import ATSS, Anchors, Assigner, MaxIoU, SpatialScale
 from detector.dataset import load_batch, open_packed
 from experiments.atss.presets import Recipe, atss
 
@@ -45,10 +45,11 @@ def fair_positives(setting: Setting) -> StatisticResult:
     fair = means["ATSS"].max() / max(means["ATSS"].min(), 1e-9)
     growth = {name: means[name][3] / max(means[name][0], 1e-9) for name in ("IoU", "SSC")}
     holds = bool(fair < FAIR_RATIO and min(growth.values()) > fair)
+    expected = 0.2 * TOPK * LEVELS
     text = "; ".join(f"{name} {', '.join(f'{m:.1f}' for m in values)}" for name, values in means.items())
     return StatisticResult(
         holds,
-        f"mean positives per object, smallest to largest quarter: {text} (0.2 k L = {0.2 * TOPK * LEVELS:.0f})",
+        f"mean positives per object, smallest to largest quarter: {text} (0.2 k L = {expected:.0f})",
     )
 
 
@@ -77,4 +78,3 @@ def count_positives(
         one_hot.scatter_add_(1, match_NA.clamp(min=0), (match_NA >= 0).long())
         counts[name] = one_hot[valid].numpy()
     return areas.double().sqrt().numpy(), counts
-

@@ -61,6 +61,10 @@ ONE_ANCHOR = Anchors(scale=8.0)
 NINE_ANCHORS = Anchors(scale=4.0, scales_per_octave=3, ratios=(0.5, 1.0, 2.0))
 
 
+INSIDE_GT = MaxIoU(inside_gt=True)
+BOXES, POINTS = BoxRegression(), PointRegression()
+
+
 def retinanet(anchors: Anchors = ONE_ANCHOR) -> Detector:
     """RetinaNet without any improvement.
 
@@ -83,7 +87,7 @@ def with_giou(detector: Detector) -> Detector:
 
 def with_inside_gt(detector: Detector) -> Detector:
     """Positives must have their centre in the box ("In GT Box"); the others become ignored."""
-    return replace(detector, assigner=MaxIoU(inside_gt=True))
+    return replace(detector, assigner=INSIDE_GT)
 
 
 def with_centerness(detector: Detector) -> Detector:
@@ -107,8 +111,8 @@ IMPROVEMENTS = {
 
 
 def improved(
-    assigner: Assigner = MaxIoU(inside_gt=True),
-    regression: Regression = BoxRegression(),
+    assigner: Assigner = INSIDE_GT,
+    regression: Regression = BOXES,
     anchors: Anchors = ONE_ANCHOR,
 ) -> Detector:
     """The head that all five improvements give, with a choice of positives and of regression."""
@@ -130,7 +134,7 @@ def fcos(center_radius: float | None = None) -> Detector:
     smooths IoU by one pixel and weighs the box loss by 1; then Table 2 would change more than it says.
     Center sampling is FCOS's radius of 1.5 strides.
     """
-    return improved(SpatialScale(center_radius), PointRegression())
+    return improved(SpatialScale(center_radius), POINTS)
 
 
 def atss(topk: int = 9, anchors: Anchors = ONE_ANCHOR) -> Detector:
@@ -140,7 +144,7 @@ def atss(topk: int = 9, anchors: Anchors = ONE_ANCHOR) -> Detector:
 
 def fcos_atss() -> Detector:
     """FCOS with ATSS: points regressed from the centres of the anchors that ATSS picks."""
-    return improved(ATSS(), PointRegression())
+    return improved(ATSS(), POINTS)
 
 
 def large(backbone: ResNet) -> Recipe:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ablation.study import Cell, Row, Table, Variant
-from detector.config import ATSS, Anchors, BoxRegression, Detector, MaxIoU, PointRegression, SpatialScale
+
+from detector.config import Anchors, Detector, SpatialScale
 from experiments.atss import presets
 from experiments.atss.presets import MULTI_SCALE, SINGLE_SCALE, Recipe
 
@@ -16,9 +17,7 @@ SEED_NOISE = 0.3
 by a standard deviation of about 0.1; other sources of a difference (layout, versions) reach 0.3."""
 
 
-def _row(
-    label: str, headers: tuple[str | bool, ...], variant: Variant, paper: tuple[float, ...]
-) -> Row:
+def _row(label: str, headers: tuple[str | bool, ...], variant: Variant, paper: tuple[float, ...]) -> Row:
     """A row whose columns are the numbers of one evaluation: AP alone, or all six."""
     metrics = COCO_AP[: len(paper)]
     cells = (Cell(variant, m, p, SEED_NOISE) for m, p in zip(metrics, paper, strict=True))
@@ -29,7 +28,7 @@ def _one_x(detector: Detector) -> Variant:
     return Variant(Recipe(detector), SINGLE_SCALE)
 
 
-# --- Table 1: the implementation inconsistencies, removed one by one -------------------------------------
+# --- Table 1: the implementation inconsistencies, removed one by one ---------------------------------
 
 
 def _table1() -> Table:
@@ -45,15 +44,15 @@ def _table1() -> Table:
     return Table("table1", title, ("Inconsistency", *switches), ("AP",), tuple(rows), transposed=True)
 
 
-# --- Table 2: how positives are defined x where regression starts ----------------------------------------
+# --- Table 2: how positives are defined x where regression starts ------------------------------------
 
 
 def _table2() -> Table:
     papers = {"Intersection over Union": (37.0, 36.9), "Spatial and Scale Constraint": (37.8, 37.8)}
-    assigners = (MaxIoU(inside_gt=True), SpatialScale())
+    assigners = (presets.INSIDE_GT, SpatialScale())
     rows = []
     for (label, paper), assigner in zip(papers.items(), assigners, strict=True):
-        starts = (BoxRegression(), PointRegression())
+        starts = (presets.BOXES, presets.POINTS)
         cells = (
             Cell(_one_x(presets.improved(assigner, start)), "AP", ap, SEED_NOISE)
             for start, ap in zip(starts, paper, strict=True)
@@ -63,7 +62,7 @@ def _table2() -> Table:
     return Table("table2", title, ("Classification",), ("Box", "Point"), tuple(rows))
 
 
-# --- Table 3: ATSS on both detectors -----------------------------------------------------------------------
+# --- Table 3: ATSS on both detectors -----------------------------------------------------------------
 
 ATSS_ROW = (39.3, 57.5, 42.8, 24.3, 43.3, 51.3)
 """RetinaNet (#A=1) + ATSS with k = 9 and one square anchor of 8 strides; six tables cite it."""
@@ -81,7 +80,7 @@ def _table3() -> Table:
     return Table("table3", "Verification of ATSS", ("Method",), COCO_AP, made)
 
 
-# --- Tables 4 to 7: the hyperparameter k, and the anchors ----------------------------------------------------
+# --- Tables 4 to 7: the hyperparameter k, and the anchors --------------------------------------------
 
 
 def _table4() -> Table:
@@ -151,7 +150,7 @@ def _table7() -> Table:
     return Table("table7", title, ("Method", "#sc", "#ar"), COCO_AP, made)
 
 
-# --- Table 8: larger backbones, test-dev -----------------------------------------------------------------------
+# --- Table 8: larger backbones, test-dev -------------------------------------------------------------
 
 
 def _table8() -> Table:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal, assert_never
 
@@ -91,62 +91,88 @@ def references(claim: Claim) -> tuple[CellRef, ...]:
 def _verdict(study: Study, claim: Claim, cells: Mapping[CellRef, FilledCell], setting: Setting) -> Verdict:
     if isinstance(claim, Statistic):
         result = claim.compute(setting)
-        return Verdict(
-            claim.id,
-            claim.text,
-            "supported" if result.holds else "refuted",
-            result.holds,
-            detail=result.detail,
-        )
-    paper, signed = _papers_estimate(study, claim), not isinstance(claim, Range)
+        outcome: Outcome = "supported" if result.holds else "refuted"
+        return Verdict(claim.id, claim.text, outcome, result.holds, detail=result.detail)
     refs = references(claim)
     seeds = _common_seeds(refs, cells)
+    pending = Verdict(
+        claim.id,
+        claim.text,
+        "pending",
+        detail=_waits_for(refs, cells),
+        paper=_papers_estimate(study, claim),
+        signed=not isinstance(claim, Range),
+    )
     if not seeds:
-        return Verdict(
-            claim.id, claim.text, "pending", detail=_waits_for(refs, cells), paper=paper, signed=signed
-        )
-    samples = {ref: sample(cells[ref], seeds) for ref in refs}
-    return _judge(claim, samples, paper, _partial(refs, cells, seeds))
+        return pending
+    found = _find(claim, {ref: sample(cells[ref], seeds) for ref in refs})
+    notes = (found.detail, _partial(refs, cells, seeds), found.caveat)
+    return replace(
+        pending,
+        verdict=found.outcome,
+        points_the_papers_way=found.points_the_papers_way,
+        estimate=found.estimate,
+        interval=found.interval,
+        detail="; ".join(note for note in notes if note),
+    )
 
 
-def _judge(
-    claim: Greater | Chain | Equivalent | Range,
-    samples: Mapping[CellRef, Sample],
-    paper: float | None,
-    partial: str,
-) -> Verdict:
+@dataclass(frozen=True, slots=True)
+class _Finding:
+    """What the samples say of a claim."""
+
+    outcome: Outcome
+    points_the_papers_way: bool
+    estimate: float
+    interval: tuple[float, float] | None
+    detail: str
+    caveat: str
+
+
+def _find(claim: Greater | Chain | Equivalent | Range, samples: Mapping[CellRef, Sample]) -> _Finding:
     match claim:
         case Greater():
             estimate = difference(samples[claim.left], samples[claim.right])
-            interval, points = estimate.interval(), estimate.value > 0
-            outcome = judge_greater(estimate)
-            value, detail, caveat = estimate.value, "", estimate.caveat
+            return _signed_finding(estimate, judge_greater(estimate), "")
         case Equivalent():
-            pair = [samples[claim.left], samples[claim.right]]
-            estimate = difference(*pair)
-            interval, points = estimate.interval(EQUIVALENCE_LEVEL), abs(estimate.value) < claim.margin
-            outcome = judge_within(apart(pair), claim.margin)
-            value, caveat = estimate.value, estimate.caveat
-            detail = f"margin ±{claim.margin:g}"
+            return _equivalent(samples[claim.left], samples[claim.right], claim.margin)
         case Range():
-            group = [samples[ref] for ref in claim.cells]
-            bounds = apart(group)
-            interval, points = bounds.interval, bounds.value < claim.margin
-            outcome = judge_within(bounds, claim.margin)
-            value, caveat = bounds.value, difference(group[0], group[1]).caveat
-            detail = f"highest minus lowest, margin {claim.margin:g}"
+            return _range([samples[ref] for ref in claim.cells], claim.margin)
         case Chain():
             steps = _steps(claim, samples)
-            least = min(steps, key=lambda step: step.value)
-            interval, points = least.interval(), least.value > 0
-            outcome = _judge_chain(steps)
-            value, caveat = least.value, least.caveat
             detail = "steps " + "; ".join(_signed(step.value, step.interval()) for step in steps)
+            return _signed_finding(min(steps, key=lambda step: step.value), _judge_chain(steps), detail)
         case _:
             assert_never(claim)
-    notes = "; ".join(note for note in (detail, partial, caveat) if note)
-    signed = not isinstance(claim, Range)
-    return Verdict(claim.id, claim.text, outcome, points, value, interval, notes, paper, signed)
+
+
+def _signed_finding(estimate: Estimate, outcome: Outcome, detail: str) -> _Finding:
+    value = estimate.value
+    return _Finding(outcome, value > 0, value, estimate.interval(), detail, estimate.caveat)
+
+
+def _equivalent(left: Sample, right: Sample, margin: float) -> _Finding:
+    estimate = difference(left, right)
+    return _Finding(
+        judge_within(apart([left, right]), margin),
+        abs(estimate.value) < margin,
+        estimate.value,
+        estimate.interval(EQUIVALENCE_LEVEL),
+        f"margin ±{margin:g}",
+        estimate.caveat,
+    )
+
+
+def _range(group: Sequence[Sample], margin: float) -> _Finding:
+    bounds = apart(group)
+    return _Finding(
+        judge_within(bounds, margin),
+        bounds.value < margin,
+        bounds.value,
+        bounds.interval,
+        f"highest minus lowest, margin {margin:g}",
+        difference(group[0], group[1]).caveat,
+    )
 
 
 def _steps(claim: Chain, samples: Mapping[CellRef, Sample]) -> list[Estimate]:

@@ -6,21 +6,18 @@ import argparse
 import os
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from importlib.metadata import entry_points
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ablation.errors import UserError
-from ablation.plan import Plan, make_plan
-from ablation.store import Store
-from ablation.study import Study
+from ablation.render.results import FORMATS
+from ablation.report import print_report
+from ablation.run import EXIT_INTERRUPTED, run_study
+from ablation.scheduler import Options
+from ablation.session import SPLIT_PATHS, Selection, Session
 from ablation.workspace import Workspace
 
-FORMATS = ("md", "latex", "csv", "html")
-SPLIT_PATHS = ("train_annotations", "train_images", "val_annotations", "val_images")
-
-EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+EXIT_USAGE = 2
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -38,70 +35,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-# --- what a command works on ---------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Session:
-    """A study at a profile in a workspace, its plan made from the store."""
-
-    study: Study
-    workspace: Workspace
-    store: Store
-    plan: Plan
-
-    @staticmethod
-    def open(arguments: argparse.Namespace) -> Session:
-        """From the options that every command shares.
-
-        Raises:
-            UserError: an unknown study, profile or table; a data set or a store that cannot be used.
-        """
-        study = load_study(arguments.study)
-        name = arguments.profile or study.default_profile
-        if name not in study.profiles:
-            raise UserError(f"--profile must be one of {', '.join(study.profiles)}; got {name!r}.")
-        profile = study.profiles[name]
-        workspace = Workspace.at(arguments.workspace)
-        workspace.create()
-        setting = profile.prepare(workspace.root, _data(arguments))
-        for notice in setting.notices:
-            print(f"note: {notice}", file=sys.stderr)
-        store = Store.open(workspace.store_path)
-        seeds = range(arguments.seeds or profile.seeds)
-        plan = make_plan(study, setting, seeds, _table_ids(arguments.tables), store)
-        return Session(study, workspace, store, plan)
-
-    def replanned(self) -> Session:
-        """The same, with the plan made anew from what the store holds now."""
-        plan = make_plan(self.study, self.plan.setting, self.plan.seeds, self.plan.table_ids, self.store)
-        return Session(self.study, self.workspace, self.store, plan)
-
-
-def load_study(name: str) -> Study:
-    """The installed study of that name (entry points of the group "ablation.studies")."""
-    studies = {point.name: point for point in entry_points(group="ablation.studies")}
-    if name not in studies:
-        raise UserError(f"--study must be one of {', '.join(sorted(studies)) or '(none installed)'}; got {name!r}.")
-    make: Callable[[], Study] = studies[name].load()
-    return make()
-
-
-def _data(arguments: argparse.Namespace) -> Mapping[str, Path] | None:
-    """What the user gave as data set: nothing, a directory, or all four paths."""
-    given = {name: getattr(arguments, name) for name in SPLIT_PATHS if getattr(arguments, name)}
-    flags = ", ".join("--" + name.replace("_", "-") for name in SPLIT_PATHS)
-    if arguments.data and given:
-        raise UserError(f"--data names a whole data set; give it or the four of {flags}, not both.")
-    if given and len(given) < len(SPLIT_PATHS):
-        missing = ", ".join("--" + n.replace("_", "-") for n in SPLIT_PATHS if n not in given)
-        raise UserError(f"Naming the files of a data set takes all four of {flags}; missing: {missing}.")
-    return {"directory": arguments.data} if arguments.data else given or None
-
-
-def _table_ids(tables: Sequence[str] | None) -> list[str] | None:
-    """Both "3" and "table3" name Table 3."""
-    return None if tables is None else [f"table{t}" if t.isdigit() else t for t in tables]
+def _selection_of(arguments: argparse.Namespace) -> Selection:
+    paths = {name: getattr(arguments, name) for name in SPLIT_PATHS}
+    return Selection(
+        study=arguments.study,
+        profile=arguments.profile,
+        tables=arguments.tables,
+        seeds=arguments.seeds,
+        data=arguments.data,
+        split_paths={name: path for name, path in paths.items() if path is not None},
+        workspace=arguments.workspace,
+    )
 
 
 # --- commands --------------------------------------------------------------------------------------------
@@ -109,7 +53,7 @@ def _table_ids(tables: Sequence[str] | None) -> list[str] | None:
 
 def plan_command(arguments: argparse.Namespace) -> int:
     """Print what a run would do."""
-    print(Session.open(arguments).plan.describe())
+    print(Session.open(_selection_of(arguments)).plan.describe())
     return 0
 
 
@@ -117,28 +61,23 @@ def run_command(arguments: argparse.Namespace) -> int:
     """Train what is missing, and make the tables."""
     if arguments.dry_run:
         return plan_command(arguments)
-    from ablation.run import run_study  # imports Ray, which the other commands do without
-
-    session_options = {
-        "concurrency": arguments.concurrency,
-        "workers_per_trial": arguments.workers_per_trial,
-        "cluster": arguments.cluster,
-    }
     workspace = Workspace.at(arguments.workspace)
     workspace.create()
-    command = shlex.join(["ablation", *sys.argv[1:]] if sys.argv else ["ablation"])
+    command = shlex.join(["ablation", *sys.argv[1:]])
     with workspace.driver_lock(command):
-        session = Session.open(arguments)
-        return run_study(session, command, arguments.format, arguments.retry_failed, **session_options)
+        session = Session.open(_selection_of(arguments))
+        options = Options(arguments.concurrency, arguments.workers_per_trial, arguments.cluster)
+        return run_study(session, options, command, arguments.format, retry_failed=arguments.retry_failed)
 
 
 def status_command(arguments: argparse.Namespace) -> int:
     """Print how far the study is, and why what failed failed."""
-    plan = Session.open(arguments).plan
+    plan = Session.open(_selection_of(arguments)).plan
     counts = plan.counts()
     print(
-        f"{plan.study.name} {plan.setting.profile} on {plan.setting.data_name}: {counts.trainings} trainings, "
-        f"{counts.complete} complete, {counts.running} running, {counts.waiting} waiting, {counts.failed} failed"
+        f"{plan.study.name} {plan.setting.profile} on {plan.setting.data_name}: "
+        f"{counts.trainings} trainings, {counts.complete} complete, {counts.running} running, "
+        f"{counts.waiting} waiting, {counts.failed} failed"
     )
     for trial in plan.trials:
         if trial.state != "WAITING" or trial.step:
@@ -151,19 +90,19 @@ def status_command(arguments: argparse.Namespace) -> int:
 
 def tables_command(arguments: argparse.Namespace) -> int:
     """Print the tables and write them in the formats asked for."""
-    from ablation.report import print_report
-
-    print_report(Session.open(arguments), arguments.format)
+    print_report(Session.open(_selection_of(arguments)), arguments.format)
     return 0
 
 
 def retry_command(arguments: argparse.Namespace) -> int:
     """Let failed trials run again."""
-    session = Session.open(arguments)
+    session = Session.open(_selection_of(arguments))
     failed = {t.key for t in session.plan.trials if t.state == "FAILED"}
     unknown = sorted(set(arguments.trials) - failed)
     if unknown:
-        raise UserError(f"Not among this study's failed trials: {', '.join(unknown)}. `ablation status` lists them.")
+        raise UserError(
+            f"Not among this study's failed trials: {', '.join(unknown)}. `ablation status` lists them."
+        )
     freed = session.store.retry(set(arguments.trials) or failed)
     print(f"{len(freed)} trials wait to be run again: `ablation run` with the same options starts them.")
     return 0
@@ -247,10 +186,16 @@ def _selection() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(add_help=False, parents=[_workspace()])
     what = parser.add_argument_group("what to work on")
     what.add_argument("--study", default="atss", metavar="NAME", help="(default: %(default)s)")
-    what.add_argument("--profile", metavar="NAME", help="scale to run at, as shapes or smoke (default: the study's)")
+    what.add_argument(
+        "--profile", metavar="NAME", help="scale to run at, as shapes or smoke (default: the study's)"
+    )
     what.add_argument("--tables", nargs="+", metavar="N", help="only these tables, as 3 4 (default: all)")
-    what.add_argument("--seeds", type=_positive, metavar="N", help="trainings of each row (default: the profile's)")
-    what.add_argument("--data", type=Path, metavar="DIR", help="COCO-format data set to use instead of the profile's")
+    what.add_argument(
+        "--seeds", type=_positive, metavar="N", help="trainings of each row (default: the profile's)"
+    )
+    what.add_argument(
+        "--data", type=Path, metavar="DIR", help="COCO-format data set to use instead of the profile's"
+    )
     for name in SPLIT_PATHS:
         flag = "--" + name.replace("_", "-")
         what.add_argument(flag, type=Path, metavar="PATH", help="instead of --data; all four together")

@@ -42,7 +42,7 @@ class Listener(Protocol):
         """It failed for good; `error` ends with the reason."""
 
     def lost(self, trial: PlannedTrial, reason: str) -> None:
-        """Its process died, and it starts again."""
+        """A process of it died, and it starts again; `reason` ends with a line for people."""
 
     def stopping(self) -> None:
         """A person stopped the run."""
@@ -215,10 +215,6 @@ def _last_line(text: str) -> str:
     return text.strip().rsplit("\n", 1)[-1].strip()
 
 
-def _first_line(text: str) -> str:
-    return text.strip().split("\n", 1)[0].strip()
-
-
 # --- showing ------------------------------------------------------------------------------------------
 
 
@@ -272,7 +268,7 @@ class PlainDisplay:
     def lost(self, trial: PlannedTrial, reason: str) -> None:
         """See `Listener`."""
         self._board.lose(trial)
-        self._say("again", trial, f"its process died ({_first_line(reason)})")
+        self._say("again", trial, _last_line(reason))
 
     def stopping(self) -> None:
         """See `Listener`."""

@@ -66,6 +66,8 @@ def draw(filled: FilledTable) -> Figure:
     _finish(panels[1], f"the paper's, {metric}")
     if len(columns) > 1:
         panels[1].legend(frameon=False, fontsize=8)
+    note = "Bars: 95 % interval of the distance from the mean of all cells drawn."
+    figure.supxlabel(note, fontsize=7, color=GREY, x=0.01, ha="left")
     figure.suptitle(f"{filled.name}. {filled.table.title}", fontsize=10, x=0.01, ha="left")
     return figure
 

@@ -33,12 +33,13 @@ from ablation.errors import UserError
 from ablation.plan import PlannedTrial
 from ablation.protocol import Evaluated, EvaluationRequest, Noticed, Request, TrainFunction, from_wire
 from ablation.store import Store
-from ablation.worker import FAILED, Job, WorkersLostError, trainable
+from ablation.worker import FAILED, Job, trainable
 from ablation.workspace import Workspace
 
 PULSE_S = 2.0
 RAY_LOST_AFTER = 2
 """Failed attempts in a row, one at each pulse, to reach Ray's processes before they count as dead."""
+PROCESS_DIED = "A process of the trial died (ended by hand or for lack of memory, or crashed)"
 OBJECT_STORE_BYTES = 128 << 20  # only reports and small configs pass through it
 
 _ENVIRONMENT = {
@@ -175,7 +176,7 @@ class Desk:
         """The trial's process died; another attempt follows."""
         if index in self.running:
             attempt = self.running.pop(index)
-            self.store.record(attempt, [Noticed(f"The trial's process died: {reason}")])
+            self.store.record(attempt, [Noticed(reason)])
             self.store.release(attempt)
             self.listener.lost(self.work[index], reason)
 
@@ -245,7 +246,8 @@ def _run_on_ray(
     desk: Desk, train: TrainFunction, context: Any, workspace: Workspace, options: Options, scratch: Path
 ) -> None:
     requests = [_request(trial, context, workspace, options) for trial in desk.work]
-    with _ray(options) as layout, _pulse(desk):
+    # The signals again: Ray sets a handler of its own for SIGTERM when it starts.
+    with _ray(options) as layout, _signals(desk), _pulse(desk):
         job = Job(train, requests, layout.gpus_per_worker, scratch)
         tuner = _tuner(desk, job, layout, options.max_retries, scratch)
         try:
@@ -400,7 +402,8 @@ def _tuner(desk: Desk, job: Job, layout: Layout, max_retries: int, scratch: Path
     from ray import tune
 
     single = layout.workers == 1
-    held = {"CPU": 1.0, "GPU": layout.gpus_per_worker} if single else {"CPU": 0.0}
+    # Tune wants every trial to hold something: a megabyte is nothing that a group's workers would miss.
+    held = {"CPU": 1.0, "GPU": layout.gpus_per_worker} if single else {"memory": 1 << 20}
     return tune.Tuner(
         tune.with_resources(trainable(job), tune.PlacementGroupFactory([held])),
         param_space={"index": tune.grid_search(list(range(len(job.requests)))), "done": []},
@@ -450,13 +453,13 @@ def _callback(desk: Desk) -> Any:
 
 
 def _reason(trial: Any) -> str:
-    """Why a trial's process is gone, in Ray's words; the last of the reasons that Tune has written down."""
+    """Why a trial's process is gone: the last of what Tune has written down, and a line for people."""
     try:
         text = Path(trial.error_file).read_text()
     except (OSError, TypeError):
-        return "no reason is known"
-    text = text.rpartition("\nFailure #")[2].partition("\n")[2].strip()
-    return text.rpartition(f"{WorkersLostError.__name__}: ")[2]
+        text = ""
+    last = text.rpartition("\nFailure #")[2].partition("\n")[2].strip()
+    return f"{last}\n{PROCESS_DIED}".lstrip()
 
 
 # --- what goes on beside ------------------------------------------------------------------------------

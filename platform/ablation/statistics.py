@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import Literal
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -106,7 +107,7 @@ def read_replicates(path: Path, metric: str) -> NDArray[np.float64]:
         with np.load(path) as archive:
             replicates = np.asarray(archive["replicates"], dtype=np.float64)
         return replicates[:, METRICS.index(metric)]
-    except (OSError, KeyError, ValueError, IndexError) as error:
+    except (OSError, EOFError, BadZipFile, KeyError, ValueError, IndexError) as error:
         raise UserError(
             f"{path}: not a bootstrap file (an .npz with `replicates` of {len(METRICS)} columns): {error}"
         ) from error

@@ -104,7 +104,9 @@ class Mirror:
     def _create_run(self, client: MlflowClient, attempt: AttemptRow, trial: TrialRow) -> str:
         experiment = self._experiment(client, trial)
         tags = {
-            "mlflow.runName": trial.name if attempt.number == 1 else f"{trial.name}, attempt {attempt.number}",
+            "mlflow.runName": trial.name
+            if attempt.number == 1
+            else f"{trial.name}, attempt {attempt.number}",
             "trial_key": trial.key,
             "tables": ", ".join(trial.tables),
             "seed": str(trial.seed),
@@ -136,15 +138,15 @@ class Mirror:
             )
         return rows[-1].id if rows else attempt.mirrored_upto
 
-    def _copy_results(
-        self, client: MlflowClient, run_id: str, attempt: AttemptRow, trial: TrialRow
-    ) -> None:
+    def _copy_results(self, client: MlflowClient, run_id: str, attempt: AttemptRow, trial: TrialRow) -> None:
         """The numbers and files of a finished attempt: evaluations, last checkpoint, error."""
         for index, evaluation in enumerate(self.store.evaluations_of(attempt.id).values()):
             prefix = "" if index == 0 else f"evaluation_{index + 1}/"
             self._copy_evaluation(client, run_id, evaluation, prefix)
         checkpoints = [
-            a for a in self.store.artifacts(trial.key) if a.attempt_id == attempt.id and a.kind == "checkpoint"
+            a
+            for a in self.store.artifacts(trial.key)
+            if a.attempt_id == attempt.id and a.kind == "checkpoint"
         ]
         if checkpoints and (path := self.store.resolve(checkpoints[-1].path)).is_file():
             client.log_artifact(run_id, str(path), "checkpoint")
@@ -194,7 +196,9 @@ class Mirror:
         if name not in self._experiments:
             found = client.get_experiment_by_name(name)
             if found is None:
-                location = f"{self.artifact_root}/{trial.study}-{trial.profile}" if self.artifact_root else None
+                location = (
+                    f"{self.artifact_root}/{trial.study}-{trial.profile}" if self.artifact_root else None
+                )
                 self._experiments[name] = client.create_experiment(name, artifact_location=location)
             else:
                 if found.lifecycle_stage == "deleted":

@@ -162,6 +162,6 @@ def _judged(failure: Exception, errors: Mapping[int, str]) -> str:
     silent = not failed or not failed <= set(errors)
     own = {rank: text for rank, text in errors.items() if not any(mark in text for mark in _PEER_LOST)}
     if silent or not own:
-        raise WorkersLostError(f"a process of the worker group died: {failure}") from failure
+        raise WorkersLostError(str(failure)) from None
     rank = min(own)
     return f"On rank {rank}:\n{own[rank]}"

@@ -201,7 +201,8 @@ def test_a_batch_without_positives_has_zero_box_loss_and_finite_gradients(
     assert set(losses) == ({"cls", "box", "centerness"} if centerness else {"cls", "box"})
     assert losses["box"].item() == 0
     assert losses["box"].requires_grad
-    for gradient in gradients(losses["box"] + losses.get("centerness", 0), outputs):
+    # Scaled, as by a number of ranks: a gradient of inf * 0 on the way would be NaN.
+    for gradient in gradients(1e6 * (losses["box"] + losses.get("centerness", 0)), outputs):
         torch.testing.assert_close(gradient, torch.zeros_like(gradient))
     # Nothing to divide by: the sum over negatives, not a NaN.
     assert losses["cls"].item() > 0
@@ -267,6 +268,20 @@ def test_bfloat16_outputs_are_decoded_in_float32() -> None:
     for box_loss in (GIoU(), SmoothL1()):
         loss = detection_loss(box_loss, True, BoxCoder())
         torch.testing.assert_close(loss(half, *scene), loss(full, *scene), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("box_loss", [GIoU(), SmoothL1()])
+def test_no_step_of_the_losses_needs_a_value_from_the_device(box_loss: GIoU | SmoothL1) -> None:
+    # Meta tensors have shapes only: anything that asked for a value would raise.
+    grid = anchor_grid(Anchors(), (8,), ((2, 2),), "meta")
+    cls, reg, ctr = (torch.zeros(2, 4, *tail, device="meta", requires_grad=True) for tail in ((3,), (4,), ()))
+    match, labels = torch.zeros(2, 4, device="meta").long(), torch.zeros(2, 5, device="meta").long()
+    loss = detection_loss(box_loss, True, BoxCoder())
+    losses = loss(
+        Outputs(cls, reg, ctr, grid), match, torch.zeros(2, 5, 4, device="meta"), labels, lambda x: x
+    )
+    torch.autograd.backward(torch.stack(list(losses.values())).sum())
+    assert all(x.grad is not None and x.grad.shape == x.shape for x in (cls, reg, ctr))
 
 
 # --- the authors' outputs --------------------------------------------------------------------------

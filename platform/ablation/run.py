@@ -1,0 +1,87 @@
+"""The `run` command: everything between a plan and its tables."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Collection
+
+from rich.console import Console
+
+from ablation import provenance, scheduler
+from ablation.display import display
+from ablation.plan import register
+from ablation.report import print_report
+from ablation.scheduler import Options, Summary
+from ablation.session import Session
+from ablation.tracking import Mirror
+
+EXIT_FAILED, EXIT_INTERRUPTED = 1, 130
+
+
+def run_study(
+    session: Session, options: Options, command: str, formats: Collection[str], *, retry_failed: bool
+) -> int:
+    """Train and evaluate what is missing, mirror it to MLflow, print and write the tables.
+
+    The caller holds the workspace's driver lock.
+
+    Returns:
+        Exit code: 0 when every cell is filled, 1 when a trial failed, 130 when a person stopped it.
+    """
+    console = Console()
+    store = session.store
+    store.reclaim_dead(0)
+    register(session.plan, store)
+    if retry_failed:
+        store.retry([trial.key for trial in session.plan.trials if trial.state == "FAILED"])
+    session = session.replanned()
+    console.print(session.plan.describe(), highlight=False, markup=False)
+    facts = provenance.collect(command)
+    invocation = store.start_invocation(command, facts)
+    workspace = session.workspace
+    mirror = Mirror(store, f"sqlite:///{workspace.mlflow_path}", (workspace.root / "mlruns").as_uri())
+    mirror.start()
+    try:
+        summary = _train(session, options, console, facts, invocation)
+    finally:
+        store.end_invocation(invocation)
+        mirror.close()
+        if mirror.last_error:
+            console.print(
+                f"MLflow does not have everything yet ({mirror.last_error}); the next run copies it."
+            )
+    return _conclude(session.replanned(), summary, formats, console)
+
+
+def _train(
+    session: Session, options: Options, console: Console, facts: dict[str, object], invocation: int
+) -> Summary:
+    plan = session.plan
+    with display(plan, console) as listener:
+        return scheduler.run(
+            plan.work(),
+            session.study.train,
+            plan.setting.context,
+            session.store,
+            session.workspace,
+            options,
+            listener,
+            provenance=facts,
+            invocation_id=invocation,
+        )
+
+
+def _conclude(session: Session, summary: Summary, formats: Collection[str], console: Console) -> int:
+    """Tables and parting words."""
+    if summary.interrupted:
+        console.print("\nStopped. The same command goes on where this one was.")
+        return EXIT_INTERRUPTED
+    print_report(session, formats, console)
+    failed = [trial for trial in session.plan.trials if trial.state == "FAILED"]
+    for trial in failed:
+        reason = (trial.error or "").strip().splitlines()[-1:]
+        print(f"failed: {trial.name}: {''.join(reason)}", file=sys.stderr)
+    if failed:
+        print(f"{len(failed)} failed; `--retry-failed` runs them again.", file=sys.stderr)
+        return EXIT_FAILED
+    return 0

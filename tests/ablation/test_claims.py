@@ -1,0 +1,101 @@
+import pytest
+from ablation.claims import references, summary, verdicts
+from ablation.table import assemble
+
+
+def judge(workspace, table_ids=None):
+    tables = assemble(workspace.study, workspace.plan, workspace.store, table_ids)
+    return {v.id: v for v in verdicts(workspace.study, tables, workspace.setting)}
+
+
+def test_clear_results_support_every_kind_of_claim(full):
+    judged = judge(full)
+    assert {v.id: v.verdict for v in judged.values()} == dict.fromkeys(judged, "supported")
+    assert all(v.points_the_papers_way for v in judged.values())
+    assert judged["greater"].estimate == pytest.approx(5.3)
+    assert judged["chain"].estimate == pytest.approx(0.9)  # the smallest step
+    assert judged["range"].estimate == pytest.approx(0.4)
+    assert judged["statistic"].detail == "on shapes"
+
+
+def test_the_papers_own_estimates_stand_beside_ours(full):
+    paper = {v.id: v.paper for v in judge(full).values()}
+    assert paper == {
+        "greater": 5.3,
+        "chain": pytest.approx(0.9),
+        "equal": pytest.approx(0.1),
+        "range": pytest.approx(0.4),
+        "statistic": None,
+    }
+
+
+def test_clear_results_the_other_way_refute(make_workspace):
+    workspace = make_workspace()
+    numbers = {"other": 40.0, "base": 45.0, "gn": 44.0, "giou": 46.0, "iou-box": 40.0, "iou-point": 44.0}
+    for method, value in (numbers | {"k3": 40.0, "k5": 41.0, "k7": 45.0}).items():
+        workspace.measure(method, value)
+    judged = judge(workspace)
+    refuted = {v.id for v in judged.values() if v.verdict == "refuted"}
+    assert refuted == {"greater", "chain", "equal", "range"}
+    assert not any(judged[claim].points_the_papers_way for claim in refuted)
+
+
+def test_noisy_results_leave_claims_undecided_but_pointing(make_workspace):
+    workspace = make_workspace()
+    for method, value in {"other": 42.6, "base": 42.5, "iou-box": 40.0, "iou-point": 40.9}.items():
+        workspace.measure(method, value, noise=1.0)
+    judged = judge(workspace)
+    assert {judged["greater"].verdict, judged["equal"].verdict} == {"undecided"}
+    assert judged["greater"].points_the_papers_way
+    assert judged["equal"].points_the_papers_way
+    low, high = judged["greater"].interval
+    assert low < 0 < high
+    assert "one seed" in judged["greater"].detail
+
+
+def test_a_claim_on_missing_cells_is_pending_and_says_on_which(partial):
+    judged = judge(partial)
+    assert judged["greater"].verdict == "pending"
+    assert judged["greater"].points_the_papers_way is None
+    assert "'other' (running 41 %)" in judged["greater"].detail
+    assert "'base+gn+giou' (failed)" in judged["chain"].detail
+    assert "(not planned)" in judge(partial, ["table1"])["range"].detail
+
+
+def test_claims_are_judged_on_the_seeds_that_all_their_cells_have(make_workspace):
+    workspace = make_workspace((0, 1, 2))
+    for seed in (0, 1):
+        workspace.measure("other", 47.8 + seed / 10, seed=seed)
+        workspace.measure("base", 42.5, seed=seed)
+    workspace.measure("base", 10.0, seed=2)
+    verdict = judge(workspace)["greater"]
+    assert verdict.estimate == pytest.approx(5.35)
+    assert "2 of 3 seeds so far" in verdict.detail
+
+
+def test_cleared_artifacts_leave_the_spread_over_seeds(make_workspace):
+    workspace = make_workspace((0, 1))
+    for seed in (0, 1):
+        workspace.measure("other", 47.8 + seed / 10, seed=seed)
+        workspace.measure("base", 42.5, seed=seed)
+    for path in workspace.root.rglob("bootstrap.npz"):
+        path.unlink()
+    verdict = judge(workspace)["greater"]
+    assert verdict.verdict == "supported"
+    assert "no image bootstrap kept" in verdict.detail
+
+
+def test_the_summary_counts_verdicts_and_directions(full, make_workspace):
+    assert summary(list(judge(full).values())) == "5 claims: 5 supported; 5 point the paper's way."
+
+
+def test_the_summary_of_an_empty_store_names_what_is_pending(make_workspace):
+    judged = list(judge(make_workspace()).values())
+    assert summary(judged) == "5 claims: 1 supported, 4 pending; 1 point the paper's way."
+
+
+def test_every_claim_names_cells_that_exist(make_workspace):
+    study = make_workspace().study
+    for claim in study.claims:
+        for ref in references(claim):
+            study.cell(ref)

@@ -1,0 +1,38 @@
+from ablation.figures import draw, write_figures
+from ablation.table import assemble
+from PIL import Image
+
+
+def test_every_table_with_a_number_gets_a_png_and_a_pdf(partial, tmp_path):
+    paths = write_figures(tmp_path / "figures", assemble(partial.study, partial.plan, partial.store))
+    assert [path.name for path in paths] == ["table1.png", "table1.pdf"]
+    with Image.open(paths[0]) as image:
+        assert image.width > 800
+    assert paths[1].read_bytes().startswith(b"%PDF")
+    assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == ["table1.pdf", "table1.png"]
+
+
+def test_equal_results_give_equal_files(full, tmp_path):
+    tables = assemble(full.study, full.plan, full.store, ["table2"])
+    first, second = (write_figures(tmp_path / name, tables) for name in "ab")
+    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
+
+
+def test_numeric_rows_are_a_curve_and_named_rows_are_dots(full):
+    dots, curve = (draw(t) for t in assemble(full.study, full.plan, full.store, ["table2", "table4"]))
+    ours, papers = curve.axes
+    assert list(ours.get_xticks()) == [3, 5, 7]
+    assert list(papers.lines[0].get_ydata()) == [39.3, 39.5, 39.7]
+    assert [label.get_text() for label in dots.axes[0].get_yticklabels()] == ["IoU", "SSC"]
+
+
+def test_bars_leave_out_the_noise_that_all_cells_share(full):
+    """The replicates of the fixture share noise of 2 points; what each has of its own is 0.1."""
+    (figure,) = (draw(t) for t in assemble(full.study, full.plan, full.store, ["table4"]))
+    (bars,) = (c for c in figure.axes[0].collections)
+    assert all(segment[1][1] - segment[0][1] < 0.5 for segment in bars.get_segments())
+
+
+def test_a_row_without_a_number_says_why(partial):
+    (figure,) = (draw(t) for t in assemble(partial.study, partial.plan, partial.store, ["table1"]))
+    assert {text.get_text() for text in figure.axes[0].texts} == {"running 41 %", "failed"}

@@ -1,0 +1,141 @@
+import numpy as np
+import pytest
+from ablation.errors import UserError
+from ablation.statistics import (
+    METRICS,
+    Bounds,
+    Estimate,
+    Sample,
+    apart,
+    average,
+    difference,
+    judge_greater,
+    judge_within,
+    read_replicates,
+    t_quantile,
+)
+
+
+def sample(points, noise=None):
+    points = np.asarray(points, dtype=float)
+    return Sample(points, None if noise is None else points[:, None] + np.asarray(noise))
+
+
+@pytest.mark.parametrize(
+    ("probability", "freedom", "expected"),
+    [(0.975, 1, 12.7062), (0.975, 2, 4.3027), (0.95, 5, 2.0150), (0.975, 30, 2.0423), (0.975, 1e9, 1.9600)],
+)
+def test_t_quantiles_equal_the_tables(probability, freedom, expected):
+    assert t_quantile(probability, freedom) == pytest.approx(expected, rel=2e-3)
+
+
+def test_noise_that_both_cells_share_does_not_widen_their_difference():
+    noise = np.random.default_rng(0).normal(0, 5, 500)
+    estimate = difference(sample([40.0], noise), sample([38.0], noise))
+    assert estimate.value == pytest.approx(2.0)
+    assert estimate.interval() == pytest.approx((2.0, 2.0))
+
+
+def test_one_seed_rests_on_images_alone_and_says_so():
+    left, right = np.random.default_rng(0).normal(0, 1, (2, 5000))
+    estimate = difference(sample([40.0], left), sample([38.0], right))
+    low, high = estimate.interval()
+    assert high - low == pytest.approx(2 * 1.96 * 2**0.5, rel=0.05)
+    assert "one seed" in estimate.caveat
+
+
+def test_spread_over_seeds_alone_gives_the_paired_t_interval():
+    # Differences 1, 2, 3: mean 2, standard error 1/sqrt(3), t(2) = 4.3027.
+    estimate = difference(sample([11.0, 12.0, 13.0]), sample([10.0, 10.0, 10.0]))
+    assert estimate.interval() == pytest.approx((2 - 4.3027 / 3**0.5, 2 + 4.3027 / 3**0.5), rel=1e-3)
+    assert estimate.caveat == "no image bootstrap kept"
+
+
+def test_variances_of_images_and_seeds_add():
+    estimate = Estimate(0.0, image_variance=3.0, seed_variance=1.0, num_seeds=3)
+    # Welch and Satterthwaite: 2 * (4 / 1)^2 = 32 degrees of freedom, t = 2.0369.
+    assert estimate.interval()[1] == pytest.approx(2.0369 * 2.0, rel=1e-3)
+    assert estimate.caveat == ""
+
+
+def test_without_replicates_and_with_one_seed_nothing_is_decided():
+    estimate = difference(sample([40.0]), sample([38.0]))
+    assert estimate.interval() is None
+    assert judge_greater(estimate) == "undecided"
+    assert judge_within(apart([sample([40.0]), sample([40.0])]), 1.0) == "undecided"
+
+
+def test_a_difference_is_supported_refuted_or_undecided_by_its_interval():
+    def estimate(value):
+        return Estimate(value, 0.25, None, 1)  # interval of value +- 0.98
+
+    assert [judge_greater(estimate(v)) for v in (1.2, 0.5, -1.2)] == ["supported", "undecided", "refuted"]
+    assert judge_greater(estimate(-1.2), tests=5) == "undecided"
+
+
+def test_within_a_margin_is_supported_refuted_or_undecided_by_its_bounds():
+    judged = [judge_within(Bounds(0.5, bounds), 1.0) for bounds in ((0.0, 0.9), (0.2, 1.1), (1.1, 2.0))]
+    assert judged == ["supported", "undecided", "refuted"]
+
+
+def test_two_cells_apart_is_the_equivalence_test():
+    left, right = np.random.default_rng(1).normal(0, 0.2, (2, 5000))
+    bounds = apart([sample([40.0], left), sample([39.7], right)])
+    low, high = bounds.interval
+    assert bounds.value == pytest.approx(0.3)
+    assert high == pytest.approx(0.3 + 1.645 * 0.2 * 2**0.5, rel=0.03)
+    assert low == 0.0
+
+
+def test_bounds_of_a_range_contain_those_of_every_pair():
+    rng = np.random.default_rng(2)
+    cells = [sample([40 + value], rng.normal(0, 0.3, 1000)) for value in (0.0, 0.4, 1.0, 0.6)]
+    whole = apart(cells)
+    for i in range(4):
+        for j in range(i):
+            assert whole.interval[1] >= apart([cells[i], cells[j]]).interval[1]
+    assert whole.interval[0] <= apart([cells[0], cells[2]]).interval[0]
+    assert whole.value == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("num_seeds", [2, 3, 5])
+def test_intervals_hold_the_truth_about_as_often_as_they_say(num_seeds):
+    rng = np.random.default_rng(num_seeds)
+    trials, held = 600, 0
+    for _ in range(trials):
+        image = rng.normal(0, 0.3)  # what this test set adds to the difference, for every seed
+        points = 1.0 + image + rng.normal(0, 0.4, num_seeds)
+        replicates = points[:, None] + rng.normal(0, 0.3, 200)
+        low, high = difference(
+            Sample(points, replicates), Sample(np.zeros(num_seeds), np.zeros((num_seeds, 200)))
+        ).interval()
+        held += low <= 1.0 <= high
+    assert 0.92 <= held / trials <= 0.995
+
+
+def test_the_average_of_cells_is_taken_seed_by_seed_and_resample_by_resample():
+    middle = average([sample([1.0, 2.0], np.zeros(3)), sample([3.0, 6.0], np.ones(3))])
+    np.testing.assert_allclose(middle.points_S, [2.0, 4.0])
+    np.testing.assert_allclose(middle.replicates_SR, [[2.5] * 3, [4.5] * 3])
+    assert average([sample([1.0]), sample([1.0], np.zeros(3))]).replicates_SR is None
+
+
+def test_samples_that_cannot_be_paired_are_refused():
+    with pytest.raises(ValueError, match="same seeds"):
+        difference(sample([1.0, 2.0]), sample([1.0]))
+    with pytest.raises(ValueError, match="same image resamples"):
+        difference(sample([1.0], np.zeros(10)), sample([1.0], np.zeros(11)))
+
+
+def test_replicates_are_read_by_metric(tmp_path):
+    path = tmp_path / "bootstrap.npz"
+    np.savez(path, replicates=np.arange(12.0).reshape(2, 6))
+    assert read_replicates(path, METRICS[2]).tolist() == [2.0, 8.0]
+
+
+@pytest.mark.parametrize("content", [b"", b"no archive", b"PK\x03\x04 cut off"])
+def test_a_damaged_bootstrap_file_is_named(tmp_path, content):
+    path = tmp_path / "bootstrap.npz"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"bootstrap\.npz"):
+        read_replicates(path, "AP")

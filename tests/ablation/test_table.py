@@ -1,0 +1,89 @@
+import pytest
+from ablation.protocol import Evaluated
+from ablation.table import FilledCell, assemble, grid, num_heading_columns, spans
+
+
+def tables_of(workspace):
+    return {filled.table.id: filled for filled in assemble(workspace.study, workspace.plan, workspace.store)}
+
+
+def test_a_complete_cell_knows_ours_the_papers_and_where_it_comes_from(full):
+    cell = tables_of(full)["table1"].cell("base", "AP")
+    assert (cell.mean, cell.spread, cell.paper, cell.state) == (42.5, None, 32.5, "complete")
+    assert cell.difference == pytest.approx(10.0)
+    (source,) = cell.sources
+    assert source.trial_key == full.trial_key("base")
+    assert source.commit == "0123456789abcdef"
+    assert source.bootstrap is not None
+    assert source.bootstrap.is_file()
+
+
+def test_an_absent_cell_says_its_state(partial):
+    steps = tables_of(partial)["table1"]
+    assert steps.cell("other", "AP").state == "running 41 %"
+    assert steps.cell("base+gn+giou", "AP").state == "failed"
+    assert steps.cell("base+gn", "AP").state == "waiting"
+    assert tables_of(partial)["table4"].cell("k=3", "AP").state == "waiting"
+
+
+def test_a_cell_with_some_of_its_seeds_shows_their_mean_but_is_not_complete(partial):
+    steps = tables_of(partial)["table1"]
+    assert steps.cell("base+gn", "AP").values == {0: 43.4}
+    assert not steps.cell("base+gn", "AP").complete
+    both = steps.cell("base", "AP")
+    assert both.mean == pytest.approx(42.7)
+    assert both.spread == pytest.approx(0.4 / 2**0.5)  # two values 0.4 apart
+
+
+def test_ap_that_coco_calls_minus_one_is_undefined(full):
+    cell = tables_of(full)["table3"].cell("a_b", "APS")
+    assert cell.mean is None
+    assert cell.state == "undefined"
+
+
+def test_the_best_of_a_column_is_marked_with_all_that_show_the_same_number(full):
+    tables = tables_of(full)
+    best = {(cell.row, cell.column) for cell in tables["table2"].cells if cell.best}
+    assert best == {("SSC", "Box"), ("SSC", "Point")}
+    # 44.96 and 45.0 both show 45.0; 30.0 has nothing to be compared with.
+    assert {(cell.row, cell.column) for cell in tables["table3"].cells if cell.best} == {
+        ("a_b", "AP"),
+        ("c", "AP"),
+    }
+
+
+def test_incomplete_cells_are_never_best(partial):
+    assert not any(cell.best for filled in tables_of(partial).values() for cell in filled.cells)
+
+
+def test_a_transposed_table_is_drawn_with_rows_as_columns(full):
+    steps = tables_of(full)["table1"]
+    lines = grid(steps)
+    assert lines[0] == ("Method", "Other", "Base", "Base", "Base")
+    assert lines[1] == ("GroupNorm", True, False, True, True)
+    assert lines[3][0] == "AP"
+    assert all(isinstance(item, FilledCell) for item in lines[3][1:])
+    assert num_heading_columns(steps) == 1
+
+
+def test_only_neighbouring_equal_texts_share_a_heading():
+    assert spans(("a", "b", "b", True, True)) == [("a", 1), ("b", 2), (True, 1), (True, 1)]
+
+
+def test_caption_names_profile_data_seeds_commit_and_setting(partial):
+    steps = tables_of(partial)["table1"]
+    for part in ("shapes", "shapes_v1 & co", "seeds 0, 1", "commit 0123456789", "96x96", "the paper's: COCO"):
+        assert part in steps.caption
+    assert "commit none yet" in tables_of(partial)["table4"].caption
+
+
+def test_uncommitted_changes_show_in_the_caption(make_workspace):
+    workspace = make_workspace()
+    attempt = workspace.start("base", dirty=True)
+    evaluation = workspace.plan.trial(workspace.trial_key("base")).evaluations[0]
+    workspace.store.record(attempt, [Evaluated(evaluation.key, {"AP": 40.0})])
+    assert "commit 0123456789+changes" in tables_of(workspace)["table1"].caption
+
+
+def test_named_tables_alone_are_assembled(full):
+    assert [t.name for t in assemble(full.study, full.plan, full.store, ["table2"])] == ["Table 2"]
