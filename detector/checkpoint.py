@@ -84,7 +84,7 @@ def load(checkpoint: CheckpointFile) -> dict[str, Any]:
 
 def load_latest_good(directory: Path) -> tuple[CheckpointFile | None, dict[str, Any] | None, list[str]]:
     """The newest checkpoint that is whole, its payload, and what was passed over on the way and why."""
-    passed_over = []
+    passed_over: list[str] = []
     for checkpoint in found(directory):
         try:
             return checkpoint, load(checkpoint), passed_over

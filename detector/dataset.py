@@ -84,7 +84,11 @@ class Batch:
     image_ids: Tensor
 
 
-def load_batch(packed: PackedImages, indices: Sequence[int], flips: Sequence[bool]) -> Batch:
+def load_batch(
+    packed: PackedImages,
+    indices: Sequence[int] | NDArray[np.int64],
+    flips: Sequence[bool] | NDArray[np.bool_],
+) -> Batch:
     """Images `indices` of a split, those with `flips` mirrored left to right.
 
     Args:

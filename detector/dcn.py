@@ -92,8 +92,8 @@ def _sampled_conv2d(x: Tensor, offset: Tensor, mask: Tensor, conv: nn.Conv2d) ->
 
 def _sampling_grid(offset: Tensor, stride: int, height: int, width: int) -> Tensor:
     """Where each point of each output cell reads, (N, P, h, w, 2) as (x, y) in [-1, 1] of the input."""
-    rows, columns = offset.shape[-2:]
-    dy, dx = offset.unflatten(1, (POINTS, 2)).unbind(2)
+    images, _, rows, columns = offset.shape
+    dy, dx = offset.view(images, POINTS, 2, rows, columns).unbind(2)
     kernel = torch.arange(POINTS, device=offset.device)
     y = dy + (kernel // 3 - 1).view(-1, 1, 1) + stride * torch.arange(rows, device=offset.device).view(-1, 1)
     x = dx + (kernel % 3 - 1).view(-1, 1, 1) + stride * torch.arange(columns, device=offset.device)

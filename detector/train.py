@@ -125,7 +125,7 @@ class Training:
                 f"images for {ranks.size} workers"
             )
         torch.manual_seed(trial.seed)
-        model = build_detector(trial.detector).to(options.device, memory_format=torch.channels_last)
+        model = build_detector(trial.detector).to(options.device)
         model.train()
         optimizer = build_optimizer(model, trial.schedule)
         forward = DistributedDataParallel(model) if ranks.size > 1 else model
@@ -178,8 +178,8 @@ class Training:
         batch, device = self.batch(), self.options.device
         with autocast(self.trial.schedule.precision, device):
             outputs = self.forward(batch.images.to(device), batch.sizes.to(device))
-        truth = (t.to(device) for t in (batch.boxes_NG4, batch.labels_NG, batch.valid_NG))
-        losses = self.model.losses(outputs, *truth, reduce=self.ranks.sum)
+        boxes, labels, valid = (t.to(device) for t in (batch.boxes_NG4, batch.labels_NG, batch.valid_NG))
+        losses = self.model.losses(outputs, boxes, labels, valid, reduce=self.ranks.sum)
         total = torch.stack(list(losses.values())).sum()
         self.optimizer.zero_grad(set_to_none=True)
         # DistributedDataParallel averages gradients; each rank's loss is its share of the sum.

@@ -64,10 +64,11 @@ def count_positives(
     context, trial = setting.context, setting.trial(Recipe(atss()), 0)
     split = read_split(context.paths.train)
     images = open_packed(split, "train", trial.data, context.cache)
-    indices = np.arange(min(IMAGES, len(images)))
-    batch = load_batch(images, indices, np.zeros(len(indices), dtype=bool))
+    count = min(IMAGES, len(images))
+    batch = load_batch(images, range(count), [False] * count)
     strides = trial.detector.strides
-    grid = anchor_grid(Anchors(), strides, feature_sizes(*batch.images.shape[-2:], strides), "cpu")
+    height, width = batch.images.shape[-2:]
+    grid = anchor_grid(Anchors(), strides, feature_sizes(height, width, strides), "cpu")
     valid = batch.valid_NG
     sides = batch.boxes_NG4[valid]
     areas = (sides[:, 2] - sides[:, 0]) * (sides[:, 3] - sides[:, 1])

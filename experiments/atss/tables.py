@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from ablation.study import Cell, Row, Table, Variant
 
-from detector.config import Anchors, Detector, SpatialScale
+from detector.config import Anchors, Assigner, Detector, Regression, SpatialScale
 from experiments.atss import presets
 from experiments.atss.presets import MULTI_SCALE, SINGLE_SCALE, Recipe
 
@@ -49,10 +49,10 @@ def _table1() -> Table:
 
 def _table2() -> Table:
     papers = {"Intersection over Union": (37.0, 36.9), "Spatial and Scale Constraint": (37.8, 37.8)}
-    assigners = (presets.INSIDE_GT, SpatialScale())
+    assigners: tuple[Assigner, ...] = (presets.INSIDE_GT, SpatialScale())
+    starts: tuple[Regression, ...] = (presets.BOXES, presets.POINTS)
     rows = []
     for (label, paper), assigner in zip(papers.items(), assigners, strict=True):
-        starts = (presets.BOXES, presets.POINTS)
         cells = (
             Cell(_one_x(presets.improved(assigner, start)), "AP", ap, SEED_NOISE)
             for start, ap in zip(starts, paper, strict=True)

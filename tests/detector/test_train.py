@@ -1,0 +1,172 @@
+"""Training is a function of its config and step: resumed, on other layouts, whatever is in a batch."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from detector import checkpoint
+from detector.coco import read_data
+from detector.config import FPN, AdamW, Data, Detector, GIoU, Head, MaxIoU, OneCycle, ResNet, Schedule, Trial
+from detector.dataset import open_packed
+from detector.errors import CheckpointError, DivergedError
+from detector.shapes import ShapesSpec, draw_dataset
+from detector.train import CheckpointReport, Notice, RunOptions, StepReport, TrainReport, train
+
+BACKBONE = ResNet(
+    block="basic",
+    depths=(0, 1, 1, 1),
+    widths=(8, 8, 16, 16),
+    stem="patch",
+    stem_channels=8,
+    stem_stride=2,
+    stage_strides=(1, 1, 2, 2),
+    norm="group_norm",
+    frozen_stages=0,
+)
+TRIAL = Trial(
+    Detector(
+        num_classes=6,
+        backbone=BACKBONE,
+        fpn=FPN(16),
+        head=Head(num_convs=1, group_norm=True, centerness=True, level_scale=True),
+        assigner=MaxIoU(inside_gt=True),
+        box_loss=GIoU(),
+    ),
+    Schedule(iterations=12, total_batch=4, optimizer=AdamW(), decay=OneCycle()),
+    Data("shapes", "0" * 12, short_side=32, max_long_side=32),
+    seed=3,
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Sums of floats depend on how many threads share them."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("drawn")
+    draw_dataset(ShapesSpec(image_size=32, num_train=10, num_val=2, max_objects=3), folder)
+    return folder
+
+
+def _training(drawn: Path, directory: Path, trial: Trial = TRIAL, **options: int) -> Any:
+    paths = draw_dataset(ShapesSpec(image_size=32, num_train=10, num_val=2, max_objects=3), drawn)
+    split = read_data(paths)[0]
+    images = open_packed(split, "train", trial.data, drawn / "cache")
+    chosen = {"report_every": 2, "checkpoint_every": 4, **options}
+    return train(trial, split, images, RunOptions(directory, **chosen))
+
+
+def _losses(reports: list[TrainReport]) -> dict[int, dict[str, float]]:
+    timing = {"images_per_second"}
+    return {
+        r.step: {name: value for name, value in r.metrics.items() if name not in timing}
+        for r in reports
+        if isinstance(r, StepReport)
+    }
+
+
+def _weights(directory: Path) -> dict[str, torch.Tensor]:
+    newest = checkpoint.found(directory)[0]
+    assert newest.step == TRIAL.schedule.iterations
+    model: dict[str, torch.Tensor] = checkpoint.load(newest)["model"]
+    return model
+
+
+def _stop_after(training: Iterator[TrainReport], step: int) -> None:
+    for report in training:
+        if isinstance(report, CheckpointReport) and report.file.step == step:
+            return
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_resumed_run_equals_one_that_never_stopped_bit_for_bit(
+    drawn: Path, tmp_path: Path, precision: Any
+) -> None:
+    trial = replace(TRIAL, schedule=replace(TRIAL.schedule, precision=precision))
+    whole = _losses(list(_training(drawn, tmp_path / "whole", trial)))
+    _stop_after(_training(drawn, tmp_path / "parts", trial), 4)
+    rest = list(_training(drawn, tmp_path / "parts", trial))
+    assert rest[0] == Notice("goes on from the checkpoint of step 4")
+    resumed = _losses(rest)
+    assert list(resumed) == [6, 8, 10, 12]
+    assert all(resumed[step] == whole[step] for step in resumed)
+    ours, theirs = _weights(tmp_path / "parts"), _weights(tmp_path / "whole")
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_corrupt_checkpoint_is_passed_over_and_the_result_is_the_same(drawn: Path, tmp_path: Path) -> None:
+    list(_training(drawn, tmp_path / "whole"))
+    _stop_after(_training(drawn, tmp_path / "parts"), 8)
+    newest = checkpoint.found(tmp_path / "parts")[0]
+    newest.path.write_bytes(newest.path.read_bytes()[:1000])
+    notices = [r for r in _training(drawn, tmp_path / "parts") if isinstance(r, Notice)]
+    assert "passed over" in notices[0].message and "step_00000008" in notices[0].message
+    assert notices[1] == Notice("goes on from the checkpoint of step 4")
+    ours, theirs = _weights(tmp_path / "parts"), _weights(tmp_path / "whole")
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_finished_training_is_not_trained_again(drawn: Path, tmp_path: Path) -> None:
+    list(_training(drawn, tmp_path))
+    assert list(_training(drawn, tmp_path)) == [Notice("goes on from the checkpoint of step 12")]
+
+
+def test_a_checkpoint_of_another_config_is_refused(drawn: Path, tmp_path: Path) -> None:
+    list(_training(drawn, tmp_path))
+    with pytest.raises(CheckpointError, match="another trial config"):
+        list(_training(drawn, tmp_path, replace(TRIAL, seed=4)))
+
+
+def test_a_loss_that_is_not_finite_fails_with_its_step(drawn: Path, tmp_path: Path) -> None:
+    wild = replace(TRIAL, schedule=replace(TRIAL.schedule, optimizer=AdamW(lr=1e30), decay=OneCycle(0.0)))
+    with pytest.raises(DivergedError, match=r"not finite at step [23] of 12; there is no checkpoint yet"):
+        list(_training(drawn, tmp_path, wild))
+
+
+def test_losses_fall_on_images_seen_again_and_again(drawn: Path, tmp_path: Path) -> None:
+    longer = replace(TRIAL, schedule=replace(TRIAL.schedule, iterations=60))
+    losses = _losses(list(_training(drawn, tmp_path, longer, report_every=10)))
+    assert losses[60]["loss"] < 0.8 * losses[10]["loss"]
+
+
+def _rank(rank: int, world: int, drawn: Path, folder: Path) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"file://{folder}/rendezvous-{world}", rank=rank, world_size=world)
+    reports = list(_training(drawn, folder / f"world-{world}"))
+    if rank == 0:
+        torch.save(_losses(reports), folder / f"losses-{world}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_one_two_and_four_workers_give_the_same_losses(drawn: Path, tmp_path: Path) -> None:
+    alone = _losses(list(_training(drawn, tmp_path / "alone")))
+    for world in (2, 4):
+        mp.spawn(_rank, args=(world, drawn, tmp_path), nprocs=world)
+        shared = torch.load(tmp_path / f"losses-{world}.pt", weights_only=True)
+        for step, losses in alone.items():
+            for name, value in losses.items():
+                assert math.isclose(shared[step][name], value, rel_tol=1e-4), (world, step, name)
+
+
+def test_more_workers_than_images_a_step_are_refused(
+    drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from detector.train import Ranks
+
+    monkeypatch.setattr(Ranks, "current", staticmethod(lambda: Ranks(0, 8)))
+    with pytest.raises(ValueError, match="4 images for 8 workers"):
+        next(_training(drawn, tmp_path))
