@@ -95,7 +95,7 @@ class Board:
 
     def __init__(self, plan: Plan, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._began = clock()
+        self._began: float | None = None
         self.active: dict[str, Active] = {}
         self.total = len(plan.trials)
         self.done = sum(not trial.missing for trial in plan.trials)
@@ -107,6 +107,8 @@ class Board:
 
     def start(self, trial: PlannedTrial) -> Active:
         """An attempt began; it may go on where an earlier one stopped."""
+        if self._began is None:
+            self._began = self._clock()
         self.active[trial.key] = Active(trial, self._clock())
         return self.active[trial.key]
 
@@ -150,7 +152,7 @@ class Board:
         resumed = sum((a.first_step or 0) / a.total for a in active if a.total)
         moved = self._ended + sum(a.fraction for a in active) - resumed
         left = self._to_do - self._ended - sum(a.fraction for a in active)
-        if moved <= 0:
+        if self._began is None or moved <= 0:
             return None
         return left * (self._clock() - self._began) / moved
 

@@ -37,7 +37,7 @@ class Toy:
 
 
 @dataclass(frozen=True)
-class Test:
+class Count:
     """An evaluation that gives the number of steps as AP."""
 
     scale: float = 1.0
@@ -109,13 +109,13 @@ class ToySetting:
     def trial(self, training: Toy, seed: int) -> Toy:
         return Toy(training.name, training.steps, training.step_seconds, training.fault, seed)
 
-    def evaluation(self, evaluation: Test) -> Test:
+    def evaluation(self, evaluation: Count) -> Count:
         return evaluation
 
 
 def toy_study(toys: list[Toy]) -> Study:
     """One table, a row for each."""
-    rows = tuple(Row(toy.name, (toy.name,), (Cell(Variant(toy, Test()), "AP"),)) for toy in toys)
+    rows = tuple(Row(toy.name, (toy.name,), (Cell(Variant(toy, Count()), "AP"),)) for toy in toys)
     table = Table("table1", "Counting", ("method",), ("AP",), rows)
     profile = Profile("toy", "counts", 1, lambda workspace, data: ToySetting())
     return Study("toy", "Counting", (table,), (), {"toy": profile}, "toy", train)

@@ -72,5 +72,5 @@ def test_a_checkpoint_that_would_run_code_is_refused(tmp_path: Path) -> None:
             return os.system, ("true",)
 
     saved = checkpoint.save(tmp_path, 1, {"model": Evil()})
-    with pytest.raises(Exception, match="[Ww]eights"):
+    with pytest.raises(Exception, match=r"[Ww]eights"):
         checkpoint.load(saved)

@@ -1,11 +1,12 @@
 """The study says what the paper says, and its trials keep their identity."""
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
-
 from ablation.study import Chain, Equivalent, Greater, Range
+
 from experiments.atss.claims import CLAIMS
 from experiments.atss.study import study
 from experiments.atss.tables import TABLES
@@ -38,7 +39,7 @@ def test_table_1_checks_the_papers_switches(shared: Path) -> None:
 def test_neighbouring_rows_of_table_1_differ_in_one_switch() -> None:
     rows = [row.cells[0].variant.training.detector for row in TABLES[0].rows[1:]]
     changed = []
-    for before, after in zip(rows, rows[1:], strict=False):
+    for before, after in pairwise(rows):
         fields = ("head", "anchors", "assigner", "regression", "box_loss", "focal", "backbone", "fpn")
         changed.append([name for name in fields if getattr(before, name) != getattr(after, name)])
     assert changed == [["head"], ["box_loss"], ["assigner"], ["head"], ["head"]]

@@ -1,0 +1,123 @@
+import io
+from pathlib import Path
+
+import pytest
+from ablation.display import Board, LiveDisplay, PlainDisplay, display, duration, facts, filled, overall
+from ablation.plan import Plan
+from ablation.protocol import Checkpointed, Evaluated, Noticed, Progress
+from ablation.store import Store
+from rich.console import Console
+
+from tests.ablation.toy_driver import Toy, planned
+
+
+class Clock:
+    """Time that passes only when told."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Plan:
+    return planned([Toy("one"), Toy("two"), Toy("three")], Store.open(tmp_path / "store.db"))
+
+
+def screen(*, terminal: bool) -> tuple[Console, io.StringIO]:
+    text = io.StringIO()
+    return Console(file=text, force_terminal=terminal, width=120, color_system=None), text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(None, "?"), (0.4, "0 s"), (59.6, "1 min 00 s"), (200, "3 min 20 s"), (7500, "2 h 05 min")],
+)
+def test_durations_read_well(seconds: float | None, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_time_left_follows_the_pace_since_the_attempt_began_and_not_since_the_trial_did(plan: Plan) -> None:
+    clock, trial = Clock(), plan.trials[0]
+    board = Board(plan, clock)
+    active = board.start(trial)
+    assert facts(active) == ["starting"]
+    for step, now in ((50, 10.0), (60, 15.0)):  # resumed at 50 of 100: ten steps take five seconds
+        clock.now = now
+        board.report(trial, Progress(step, 100, {"loss": 1.25, "images_per_second": 80.4}))
+    assert facts(active) == ["60/100", "loss 1.250", "80 img/s", "20 s left"]
+    board.report(trial, Progress(100, 100))
+    assert facts(active) == ["100/100", "evaluating"]
+
+
+def test_the_estimated_end_counts_only_what_this_run_has_done(plan: Plan) -> None:
+    clock, trial = Clock(), plan.trials[0]
+    board = Board(plan, clock)
+    assert board.seconds_left() is None
+    board.start(trial)
+    board.report(trial, Progress(50, 100))
+    assert board.seconds_left() is None
+    clock.now = 10.0
+    board.report(trial, Progress(100, 100))
+    # Half a trial in 10 s; two whole ones are left.
+    assert board.seconds_left() == pytest.approx(40.0)
+    board.end(trial)
+    assert board.done == 1
+    assert overall(board).startswith("1 of 3 trials done, 40 s left (about ")
+
+
+def test_tables_fill_with_every_evaluation(plan: Plan) -> None:
+    board = Board(plan, Clock())
+    assert filled(board) == "table1 0/3 cells"
+    board.start(plan.trials[1])
+    board.report(plan.trials[1], Evaluated(plan.trials[1].evaluations[0].key, {"AP": 40.0}))
+    assert board.tables() == {"table1": (1, 3)}
+
+
+def test_a_file_gets_one_plain_line_for_every_event(plan: Plan) -> None:
+    console, text = screen(terminal=False)
+    one, two, three = plan.trials
+    with display(plan, console) as shown:
+        assert type(shown) is PlainDisplay
+        shown.started(one)
+        shown.reported(one, Progress(4, 4))
+        shown.reported(one, Checkpointed(4, "path", "hash"))
+        shown.reported(one, Evaluated(one.evaluations[0].key, {"AP": 41.26}))
+        shown.reported(one, Noticed("passed over a broken checkpoint"))
+        shown.finished(one)
+        shown.started(two)
+        shown.failed(two, "Traceback\n  in [loss]\nValueError: loss is [NaN]\n")
+        shown.started(three)
+        shown.lost(three, "Ray says a lot\nits process died")
+        shown.stopping()
+    lines = [line.split("  ", 1)[-1] for line in text.getvalue().splitlines()]
+    assert "\x1b" not in text.getvalue()
+    assert lines[0] == "started   table1 one, seed 0"
+    assert lines[1] == "note      table1 one, seed 0: passed over a broken checkpoint"
+    assert lines[2].startswith("finished  table1 one, seed 0: AP 41.3, 0 s; 1 of 3 trials done")
+    assert lines[4] == "FAILED    table1 two, seed 0: ValueError: loss is [NaN]"
+    assert lines[6] == "again     table1 three, seed 0: its process died"
+    assert lines[7].startswith("Stopping")
+
+
+def test_a_running_trial_gets_a_line_when_the_last_one_is_old(plan: Plan) -> None:
+    lines: list[str] = []
+    shown = PlainDisplay(Board(plan), lines.append, every_s=0.0)
+    shown.started(plan.trials[0])
+    shown.reported(plan.trials[0], Progress(1, 4, {"loss": 2.0}))
+    assert lines[-1].endswith("running   table1 one, seed 0: 1/4, loss 2.000, ? left")
+
+
+def test_a_terminal_shows_running_trials_the_whole_and_the_tables(plan: Plan) -> None:
+    console, text = screen(terminal=True)
+    with display(plan, console) as shown:
+        assert isinstance(shown, LiveDisplay)
+        shown.started(plan.trials[0])
+        shown.reported(plan.trials[0], Progress(2, 4, {"loss": 2.0, "images_per_second": 51.0}))
+        console.print(shown.picture())
+        shown.failed(plan.trials[0], "ValueError: broken")
+    seen = text.getvalue()
+    for piece in ("table1 one, seed 0", "2/4", "loss 2.000", "51 img/s", "0 of 3 trials", "table1 0/3 cells"):
+        assert piece in seen
+    assert "FAILED    table1 one, seed 0: ValueError: broken" in seen

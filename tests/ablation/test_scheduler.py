@@ -1,0 +1,293 @@
+"""The driver: its book-keeping alone, and real Ray with trials that fail, die and are killed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ablation import scheduler
+from ablation.display import Board, PlainDisplay
+from ablation.errors import UserError
+from ablation.protocol import Checkpointed, Evaluated, Progress, to_wire
+from ablation.scheduler import Desk, Layout, Options, share
+from ablation.store import AttemptRow, Store
+from ablation.worker import FAILED
+
+from tests.ablation import toy_driver
+from tests.ablation.toy_driver import Toy, planned
+
+PATIENCE_S = 120
+
+
+# --- without Ray ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("field", ["concurrency", "workers_per_trial"])
+def test_options_refuse_what_could_never_run(field: str) -> None:
+    with pytest.raises(ValueError, match=f"{field} must be >= 1, got 0"):
+        Options(**{field: 0})
+
+
+@pytest.mark.parametrize(
+    ("options", "cpus", "gpus", "layout"),
+    [
+        (Options(), 8, 0, Layout(8, 1, 0.0)),
+        (Options(workers_per_trial=2), 8, 0, Layout(4, 2, 0.0)),
+        (Options(workers_per_trial=4), 2, 0, Layout(1, 4, 0.0)),
+        (Options(concurrency=3), 8, 1, Layout(3, 1, 1 / 3)),
+        (Options(concurrency=2), 8, 4, Layout(2, 1, 1.0)),
+        (Options(cluster="auto"), 96, 8, Layout(8, 1, 1.0)),
+        (Options(cluster="auto", workers_per_trial=4), 96, 8, Layout(2, 4, 1.0)),
+    ],
+)
+def test_what_there_is_is_shared_among_the_trials(
+    options: Options, cpus: int, gpus: int, layout: Layout
+) -> None:
+    assert share(options, cpus, gpus) == layout
+
+
+def test_a_group_that_would_wait_for_ever_is_refused() -> None:
+    with pytest.raises(UserError, match=r"needs 16 GPUs; the cluster has 8"):
+        share(Options(cluster="auto", workers_per_trial=16), 96, 8)
+    with pytest.raises(UserError, match=r"need 4 GPUs, and there are 2"):
+        share(Options(concurrency=2, workers_per_trial=2), 8, 2)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store.open(tmp_path / "store.db")
+
+
+@pytest.fixture
+def desk(store: Store) -> Desk:
+    plan = planned([Toy("one"), Toy("two")], store)
+    return Desk(plan.work(), store, PlainDisplay(Board(plan), lambda line: None), {})
+
+
+def states(store: Store, desk: Desk) -> list[tuple[str, list[str]]]:
+    rows = store.trial_states()
+    return [(rows[t.key].state, [a.state for a in store.attempts([t.key])]) for t in desk.work]
+
+
+def test_a_trial_is_claimed_recorded_and_finished(store: Store, desk: Desk) -> None:
+    wanted = desk.work[0].evaluations[0].key
+    desk.start(0)
+    desk.receive(0, to_wire(Progress(4, 4, {"loss": 0.5})))
+    desk.receive(0, to_wire(Evaluated(wanted, {"AP": 40.0})))
+    desk.finish(0)
+    assert states(store, desk)[0] == ("COMPLETE", ["COMPLETE"])
+    assert store.evaluations([wanted])[wanted].metrics == {"AP": 40.0}
+    assert desk.summary(1.0).finished == (desk.work[0].key,)
+
+
+def test_a_trial_that_reported_its_failure_is_not_finished_when_its_process_goes_on(
+    store: Store, desk: Desk
+) -> None:
+    desk.start(0)
+    desk.receive(0, {"kind": FAILED, "error": "ValueError: broken"})
+    desk.finish(0)
+    assert states(store, desk)[0] == ("FAILED", ["FAILED"])
+    assert desk.summary(1.0).failed == {desk.work[0].key: "ValueError: broken"}
+
+
+def test_a_lost_trial_starts_again_as_a_new_attempt(store: Store, desk: Desk) -> None:
+    desk.start(0)
+    desk.lose(0, "killed")
+    desk.start(0)
+    assert states(store, desk)[0] == ("RUNNING", ["INTERRUPTED", "RUNNING"])
+    assert store.notices(desk.work[0].key) == ["killed"]
+
+
+def test_a_trial_whose_process_never_started_is_failed_with_the_reason(store: Store, desk: Desk) -> None:
+    desk.fail(1, "no memory")
+    assert states(store, desk)[1] == ("FAILED", ["FAILED"])
+
+
+def test_closing_leaves_what_ran_waiting(store: Store, desk: Desk) -> None:
+    desk.start(0)
+    desk.interrupted = True
+    desk.close()
+    assert states(store, desk) == [("WAITING", ["INTERRUPTED"]), ("WAITING", [])]
+    assert desk.summary(1.0).waiting == tuple(trial.key for trial in desk.work)
+
+
+def test_an_error_of_the_store_ends_the_run_and_nothing_is_written_after_it(
+    store: Store, desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk.start(0)
+    monkeypatch.setattr(store, "record", lambda *_: (_ for _ in ()).throw(UserError("disk is full")))
+    desk.guard(desk.receive, 0, to_wire(Checkpointed(1, "x", "y")))
+    desk.guard(desk.finish, 0)
+    assert states(store, desk)[0][0] == "RUNNING"
+    assert str(desk.failure) == "disk is full"
+    with pytest.raises(scheduler._StopNow):
+        desk.check()
+
+
+def test_the_environment_is_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ONE", "before")
+    monkeypatch.delenv("TWO", raising=False)
+    with scheduler._environment({"ONE": "1", "TWO": "2"}):
+        assert os.environ["ONE"] + os.environ["TWO"] == "12"
+    assert os.environ["ONE"] == "before"
+    assert "TWO" not in os.environ
+
+
+# --- with Ray ------------------------------------------------------------------------------------------
+
+
+class Driver:
+    """`toy_driver.py` as a process of its own."""
+
+    def __init__(self, folder: Path, toys: list[dict[str, Any]], **options: Any) -> None:
+        self.folder = folder
+        self.log = folder.parent / f"{time.monotonic_ns()}.log"
+        command = [sys.executable, toy_driver.__file__, str(folder), "--toys", json.dumps(toys)]
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                [*command, "--options", json.dumps(options)],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def __enter__(self) -> "Driver":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def end(self) -> tuple[int, str]:
+        """Waits for its end; its exit status and what it printed."""
+        return self.process.wait(PATIENCE_S), self.log.read_text()
+
+    def summary(self) -> dict[str, Any]:
+        """Of a run that came to its end."""
+        status, text = self.end()
+        assert status == 0, text
+        return json.loads(text.splitlines()[-1])
+
+    def until(self, condition: Callable[[], bool]) -> None:
+        """Waits while the driver runs."""
+        deadline = time.monotonic() + PATIENCE_S
+        while not condition():
+            assert self.process.poll() is None, self.log.read_text()
+            assert time.monotonic() < deadline, self.log.read_text()
+            time.sleep(0.1)
+
+    def child(self, name: str) -> int:
+        """The process id of one of Ray's processes that it started."""
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            try:
+                parent = int(stat.read_text().rpartition(")")[2].split()[1])
+                command = (stat.parent / "cmdline").read_bytes()
+            except OSError:
+                continue
+            if parent == self.process.pid and f"/{name}\0".encode() in command:
+                return int(stat.parent.name)
+        raise LookupError(name)
+
+
+def attempts(folder: Path) -> dict[str, list[AttemptRow]]:
+    """By the toy's name."""
+    store = Store.open(folder / "store.db")
+    names = {key: row.name.split()[1].rstrip(",") for key, row in store.trial_states().items()}
+    return {name: store.attempts([key]) for key, name in names.items()}
+
+
+def starts(folder: Path) -> list[list[int]]:
+    """For each trial, the step at which each of its attempts began."""
+    files = sorted(folder.glob("artifacts/*/starts.txt"))
+    return [[int(line.split()[0]) for line in file.read_text().splitlines()] for file in files]
+
+
+def newest_step(folder: Path) -> int:
+    """Of the checkpoints that are there; 0 when there are none."""
+    return max(
+        (json.loads(p.read_text())["step"] for p in folder.glob("artifacts/*/checkpoint.json")), default=0
+    )
+
+
+@pytest.mark.slow
+def test_a_failed_trial_stops_no_other_and_a_killed_one_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
+    toys = [
+        {"name": "good"},
+        {"name": "bad", "fault": "raise"},
+        {"name": "unlucky", "fault": "die once"},
+        {"name": "doomed", "fault": "die"},
+    ]
+    with Driver(tmp_path / "w", toys, concurrency=2, max_retries=1) as driver:
+        summary = driver.summary()
+    rows = attempts(tmp_path / "w")
+    assert {name: [row.state for row in rows[name]] for name in rows} == {
+        "good": ["COMPLETE"],
+        "bad": ["FAILED"],
+        "unlucky": ["INTERRUPTED", "COMPLETE"],
+        "doomed": ["INTERRUPTED", "FAILED"],
+    }
+    assert str(rows["bad"][0].error).endswith("ValueError: the loss is not a number\n")
+    assert str(rows["doomed"][1].error).endswith(scheduler.PROCESS_DIED)
+    # Steps 1 and 2 are in the checkpoint that a process killed in step 3 leaves.
+    assert sorted(starts(tmp_path / "w")) == [[0], [0], [0, 2], [0, 2]]
+    assert (len(summary["finished"]), len(summary["failed"]), summary["waiting"]) == (2, 2, [])
+    assert not (tmp_path / "w" / "scratch").exists()
+    assert "raylet" not in driver.log.read_text()
+
+
+@pytest.mark.slow
+def test_the_same_command_goes_on_after_ctrl_c_and_after_the_driver_or_ray_was_killed(tmp_path: Path) -> None:
+    folder, toys = tmp_path / "w", [{"name": "long", "steps": 24, "step_seconds": 0.25}]
+
+    def interrupted_at(step: int, kill: Callable[[Driver], None]) -> tuple[int, str]:
+        with Driver(folder, toys, concurrency=1) as driver:
+            driver.until(lambda: newest_step(folder) >= step)
+            kill(driver)
+            began = time.monotonic()
+            ended = driver.end()
+            assert time.monotonic() - began < 30
+            return ended
+
+    status, text = interrupted_at(3, lambda d: os.killpg(d.process.pid, signal.SIGINT))
+    assert status == 0, text
+    assert json.loads(text.splitlines()[-1])["interrupted"]
+    assert [row.state for row in attempts(folder)["long"]] == ["INTERRUPTED"]
+
+    status, text = interrupted_at(6, lambda d: d.process.kill())
+    assert status == -signal.SIGKILL
+    step = newest_step(folder)
+    time.sleep(2)
+    assert newest_step(folder) <= step + 4, "the trial's process outlived the driver"
+
+    status, text = interrupted_at(10, lambda d: os.kill(d.child("raylet"), signal.SIGKILL))
+    assert status == 1
+    assert "Ray stopped in the middle of the run" in text
+
+    with Driver(folder, toys, concurrency=1) as driver:
+        assert len(driver.summary()["finished"]) == 1
+    states = [row.state for row in attempts(folder)["long"]]
+    assert states == ["INTERRUPTED", "LOST", "INTERRUPTED", "COMPLETE"]
+    (began_at,) = starts(folder)
+    assert began_at == sorted(began_at)
+    assert began_at[1] >= 3
+
+
+@pytest.mark.slow
+def test_two_workers_train_one_trial_together(tmp_path: Path) -> None:
+    with Driver(tmp_path / "w", [{"name": "pair"}], concurrency=1, workers_per_trial=2) as driver:
+        (key,) = driver.summary()["finished"]
+    store = Store.open(tmp_path / "w" / "store.db")
+    (attempt,) = store.attempts([key])
+    assert attempt.state == "COMPLETE"
+    # Rank 0 gives 1 and rank 1 gives 2; their sum, divided by the step, once for each step.
+    losses = [(row.step, row.value) for row in store.metrics(attempt.id) if row.name == "loss"]
+    assert losses == [(1, 3.0), (2, 1.5), (3, 1.0), (4, 0.75)]
+    assert store.notices(key) == ["counted among 2"]
+    assert [row.metrics for row in store.evaluations().values()] == [{"AP": 4.0}]

@@ -1,0 +1,134 @@
+"""MLflow mirrors the store: everything arrives once, in a readable shape, however late."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from ablation.protocol import Checkpointed, Evaluated, Progress
+from ablation.store import Store
+from ablation.tracking import Mirror, flatten, metric_name
+from mlflow import MlflowClient
+
+TRIAL, EVALUATION = "0123456789ab", "ba9876543210"
+NAME = "table3 RetinaNet (#A=1) + ATSS, seed 0"
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    opened = Store.open(tmp_path / "store.db")
+    opened.add_study("toy", "smoke", "shapes")
+    config = '{"__type__": "Trial", "head": {"__type__": "Head", "convs": 2}, "seed": 0}'
+    opened.ensure_trial(TRIAL, NAME, config, 0, "smoke", "shapes", "toy", ("table3", "table4"))
+    opened.ensure_evaluation(EVALUATION, TRIAL, "{}")
+    yield opened
+    opened.close()
+
+
+@pytest.fixture(scope="module")
+def migrated(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """An empty MLflow database: its migrations take seconds, so they run once."""
+    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path.read_bytes()
+
+
+@pytest.fixture
+def mirror(store: Store, migrated: bytes, tmp_path: Path) -> Mirror:
+    path = tmp_path / "mlflow.db"
+    path.write_bytes(migrated)
+    return Mirror(store, f"sqlite:///{path}", (tmp_path / "mlruns").as_uri())
+
+
+def _start(store: Store) -> int:
+    invocation = store.start_invocation("ablation run", {"commit": "c0ffee"})
+    attempt = store.claim(TRIAL, "me", {"commit": "c0ffee"}, invocation)
+    assert attempt is not None
+    return attempt
+
+
+def _evaluate(store: Store, attempt: int, folder: Path) -> None:
+    files = {"picture": folder / "detections.png", "checkpoint": folder / "step.pt"}
+    for path in files.values():
+        path.write_bytes(b"content")
+    artifacts = {"picture": str(files["picture"])}
+    store.record(
+        attempt,
+        [
+            Checkpointed(20, str(files["checkpoint"]), "0" * 64),
+            Evaluated(EVALUATION, {"AP": 39.3, "APS": float("nan")}, artifacts),
+        ],
+    )
+
+
+def _runs(mirror: Mirror) -> tuple[MlflowClient, list[object]]:
+    client = MlflowClient(mirror.uri)
+    experiment = client.get_experiment_by_name("toy smoke")
+    assert experiment is not None
+    return client, client.search_runs([experiment.experiment_id])
+
+
+def test_a_finished_attempt_arrives_with_its_curves_numbers_files_and_tags(
+    store: Store, mirror: Mirror, tmp_path: Path
+) -> None:
+    attempt = _start(store)
+    store.record(attempt, [Progress(10, 20, {"loss": 2.0}), Progress(20, 20, {"loss": 1.0})])
+    _evaluate(store, attempt, tmp_path)
+    store.finish(attempt)
+    mirror.sync()
+    client, runs = _runs(mirror)
+    child = next(run for run in runs if run.info.run_name == NAME)
+    parent = next(run for run in runs if run is not child)
+    assert child.info.status == "FINISHED"
+    assert child.data.metrics["AP"] == 39.3 and "APS" not in child.data.metrics
+    history = [(m.step, m.value) for m in client.get_metric_history(child.info.run_id, "loss")]
+    assert history == [(10, 2.0), (20, 1.0)]
+    assert child.data.params == {"head": "Head", "head.convs": "2", "seed": "0"}
+    assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
+    assert (child.data.tags["trial_key"], child.data.tags["tables"]) == (TRIAL, "table3, table4")
+    assert child.data.tags["commit"] == "c0ffee"
+    found = {item.path for item in client.list_artifacts(child.info.run_id)}
+    assert found == {"config.json", "evaluation", "checkpoint"}
+
+
+def test_syncing_again_copies_nothing_twice(store: Store, mirror: Mirror) -> None:
+    attempt = _start(store)
+    store.record(attempt, [Progress(10, 20, {"loss": 2.0})])
+    assert mirror.sync() == 1
+    assert mirror.sync() == 0
+    store.record(attempt, [Progress(20, 20, {"loss": 1.0})])
+    assert mirror.sync() == 1
+    client, runs = _runs(mirror)
+    child = next(run for run in runs if run.info.run_name == NAME)
+    assert len(client.get_metric_history(child.info.run_id, "loss")) == 2
+
+
+def test_nothing_is_lost_while_the_server_is_away(store: Store, mirror: Mirror) -> None:
+    away = Mirror(store, "http://127.0.0.1:9")
+    attempt = _start(store)
+    store.record(attempt, [Progress(10, 20, {"loss": 2.0})])
+    store.fail(attempt, "Traceback ...\nDivergedError: the loss is not finite")
+    assert not away.try_sync()
+    assert away.last_error
+    mirror.sync()
+    client, runs = _runs(mirror)
+    child = next(run for run in runs if run.info.run_name == NAME)
+    assert child.info.status == "FAILED"
+    assert child.data.metrics["loss"] == 2.0
+    assert [item.path for item in client.list_artifacts(child.info.run_id)] == ["config.json", "error.txt"]
+
+
+def test_a_deleted_experiment_comes_back(store: Store, mirror: Mirror) -> None:
+    client = MlflowClient(mirror.uri)
+    client.delete_experiment(client.create_experiment("toy smoke"))
+    _start(store)
+    mirror.sync()
+    assert len(_runs(mirror)[1]) == 2
+
+
+def test_metric_names_lose_what_mlflow_refuses() -> None:
+    assert metric_name("AP@[.5:.95]") == "AP__.5:.95_"
+
+
+def test_settings_flatten_to_dotted_names() -> None:
+    config = {"__type__": "Trial", "a": {"__type__": "Box", "b": 1}, "c": [1, 2]}
+    assert list(flatten(config)) == [("a", "Box"), ("a.b", "1"), ("c", "[1, 2]")]

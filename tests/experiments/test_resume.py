@@ -1,0 +1,111 @@
+"""Killed in the middle, by a signal that no program survives, a run goes on and ends the same."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from ablation.store import AttemptRow, Store
+
+ROOT = Path(__file__).resolve().parents[2]
+COMMAND = (sys.executable, str(ROOT / "experiments" / "reproduce_tables.py"))
+OPTIONS = ("--profile", "smoke", "--tables", "2", "--format", "md", "--concurrency", "1")
+FIRST_CHECKPOINT, LAST_STEP = 5, 10
+
+pytestmark = pytest.mark.slow
+
+
+def _start(workspace: Path) -> subprocess.Popen[str]:
+    command = [*COMMAND, *OPTIONS, "--workspace", str(workspace)]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdout=pipe, stderr=subprocess.STDOUT, text=True, cwd=workspace.parent)
+
+
+def _finish(workspace: Path) -> str:
+    process = _start(workspace)
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, output
+    return output
+
+
+def _wait_for(workspace: Path, pattern: str, count: int) -> None:
+    """Until that many files are there."""
+    deadline = time.monotonic() + 120
+    while len(list(workspace.glob(pattern))) < count:
+        assert time.monotonic() < deadline, f"no {pattern} within two minutes"
+        time.sleep(0.005)
+
+
+def _results(workspace: Path) -> dict[str, tuple[dict[str, float], dict[str, float]]]:
+    """Of each trial: the losses of its last step, and the numbers of its evaluation."""
+    store = Store.open(workspace / "store.db")
+    found = {}
+    for key, trial in store.trial_states().items():
+        assert trial.state == "COMPLETE"
+        last = store.attempts([key])[-1]
+        losses = {
+            m.name: m.value
+            for m in store.metrics(last.id)
+            if m.step == LAST_STEP and m.name.startswith("loss")
+        }
+        (evaluation,) = [e for e in store.evaluations().values() if e.trial_key == key]
+        found[key] = (losses, evaluation.metrics)
+    store.close()
+    return found
+
+
+def _attempts(workspace: Path) -> list[AttemptRow]:
+    store = Store.open(workspace / "store.db")
+    attempts = store.attempts()
+    store.close()
+    return attempts
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    workspace = tmp_path_factory.mktemp("quiet") / "workspace"
+    _finish(workspace)
+    return workspace
+
+
+def test_a_second_run_finds_nothing_to_do(undisturbed: Path) -> None:
+    before = len(_attempts(undisturbed))
+    output = _finish(undisturbed)
+    assert "4 complete" in output
+    assert len(_attempts(undisturbed)) == before == 4
+
+
+def test_a_driver_killed_in_the_middle_goes_on_and_ends_bit_for_bit_the_same(
+    undisturbed: Path, tmp_path: Path
+) -> None:
+    workspace = tmp_path / "workspace"
+    driver = _start(workspace)
+    _wait_for(workspace, f"artifacts/*/checkpoints/step_{FIRST_CHECKPOINT:08d}-*.pt", 2)
+    os.kill(driver.pid, signal.SIGKILL)
+    driver.communicate()
+    done = sum(attempt.state == "COMPLETE" for attempt in _attempts(workspace))
+    _finish(workspace)
+    attempts = _attempts(workspace)
+    assert done < 4
+    assert any(attempt.state == "LOST" for attempt in attempts)
+    assert sum(attempt.state == "COMPLETE" for attempt in attempts) == 4
+    assert _results(workspace) == _results(undisturbed)
+
+
+def test_two_drivers_never_share_a_workspace(undisturbed: Path, tmp_path: Path) -> None:
+    workspace = tmp_path / "workspace"
+    first = _start(workspace)
+    _wait_for(workspace, "driver.lock", 1)
+    _wait_for(workspace, "store.db", 1)
+    second = _start(workspace)
+    output, _ = second.communicate(timeout=120)
+    first.send_signal(signal.SIGINT)
+    stopped, _ = first.communicate(timeout=120)
+    assert second.returncode == 2
+    assert f"in use by process {first.pid}" in output
+    assert first.returncode == 130
+    assert "same command goes on" in stopped
+    assert undisturbed.exists()

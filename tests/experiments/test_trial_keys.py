@@ -1,0 +1,60 @@
+"""The identity of every trial and evaluation, so that a change of it shows in review."""
+
+import json
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from ablation.plan import Plan, make_plan
+
+from detector.coco import DataPaths, Split
+from detector.config import Data
+from experiments.atss.study import study
+from experiments.profiles import SCALES, Context, Scale, ScaledSetting
+
+GOLDEN = Path(__file__).parent / "golden_keys.json"
+
+
+def _setting(scale: Scale) -> ScaledSetting:
+    """The scale on a data set that nobody has to draw."""
+    data = Data("shapes", "0" * 12, scale.shapes.image_size, scale.max_long_side)
+    nowhere = Split(Path("none"), Path("none"))
+    context = Context(DataPaths(nowhere, nowhere), Path("none"), 1, 1)
+    return ScaledSetting(scale, data, 6, "bf16", "", (), context)
+
+
+def _plan(scale: Scale) -> Plan:
+    return make_plan(study(), _setting(scale), [0])
+
+
+def _keys() -> dict[str, dict[str, list[str]]]:
+    """By profile and trial name: the trial's key, then those of its evaluations."""
+    return {
+        scale.name: {t.name: [t.key, *(e.key for e in t.evaluations)] for t in _plan(scale).trials}
+        for scale in SCALES
+    }
+
+
+def test_trial_keys_are_those_that_were_agreed_on(request: pytest.FixtureRequest) -> None:
+    if request.config.getoption("--update-keys"):
+        GOLDEN.write_text(json.dumps(_keys(), indent=1) + "\n")
+    assert _keys() == json.loads(GOLDEN.read_text())
+
+
+def test_no_two_profiles_share_a_trial() -> None:
+    keys = [key for trials in _keys().values() for key, *_ in trials.values()]
+    assert len(keys) == len(set(keys)) == 3 * 39
+
+
+@pytest.mark.parametrize("scale", SCALES, ids=lambda scale: scale.name)
+def test_every_profile_keeps_39_trainings_apart(scale: Scale) -> None:
+    counts = _plan(scale).counts()
+    assert (counts.rows, counts.trainings, counts.evaluations) == (47, 39, 41)
+
+
+def test_the_paper_geometry_survives_every_profile() -> None:
+    for scale in SCALES:
+        for trial in _plan(scale).trials:
+            strides = trial.config.detector.strides
+            assert len(strides) == 5
+            assert all(b == 2 * a for a, b in pairwise(strides))
