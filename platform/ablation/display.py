@@ -101,6 +101,7 @@ class Board:
         self.done = sum(not trial.missing for trial in plan.trials)
         self._to_do = len(plan.work())
         self._ended = 0
+        self._resumed = 0.0  # shares of trainings that earlier runs had done
         self.failed = sum(trial.state == "FAILED" for trial in plan.trials)
         self._evaluated = {e.key for t in plan.trials for e in t.evaluations if e not in t.missing}
         self._cells = _cells(plan)
@@ -120,6 +121,7 @@ class Board:
             active.metrics = report.metrics or active.metrics
             if active.first_step is None:
                 active.first_step, active.first_time = report.step, now
+                self._resumed += active.fraction
         elif isinstance(report, Evaluated):
             self._evaluated.add(report.key)
             active.evaluated = report.metrics
@@ -133,7 +135,8 @@ class Board:
 
     def lose(self, trial: PlannedTrial) -> None:
         """The attempt is gone; another one follows."""
-        self.active.pop(trial.key)
+        active = self.active.pop(trial.key)
+        self._resumed -= (active.first_step or 0) / max(1, active.total)
 
     def seconds(self, active: Active) -> float:
         """How long an attempt has run."""
@@ -148,10 +151,8 @@ class Board:
 
     def seconds_left(self) -> float | None:
         """Of the whole run, from the pace so far; None while nothing has moved."""
-        active = list(self.active.values())
-        resumed = sum((a.first_step or 0) / a.total for a in active if a.total)
-        moved = self._ended + sum(a.fraction for a in active) - resumed
-        left = self._to_do - self._ended - sum(a.fraction for a in active)
+        there = self._ended + sum(active.fraction for active in list(self.active.values()))
+        moved, left = there - self._resumed, self._to_do - there
         if self._began is None or moved <= 0:
             return None
         return left * (self._clock() - self._began) / moved

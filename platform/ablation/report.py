@@ -13,9 +13,19 @@ from ablation.session import Session
 from ablation.table import assemble
 
 
+PLAIN_WIDTH = 120
+"""Columns where the output is no terminal, and nothing says how wide its reader is."""
+
+
+def report_console() -> Console:
+    """The standard output, wide enough for the tables where it is a file or a pipe."""
+    console = Console()
+    return console if console.is_terminal else Console(width=PLAIN_WIDTH)
+
+
 def print_report(session: Session, formats: Collection[str], console: Console | None = None) -> None:
     """Print the tables and the claims as the store has them now, and write the results folder."""
-    console = console or Console()
+    console = console or report_console()
     tables = assemble(session.study, session.plan, session.store)
     judged = verdicts(session.study, tables, session.plan.setting)
     console.print(terminal.tables(tables))

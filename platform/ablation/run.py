@@ -10,7 +10,7 @@ from rich.console import Console
 from ablation import provenance, scheduler
 from ablation.display import display
 from ablation.plan import register
-from ablation.report import print_report
+from ablation.report import print_report, report_console
 from ablation.scheduler import Options, Summary
 from ablation.session import Session
 from ablation.tracking import Mirror
@@ -28,14 +28,14 @@ def run_study(
     Returns:
         Exit code: 0 when every cell is filled, 1 when a trial failed, 130 when a person stopped it.
     """
-    console = Console()
+    console = report_console()
     store = session.store
     store.reclaim_dead(0)
     register(session.plan, store)
     if retry_failed:
         store.retry([trial.key for trial in session.plan.trials if trial.state == "FAILED"])
     session = session.replanned()
-    console.print(session.plan.describe(), highlight=False, markup=False)
+    print(session.plan.describe(), flush=True)
     facts = provenance.collect(command)
     invocation = store.start_invocation(command, facts)
     workspace = session.workspace

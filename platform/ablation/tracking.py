@@ -226,10 +226,10 @@ class Mirror:
             # An unreachable server must not hold up the end of a run for MLflow's default of minutes.
             os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
             os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-            logging.getLogger("mlflow").setLevel(logging.WARNING)
-            logging.getLogger("alembic").setLevel(logging.WARNING)
             from mlflow import MlflowClient
 
+            for name in ("mlflow", "alembic"):  # importing MLflow sets its own
+                logging.getLogger(name).setLevel(logging.WARNING)
             self._client = MlflowClient(self.uri)
         return self._client
 
