@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 import torch
 
 from detector.errors import CheckpointError
+from detector.files import write_and_rename
 
 _NAME = re.compile(r"step_(\d{8})-([0-9a-f]{64})\.pt")
 
@@ -47,8 +47,7 @@ def save(directory: Path, step: int, payload: dict[str, Any]) -> CheckpointFile:
     sha256 = hashlib.sha256(content).hexdigest()
     path = directory / f"step_{step:08d}-{sha256}.pt"
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        _write_and_rename(path, content)
+        write_and_rename(path, content)
     except OSError as error:
         raise CheckpointError(
             f"cannot write the checkpoint of step {step} to {directory}: {error.strerror or error}; "
@@ -99,15 +98,3 @@ def prune(directory: Path, keep: int = 2) -> None:
         checkpoint.path.unlink(missing_ok=True)
     for leftover in directory.glob("step_*.part"):
         leftover.unlink(missing_ok=True)
-
-
-def _write_and_rename(path: Path, content: bytes) -> None:
-    part = path.with_suffix(".part")
-    try:
-        with part.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        part.rename(path)
-    finally:
-        part.unlink(missing_ok=True)

@@ -212,9 +212,7 @@ class Training:
         good = checkpoints.found(self.options.directory)
         last = f"the last good checkpoint is of step {good[0].step}" if good else "there is no checkpoint yet"
         total = self.trial.schedule.iterations
-        raise DivergedError(
-            f"the loss is not finite at step {step} of {total}; {last}"
-        )
+        raise DivergedError(f"the loss is not finite at step {step} of {total}; {last}")
 
 
 def train(

@@ -287,7 +287,7 @@ def _caption(scale: Scale, data: Data, train: CheckedSplit, val: CheckedSplit, p
     return (
         f"{len(train.images)} training and {len(val.images)} validation images of {data.name}, "
         f"short side {data.short_side}, {schedule.iterations} iterations of {schedule.total_batch}, "
-        f"{precision}, from scratch"
+        f"{precision}, from scratch."
     )
 
 

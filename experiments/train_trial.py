@@ -89,11 +89,14 @@ def _evaluate(
     folder.mkdir(parents=True, exist_ok=True)
     paths = {
         "detections": folder / "detections.npz",
+        "matches": folder / "matches.npz",
         "bootstrap": folder / "bootstrap.npz",
         "picture": folder / "detections.png",
     }
     results.save(paths["detections"])
-    save_arrays(paths["bootstrap"], {"replicates": bootstrap(match_data(judged))})
+    matches = match_data(judged)
+    matches.save(paths["matches"])
+    save_arrays(paths["bootstrap"], {"replicates": bootstrap(matches)})
     _picture(images, results, split, paths["picture"])
     return Evaluated(wanted.key, scores(judged).metrics, {kind: str(path) for kind, path in paths.items()})
 

@@ -316,12 +316,7 @@ def _ray(options: Options) -> Iterator[Layout]:
             if here:
                 _start(here)
             else:
-                ray.init(
-                    address=options.cluster,
-                    log_to_driver=False,
-                    logging_level=logging.CRITICAL,
-                    runtime_env={"env_vars": _WORKER_ENVIRONMENT},
-                )
+                _connect(str(options.cluster))
         except Exception as error:
             raise UserError(_no_ray(options, error)) from error
         try:
@@ -348,6 +343,22 @@ def _start(layout: Layout) -> None:
     )
 
 
+def _connect(address: str) -> None:
+    """A cluster that others started; ConnectionError where nothing answers."""
+    import ray
+
+    host, _, port = address.rpartition(":")
+    # Ray itself would try for many minutes.
+    if port.isdecimal() and not _opens((host, int(port))):
+        raise ConnectionError("nothing listens there")
+    ray.init(
+        address=address,
+        runtime_env={"env_vars": _WORKER_ENVIRONMENT},
+        log_to_driver=False,
+        logging_level=logging.CRITICAL,
+    )
+
+
 def _environment_of(here: Layout | None) -> dict[str, str]:
     if here is None:
         return _ENVIRONMENT
@@ -355,6 +366,10 @@ def _environment_of(here: Layout | None) -> dict[str, str]:
     local = {
         "OMP_NUM_THREADS": threads,
         "MKL_NUM_THREADS": threads,
+        # Or glibc gives large arrays back to the system at every step, and faults them in again.
+        "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
+        "MALLOC_TRIM_THRESHOLD_": str(4 << 30),
+        "MALLOC_TOP_PAD_": str(64 << 20),
         # Ray listens on the loopback device alone, and to those who know the token.
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "RAY_AUTH_MODE": "token",
@@ -389,8 +404,8 @@ def _no_ray(options: Options, error: Exception) -> str:
     if options.cluster is None:
         return f"Ray does not start on this machine: {error}"
     return (
-        f"No Ray cluster answers at {options.cluster!r}: {error}. Start one with 'ray start --head', "
-        "or leave --cluster out to run on this machine."
+        f"No Ray cluster answers at {options.cluster!r}: {error}. Start one with 'ray start --head'; one "
+        "that asks for a token needs RAY_AUTH_MODE=token here too. Without --cluster it runs on this machine."
     )
 
 

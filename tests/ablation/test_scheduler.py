@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ from ablation.protocol import Checkpointed, Evaluated, Progress, to_wire
 from ablation.scheduler import Desk, Layout, Options, share
 from ablation.store import AttemptRow, Store
 from ablation.worker import FAILED
+from ablation.workspace import Workspace
 
 from tests.ablation import toy_driver
 from tests.ablation.toy_driver import Toy, planned
@@ -128,6 +130,27 @@ def test_an_error_of_the_store_ends_the_run_and_nothing_is_written_after_it(
     assert str(desk.failure) == "disk is full"
     with pytest.raises(scheduler._StopNow):
         desk.check()
+
+
+def test_a_cluster_that_does_not_answer_is_an_error_at_once_and_leaves_the_trials_waiting(
+    tmp_path: Path, store: Store, desk: Desk
+) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{unused.getsockname()[1]}"
+        with pytest.raises(UserError, match=f"No Ray cluster answers at '{address}': nothing listens there"):
+            scheduler.run(
+                desk.work,
+                toy_driver.train,
+                None,
+                store,
+                Workspace.at(tmp_path),
+                Options(cluster=address),
+                desk.listener,
+                provenance={},
+            )
+    assert states(store, desk) == [("WAITING", []), ("WAITING", [])]
+    assert not (tmp_path / "scratch").exists()
 
 
 def test_the_environment_is_put_back(monkeypatch: pytest.MonkeyPatch) -> None:

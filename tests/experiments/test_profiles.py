@@ -1,0 +1,128 @@
+"""A profile bound to a data set: drawn, the user's own, or unusable."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from ablation.errors import UserError
+from ablation.protocol import Checkpointed, Evaluated, EvaluationRequest, Progress, Request
+
+from detector.coco import DataPaths
+from detector.shapes import ShapesSpec, draw_dataset
+from experiments.atss import presets
+from experiments.atss.positives import fair_positives
+from experiments.atss.presets import MULTI_SCALE, SINGLE_SCALE, Recipe
+from experiments.profiles import SHAPES, SMOKE, ScaledSetting, prepare, small_backbone, supported_precision
+from experiments.train_trial import train_trial
+
+TINY = replace(SMOKE, shapes=ShapesSpec(image_size=64, num_train=12, num_val=4, min_size=8))
+
+
+@pytest.fixture(scope="module")
+def setting(tmp_path_factory: pytest.TempPathFactory) -> ScaledSetting:
+    return prepare(TINY, tmp_path_factory.mktemp("workspace"), None)
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    """A copy of a drawn data set that a test may spoil."""
+    paths = draw_dataset(TINY.shapes, tmp_path)
+    return paths.train.annotations.parent.parent
+
+
+def test_the_paper_switches_survive_and_the_sizes_shrink(setting: ScaledSetting) -> None:
+    detector = setting.trial(Recipe(presets.fcos(1.5)), 0).detector
+    assert detector.assigner == presets.fcos(1.5).assigner
+    assert detector.head.group_norm
+    assert detector.num_classes == 6
+    assert detector.fpn.channels == SMOKE.channels
+
+
+def test_the_six_backbones_of_table_8_stay_six() -> None:
+    papers = (
+        presets.RESNET_101,
+        presets.RESNEXT_101_32X8D,
+        presets.RESNEXT_101_64X4D,
+        presets.RESNET_101_DCN,
+        presets.RESNEXT_101_32X8D_DCN,
+        presets.RESNEXT_101_64X4D_DCN,
+    )
+    small = {small_backbone(paper, SHAPES) for paper in papers}
+    assert len(small) == 6
+    assert all(sum(b.depths) > sum(small_backbone(presets.RESNET_50, SHAPES).depths) for b in small)
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"), [("avx2 avx512_bf16", "bf16"), ("amx_bf16", "bf16"), ("avx2", "fp32")]
+)
+def test_precision_follows_the_processor_and_says_so(flags: str, expected: str, tmp_path: Path) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text(f"flags : {flags}\n")
+    if Path("/dev/nvidiactl").exists():
+        pytest.skip("a GPU decides")
+    precision, notices = supported_precision(cpuinfo)
+    assert precision == expected
+    assert bool(notices) == (expected == "fp32")
+
+
+def test_the_same_images_elsewhere_are_the_same_trial(dataset: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(dataset, copy)
+    here, there = (prepare(TINY, tmp_path / "w", {"directory": place}) for place in (dataset, copy))
+    assert here.data.fingerprint == there.data.fingerprint
+
+
+def test_four_paths_name_a_data_set_as_well_as_a_directory(dataset: Path, tmp_path: Path) -> None:
+    paths = DataPaths.from_directory(dataset)
+    given = {
+        "train_annotations": paths.train.annotations,
+        "train_images": paths.train.images,
+        "val_annotations": paths.val.annotations,
+        "val_images": paths.val.images,
+    }
+    by_files = prepare(TINY, tmp_path / "w", given)
+    assert by_files.data.fingerprint == prepare(TINY, tmp_path / "w", {"directory": dataset}).data.fingerprint
+
+
+def test_repairs_are_counted_and_said(dataset: Path, tmp_path: Path) -> None:
+    path = DataPaths.from_directory(dataset).train.annotations
+    content = json.loads(path.read_text())
+    content["annotations"][0]["bbox"][2] = 0
+    content["annotations"][1]["bbox"][2] = 1000
+    path.write_text(json.dumps(content))
+    notices = " | ".join(prepare(TINY, tmp_path / "w", {"directory": dataset}).notices)
+    assert "train: 1" in notices
+    assert "area" in notices
+
+
+def test_a_truncated_image_stops_before_training_and_is_named(dataset: Path, tmp_path: Path) -> None:
+    image = next((dataset / "val2017").iterdir())
+    image.write_bytes(image.read_bytes()[:200])
+    with pytest.raises(UserError, match=image.name):
+        prepare(TINY, tmp_path / "w", {"directory": dataset})
+
+
+def test_a_trial_trains_evaluates_and_leaves_its_files(setting: ScaledSetting, tmp_path: Path) -> None:
+    trial = setting.trial(Recipe(presets.atss()), 0)
+    wanted = tuple(
+        EvaluationRequest(key, setting.evaluation(evaluation))
+        for key, evaluation in (("single", SINGLE_SCALE), ("multi", MULTI_SCALE))
+    )
+    request = Request("0123456789ab", trial, wanted, tmp_path, setting.context)
+    reports = list(train_trial(request))
+    assert [r.step for r in reports if isinstance(r, Progress)] == [5, 10]
+    assert [r.step for r in reports if isinstance(r, Checkpointed)] == [5, 10]
+    evaluated = [r for r in reports if isinstance(r, Evaluated)]
+    assert [r.key for r in evaluated] == ["single", "multi"]
+    assert all(0 <= r.metrics["AP"] <= 100 for r in evaluated)
+    assert all(Path(path).is_file() for r in evaluated for path in r.artifacts.values())
+    again = list(train_trial(replace(request, evaluations=wanted[:1])))
+    assert not any(isinstance(r, Progress) for r in again)
+    assert again[-1].metrics == evaluated[0].metrics  # type: ignore[union-attr]
+
+
+def test_the_fairness_claim_names_all_three_rules(setting: ScaledSetting) -> None:
+    result = fair_positives(setting)
+    assert all(name in result.detail for name in ("ATSS", "IoU", "SSC"))
