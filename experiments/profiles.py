@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 from ablation.errors import UserError
 from ablation.study import Profile
-
 from detector.coco import CheckedSplit, DataPaths, Split, fingerprint, read_data
 from detector.config import (
     FPN,

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from ablation.protocol import Checkpointed, Evaluated, EvaluationRequest, Noticed, Progress, Report, Request
 
+from ablation.protocol import Checkpointed, Evaluated, EvaluationRequest, Noticed, Progress, Report, Request
 from detector.bootstrap import bootstrap, match_data
 from detector.coco import CheckedSplit, DataPaths, read_data, to_coco_dict
 from detector.coco_eval import Results, judge, save_arrays, scores

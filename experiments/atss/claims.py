@@ -7,7 +7,6 @@ A margin is the paper's own range where it calls something insensitive, and neve
 from __future__ import annotations
 
 from ablation.study import CellRef, Chain, Claim, Equivalent, Greater, Range, Statistic
-
 from experiments.atss.positives import fair_positives
 
 SAME = 1.0

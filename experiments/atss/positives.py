@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from ablation.study import Setting, StatisticResult
 from numpy.typing import NDArray
 
+from ablation.study import Setting, StatisticResult
 from detector.anchors import anchor_grid, feature_sizes
 from detector.build import build_assigner
 from detector.coco import read_split

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from ablation.study import Study
-
 from experiments.atss.claims import CLAIMS
 from experiments.atss.tables import TABLES
 from experiments.profiles import PROFILES

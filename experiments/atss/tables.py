@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ablation.study import Cell, Row, Table, Variant
-
 from detector.config import Anchors, Assigner, Detector, Regression, SpatialScale
 from experiments.atss import presets
 from experiments.atss.presets import MULTI_SCALE, SINGLE_SCALE, Recipe

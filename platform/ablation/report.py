@@ -12,7 +12,6 @@ from ablation.render.results import write_results
 from ablation.session import Session
 from ablation.table import assemble
 
-
 PLAIN_WIDTH = 120
 """Columns where the output is no terminal, and nothing says how wide its reader is."""
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from ablation.plan import Plan, make_plan, register
 from ablation.protocol import Evaluated, Progress
 from ablation.statistics import METRICS

@@ -1,4 +1,5 @@
 import pytest
+
 from ablation.claims import references, summary, verdicts
 from ablation.table import assemble
 

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+
 from ablation import cli
 from ablation.errors import UserError
 from ablation.session import Selection, Session, load_study

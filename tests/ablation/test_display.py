@@ -2,12 +2,12 @@ import io
 from pathlib import Path
 
 import pytest
+from rich.console import Console
+
 from ablation.display import Board, LiveDisplay, PlainDisplay, display, duration, facts, filled, overall
 from ablation.plan import Plan
 from ablation.protocol import Checkpointed, Evaluated, Noticed, Progress
 from ablation.store import Store
-from rich.console import Console
-
 from tests.ablation.toy_driver import Toy, planned
 
 

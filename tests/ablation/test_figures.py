@@ -1,6 +1,7 @@
+from PIL import Image
+
 from ablation.figures import draw, write_figures
 from ablation.table import assemble
-from PIL import Image
 
 
 def test_every_table_with_a_number_gets_a_png_and_a_pdf(partial, tmp_path):

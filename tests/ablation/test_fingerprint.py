@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
-from ablation.fingerprint import canonical_json, evaluation_key, key
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ablation.fingerprint import canonical_json, evaluation_key, key
 from detector.config import ATSS, Data, Detector, MaxIoU, MultiScale, ScalePass, Schedule, SpatialScale, Trial
 
 

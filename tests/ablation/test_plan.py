@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from ablation.errors import UserError
 from ablation.plan import Counts, Plan, make_plan, register
 from ablation.protocol import Evaluated, Progress, Report, Request

@@ -1,6 +1,7 @@
 import json
 
 import pytest
+
 from ablation.protocol import Checkpointed, Evaluated, Noticed, Progress, Report, from_wire, to_wire
 
 REPORTS: list[Report] = [

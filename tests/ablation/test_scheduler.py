@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from ablation import scheduler
 from ablation.display import Board, PlainDisplay
 from ablation.errors import UserError
@@ -20,7 +21,6 @@ from ablation.scheduler import Desk, Layout, Options, share
 from ablation.store import AttemptRow, Store
 from ablation.worker import FAILED
 from ablation.workspace import Workspace
-
 from tests.ablation import toy_driver
 from tests.ablation.toy_driver import Toy, planned
 

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+
 from ablation.errors import UserError
 from ablation.statistics import (
     METRICS,

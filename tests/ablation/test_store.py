@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.schema import CreateTable
+
 from ablation import schema, store
 from ablation.errors import UserError
 from ablation.protocol import Checkpointed, Evaluated, Noticed, Progress
 from ablation.store import AttemptOverError, Store
-from sqlalchemy.dialects import postgresql
-from sqlalchemy.exc import IntegrityError
-from sqlalchemy.schema import CreateTable
 
 KEY = "a" * 12
 EVALUATION = "e" * 12

@@ -1,4 +1,5 @@
 import pytest
+
 from ablation.protocol import Evaluated
 from ablation.table import FilledCell, assemble, grid, num_heading_columns, spans
 

@@ -4,10 +4,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
+
 from ablation.protocol import Checkpointed, Evaluated, Progress
 from ablation.store import Store
 from ablation.tracking import Mirror, flatten, metric_name
-from mlflow import MlflowClient
 
 TRIAL, EVALUATION = "0123456789ab", "ba9876543210"
 NAME = "table3 RetinaNet (#A=1) + ATSS, seed 0"

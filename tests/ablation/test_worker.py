@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from ablation import worker
 from ablation.protocol import EvaluationRequest, Progress, Report, Request, from_wire
 

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from ablation.errors import UserError
 from ablation.workspace import Workspace
 

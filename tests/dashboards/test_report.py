@@ -3,11 +3,11 @@ from html.parser import HTMLParser
 from types import SimpleNamespace
 
 import pytest
+
 from ablation.plan import make_plan, register
 from ablation.protocol import Evaluated, Noticed, Progress
 from ablation.store import Store
 from ablation.study import Cell, CellRef, Greater, Row, Statistic, Study, Table, Variant
-
 from dashboards.report import curve, page, write_dashboard
 
 

@@ -5,8 +5,8 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from ablation.study import Chain, Equivalent, Greater, Range
 
+from ablation.study import Chain, Equivalent, Greater, Range
 from experiments.atss.claims import CLAIMS
 from experiments.atss.study import study
 from experiments.atss.tables import TABLES

@@ -6,9 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+
 from ablation.errors import UserError
 from ablation.protocol import Checkpointed, Evaluated, EvaluationRequest, Progress, Request
-
 from detector.coco import DataPaths
 from detector.shapes import ShapesSpec, draw_dataset
 from experiments.atss import presets

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from ablation.store import AttemptRow, Store
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -5,8 +5,8 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from ablation.plan import Plan, make_plan
 
+from ablation.plan import Plan, make_plan
 from detector.coco import DataPaths, Split
 from detector.config import Data
 from experiments.atss.study import study
