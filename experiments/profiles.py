@@ -70,14 +70,14 @@ SHAPES = Scale(
     seeds=1,
     shapes=ShapesSpec(seed=2020, image_size=128, num_train=3000, num_val=300, max_objects=6, min_size=16),
     max_long_side=213,
-    schedule=Schedule(iterations=800, total_batch=16, optimizer=AdamW(lr=3e-3), decay=OneCycle()),
+    schedule=Schedule(iterations=750, total_batch=16, optimizer=AdamW(lr=3e-3), decay=OneCycle()),
     widths=(16, 32, 64, 96),
     stem_channels=16,
     stem_stride=4,
     channels=32,
     num_convs=2,
     report_every=20,
-    checkpoint_every=200,
+    checkpoint_every=250,
 )
 
 SHAPES_LONG = replace(
