@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from ablation.errors import UserError
 from ablation.study import Profile
@@ -42,7 +42,9 @@ class Scale:
 
     Attributes:
         shapes: the data set to draw when the user names none.
-        max_long_side: limit of the longer side of the user's images, in pixels after resizing.
+        own_short_side, own_max_long_side: what the user's own images are resized to, in pixels.
+            Photographs hold smaller things than the drawings do: on blood cells RetinaNet (#A=1) with
+            the five improvements has AP50 74.6 at 128 and 86.7 at 192 (seed 100).
         widths, stem_channels, stem_stride, stage_strides: of the small backbone.
         channels: of the FPN and the head.
         num_convs: of each tower of the head.
@@ -53,7 +55,8 @@ class Scale:
     summary: str
     seeds: int
     shapes: ShapesSpec
-    max_long_side: int
+    own_short_side: int
+    own_max_long_side: int
     schedule: Schedule
     widths: tuple[int, int, int, int]
     stem_channels: int
@@ -69,7 +72,8 @@ SHAPES = Scale(
     summary="drawn shapes, the whole grid in 20 minutes on 2 cores (default)",
     seeds=1,
     shapes=ShapesSpec(seed=2020, image_size=128, num_train=3000, num_val=300, max_objects=6, min_size=16),
-    max_long_side=213,
+    own_short_side=192,
+    own_max_long_side=320,
     schedule=Schedule(iterations=750, total_batch=16, optimizer=AdamW(lr=3e-3), decay=OneCycle()),
     widths=(16, 32, 64, 96),
     stem_channels=16,
@@ -93,7 +97,8 @@ SMOKE = replace(
     name="smoke",
     summary="every row for a few seconds, to see that everything works: 3 minutes on 2 cores",
     shapes=ShapesSpec(seed=2020, image_size=64, num_train=64, num_val=16, max_objects=6, min_size=8),
-    max_long_side=96,
+    own_short_side=64,
+    own_max_long_side=107,
     schedule=replace(SHAPES.schedule, iterations=10, total_batch=4),
     widths=(16, 16, 16, 16),
     stem_channels=16,
@@ -262,18 +267,22 @@ def _describe(
     train: CheckedSplit,
     val: CheckedSplit,
 ) -> Data:
-    size: dict[str, Any] = {"short_side": scale.shapes.image_size, "max_long_side": scale.max_long_side}
     if given is not None:
-        name = paths.train.annotations.resolve().parent.parent.name
-        return Data(name=name, fingerprint=fingerprint(train, val), **size)
+        return Data(
+            name=paths.train.annotations.resolve().parent.parent.name,
+            fingerprint=fingerprint(train, val),
+            short_side=scale.own_short_side,
+            max_long_side=scale.own_max_long_side,
+        )
     # COCO's limits of 32 and 96 px are 0.83 and 2.5 sides of the finest anchor at the paper's size.
     finest = 8.0 * scale.stem_stride
     return Data(
         name="shapes",
         fingerprint=fingerprint(train, val),
+        short_side=scale.shapes.image_size,
+        max_long_side=scale.shapes.image_size,
         small_side=finest * 32 * 800 / 480 / 64,
         medium_side=finest * 96 * 800 / 480 / 64,
-        **size,
     )
 
 

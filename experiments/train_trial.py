@@ -26,7 +26,7 @@ from detector.transforms import scale_boxes, xywh_to_xyxy
 from experiments.profiles import Context
 
 PICTURED_IMAGES = 6
-PICTURE_SIDE = 256
+PICTURE_SIDE = 384
 """Pixels that the short side of a pictured image is enlarged to, at least about."""
 
 
@@ -118,6 +118,7 @@ def _picture(images: PackedImages, results: Results, split: CheckedSplit, path: 
                 images.labels[index],
                 split.class_names,
                 scale=max(1, PICTURE_SIDE // min(height, width)),
+                min_score=0.5,
             )
         )
     contact_sheet(drawn, columns=3, path=path, title=f"{path.parent.parent.parent.name}: validation images")

@@ -149,8 +149,8 @@ def test_sizes_reach_from_below_the_finest_anchor_to_most_of_the_image(
 
 def test_aspect_ratios_vary(drawings: list[shapes.Drawing]) -> None:
     ratio = np.divide(*sides(drawings).T)
-    assert (ratio > 1.8).mean() > 0.05
-    assert (ratio < 1 / 1.8).mean() > 0.05
+    assert (ratio > 1.5).mean() > 0.05
+    assert (ratio < 1 / 1.5).mean() > 0.05
 
 
 def test_every_class_is_about_as_frequent(drawings: list[shapes.Drawing]) -> None:

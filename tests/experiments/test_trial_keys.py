@@ -17,7 +17,7 @@ GOLDEN = Path(__file__).parent / "golden_keys.json"
 
 def _setting(scale: Scale) -> ScaledSetting:
     """The scale on a data set that nobody has to draw."""
-    data = Data("shapes", "0" * 12, scale.shapes.image_size, scale.max_long_side)
+    data = Data("shapes", "0" * 12, scale.shapes.image_size, scale.shapes.image_size)
     nowhere = Split(Path("none"), Path("none"))
     context = Context(DataPaths(nowhere, nowhere), Path("none"), 1, 1)
     return ScaledSetting(scale, data, 6, "bf16", "", (), context)
