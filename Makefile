@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: reproduce test checks install ui lock bench clean
+.PHONY: reproduce test checks install ui lock clean
 .DEFAULT_GOAL := help
 
 help:

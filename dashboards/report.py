@@ -15,6 +15,7 @@ from html import escape
 from pathlib import Path
 
 from ablation.claims import verdicts
+from ablation.files import write_whole
 from ablation.plan import Plan, PlannedTrial
 from ablation.render import html
 from ablation.schema import TrialState
@@ -47,9 +48,7 @@ details table { font-size: .85rem; margin: .5rem 0; border-width: 1px; }
 def write_dashboard(study: Study, plan: Plan, store: Store, path: Path) -> Path:
     """Write the page to `path`, whole or not at all; returns the path."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".tmp")
-    beside.write_text(page(study, plan, store), encoding="utf-8")
-    return beside.replace(path)
+    return write_whole(path, page(study, plan, store))
 
 
 def page(study: Study, plan: Plan, store: Store) -> str:

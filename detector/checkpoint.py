@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import pickle
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,7 +68,7 @@ def load(checkpoint: CheckpointFile) -> dict[str, Any]:
     """The payload of a checkpoint whose bytes are as they were written.
 
     Raises:
-        CheckpointError: missing, truncated or changed since.
+        CheckpointError: missing, truncated or changed since, or not plain weights.
     """
     try:
         content = checkpoint.path.read_bytes()
@@ -77,7 +78,10 @@ def load(checkpoint: CheckpointFile) -> dict[str, Any]:
         raise CheckpointError(
             f"{checkpoint.path.name}: corrupt, its {len(content)} bytes do not have the checksum in its name"
         )
-    payload: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    try:
+        payload: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(f"{checkpoint.path.name}: refused, holds more than weights: {error}") from error
     return payload
 
 
@@ -92,9 +96,15 @@ def load_latest_good(directory: Path) -> tuple[CheckpointFile | None, dict[str, 
     return None, None, passed_over
 
 
-def prune(directory: Path, keep: int = 2) -> None:
-    """Remove all but the newest `keep` checkpoints, and what killed writers left."""
-    for checkpoint in found(directory)[keep:]:
+def prune(directory: Path, saved: CheckpointFile, keep: int = 2) -> None:
+    """Remove what `saved` makes useless: all but the `keep` newest up to it, later ones, unfinished files.
+
+    A later checkpoint was passed over as corrupt when the run started again before it; so it must not
+    count, or the good one just written would be the one to go.
+    """
+    others = [c for c in found(directory) if c.path != saved.path]
+    earlier = [c for c in others if c.step < saved.step]
+    for checkpoint in {*others} - {*earlier[: keep - 1]}:
         checkpoint.path.unlink(missing_ok=True)
     for leftover in directory.glob("step_*.part"):
         leftover.unlink(missing_ok=True)

@@ -6,10 +6,8 @@ something. Sections of the paper are those of Zhang et al., CVPR 2020 (ATSS).
 
 from __future__ import annotations
 
-import types
-import typing
 from dataclasses import dataclass, fields, is_dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 RECIPE_VERSION = 1
 """Raised by hand whenever the code changes what a config computes; part of every trial's identity."""
@@ -125,6 +123,9 @@ class SmoothL1:
     """RetinaNet's box loss on encoded offsets, divided by 4 x number of positives."""
 
     beta: float = 0.11
+
+    def __post_init__(self) -> None:
+        _require(self.beta > 0, f"beta must be > 0, got {self.beta}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,7 +271,11 @@ class Detector:
 
 @dataclass(frozen=True, slots=True)
 class SGD:
-    """The paper's optimiser; biases learn `bias_lr_factor` times as fast and do not decay."""
+    """The paper's optimiser; biases learn `bias_lr_factor` times as fast and do not decay.
+
+    Attributes:
+        lr: at 16 images a step; in proportion for another total batch (Goyal et al. 2017, Sec. 2.1).
+    """
 
     lr: float = 0.01
     momentum: float = 0.9
@@ -280,7 +285,7 @@ class SGD:
 
 @dataclass(frozen=True, slots=True)
 class AdamW:
-    """For training from scratch in few steps; biases and norms do not decay."""
+    """For training from scratch in few steps; biases and norms do not decay. `lr` holds for any batch."""
 
     lr: float = 2e-3
     beta2: float = 0.99
@@ -306,6 +311,9 @@ class OneCycle:
 
     warmup: float = 0.1
 
+    def __post_init__(self) -> None:
+        _require(0 <= self.warmup <= 1, f"warmup must be in 0..1, got {self.warmup}")
+
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
@@ -313,7 +321,8 @@ class Schedule:
 
     Attributes:
         total_batch: images a step over all workers.
-        precision: "bf16" is autocast to bfloat16 with float32 weights.
+        precision: "bf16" is autocast to bfloat16 with float32 weights; "fp32" is float32 on a CPU, while
+            CUDA's convolutions may round to TF32 (torch's default).
     """
 
     iterations: int = 90_000
@@ -332,7 +341,6 @@ class Data:
     """Which images a trial sees and how large.
 
     Attributes:
-        name: what people call the data set.
         fingerprint: hash of both splits' annotations as used; another data set is another trial.
         short_side, max_long_side: size after resizing, aspect kept (paper: 800 and 1333).
         flip: probability of a horizontal flip in training.
@@ -340,13 +348,19 @@ class Data:
             (COCO: 32 and 96).
     """
 
-    name: str
     fingerprint: str
     short_side: int = 800
     max_long_side: int = 1333
     flip: float = 0.5
     small_side: float = 32.0
     medium_side: float = 96.0
+
+    def __post_init__(self) -> None:
+        _require(
+            1 <= self.short_side <= self.max_long_side,
+            f"need 1 <= short_side <= max_long_side, got {self.short_side} and {self.max_long_side}",
+        )
+        _require(0 <= self.flip <= 1, f"flip must be in 0..1, got {self.flip}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -358,6 +372,9 @@ class Trial:
     data: Data
     seed: int
     recipe_version: int = RECIPE_VERSION
+
+    def __post_init__(self) -> None:
+        _require(self.seed >= 0, f"seed must be >= 0, got {self.seed}")
 
 
 # --- testing ---------------------------------------------------------------------------------------
@@ -398,6 +415,9 @@ class MultiScale:
     vote_iou: float = 0.66
     max_detections: int = 1000
 
+    def __post_init__(self) -> None:
+        _require(len(self.passes) >= 1, "passes must name at least one size, got none")
+
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
@@ -416,6 +436,12 @@ class Evaluation:
     nms_iou: float = 0.6
     max_detections: int = 100
 
+    def __post_init__(self) -> None:
+        _require(
+            0 <= self.score_threshold < 1, f"score_threshold must be in [0, 1), got {self.score_threshold}"
+        )
+        _require(self.pre_nms_topk >= 1, f"pre_nms_topk must be >= 1, got {self.pre_nms_topk}")
+
 
 # --- plain data, as checkpoints and artifacts keep a config -------------------------------------------
 
@@ -426,40 +452,3 @@ def to_plain(config: Any) -> Any:
         values = {f.name: to_plain(getattr(config, f.name)) for f in fields(config)}
         return {"type": type(config).__name__, **values}
     return [to_plain(v) for v in config] if isinstance(config, tuple) else config
-
-
-ConfigT = TypeVar("ConfigT")
-
-
-def from_plain(cls: type[ConfigT], data: Any) -> ConfigT:
-    """The config that `to_plain` wrote.
-
-    Raises:
-        ValueError: the data names another class, or has fields that the class does not have.
-    """
-    value = _read(cls, data)
-    if not isinstance(value, cls):
-        raise ValueError(f"expected a {cls.__name__}, got {data!r}")
-    return value
-
-
-def _read(annotation: Any, data: Any) -> Any:
-    if isinstance(data, dict):
-        return _read_dataclass(annotation, data)
-    if isinstance(data, list):
-        inner = [a for a in typing.get_args(annotation) if a is not Ellipsis]
-        return tuple(_read(inner[min(i, len(inner) - 1)], v) for i, v in enumerate(data))
-    return data
-
-
-def _read_dataclass(annotation: Any, data: dict[str, Any]) -> Any:
-    union = isinstance(annotation, types.UnionType)
-    options = {c.__name__: c for c in (typing.get_args(annotation) if union else (annotation,))}
-    if data.get("type") not in options:
-        raise ValueError(f"type must be one of {sorted(options)}, got {data.get('type')!r}")
-    cls = options[data["type"]]
-    hints = typing.get_type_hints(cls)
-    unknown = set(data) - set(hints) - {"type"}
-    if unknown:
-        raise ValueError(f"{cls.__name__} has no field {sorted(unknown)}; it has {sorted(hints)}")
-    return cls(**{name: _read(hints[name], value) for name, value in data.items() if name != "type"})

@@ -45,6 +45,7 @@ class PackedImages:
     Attributes:
         records: the images as annotated, in original pixels (crowds included).
         sizes: (height, width) of each after resizing.
+        short_side: what their short sides were resized to, where the long side allowed it.
         boxes: per image (n, 4) float32, resized pixels, without crowds.
         labels: per image (n,) int64, without crowds.
         read: from an image's index to its pixels.
@@ -52,6 +53,7 @@ class PackedImages:
 
     records: tuple[ImageRecord, ...]
     sizes: tuple[tuple[int, int], ...]
+    short_side: int
     boxes: tuple[NDArray[np.float32], ...]
     labels: tuple[NDArray[np.int64], ...]
     read: Callable[[int], Pixels]
@@ -88,6 +90,7 @@ def load_batch(
     packed: PackedImages,
     indices: Sequence[int] | NDArray[np.int64],
     flips: Sequence[bool] | NDArray[np.bool_],
+    canvas: tuple[int, int] | None = None,
 ) -> Batch:
     """Images `indices` of a split, those with `flips` mirrored left to right.
 
@@ -95,13 +98,15 @@ def load_batch(
         packed: the split.
         indices: N >= 1 of 0..len(packed)-1; any sequence or array of integers.
         flips: N booleans.
+        canvas: (height, width) to pad to; the largest of these images when None. A rank passes that of the
+            whole step, because norms and anchors see the padding.
 
     Returns:
         The batch, in this order, on the CPU.
     """
     chosen = [int(i) for i in indices]
     sizes = np.array([packed.sizes[i] for i in chosen], dtype=np.int64)
-    height, width = sizes.max(axis=0)
+    height, width = canvas or sizes.max(axis=0)
     pixels = np.zeros((len(chosen), height, width, 3), dtype=np.uint8)
     images_NHW3 = torch.from_numpy(pixels)  # the same memory: numpy copies faster, torch mirrors faster
     for n, (i, flip, (h, w)) in enumerate(zip(chosen, flips, sizes.tolist(), strict=True)):
@@ -177,6 +182,7 @@ def open_packed(checked: CheckedSplit, split_name: str, data: config.Data, cache
     return PackedImages(
         records=checked.images,
         sizes=sizes,
+        short_side=data.short_side,
         boxes=tuple(boxes[keep] for boxes, keep in zip(scaled, kept, strict=True)),
         labels=tuple(r.labels[keep] for r, keep in zip(checked.images, kept, strict=True)),
         read=read,

@@ -1,4 +1,10 @@
-"""A trained detector over a whole split: from packed images to detections in original pixels."""
+"""A trained detector over a whole split: from packed images to detections in original pixels.
+
+Images of a batch are padded to its largest. Padding is seen by norms and counted by no one else, so a
+detection can depend slightly on the neighbours in its batch; batches are the same in every evaluation.
+Multi-scale testing resizes the packed images, not the originals as the authors do: a larger size holds no
+more detail than training saw.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +22,8 @@ from detector.dense_detector import DenseDetector
 from detector.postprocess import Detections, detect, multi_scale_detect
 from detector.precision import autocast
 
-BATCH = 32
+BATCH_PIXELS = 32 * 128 * 128
+"""Pixels of a batch, at least one image: what fits the smallest devices whatever the image size."""
 
 
 @torch.no_grad()
@@ -50,8 +57,10 @@ def detect_split(
 def _single_scale(
     model: DenseDetector, images: PackedImages, evaluation: Evaluation, device: torch.device
 ) -> Iterator[Detections]:
-    for start in range(0, len(images), BATCH):
-        indices = range(start, min(start + BATCH, len(images)))
+    largest = max(height * width for height, width in images.sizes)
+    count = max(1, BATCH_PIXELS // largest)
+    for start in range(0, len(images), count):
+        indices = range(start, min(start + count, len(images)))
         batch = load_batch(images, indices, [False] * len(indices))
         outputs = model(batch.images.to(device), batch.sizes.to(device))
         yield from detect(outputs, batch.sizes, evaluation, model.coder)
@@ -64,9 +73,9 @@ def _multi_scale(
     scales: MultiScale,
     device: torch.device,
 ) -> Iterator[Detections]:
-    for index, size in enumerate(images.sizes):
+    for index in range(len(images)):
         image_CHW = torch.from_numpy(images[index].copy()).permute(2, 0, 1).to(device)
-        yield multi_scale_detect(model, image_CHW, evaluation, scales, min(size))
+        yield multi_scale_detect(model, image_CHW, evaluation, scales, images.short_side)
 
 
 def _results(found: list[Detections], images: PackedImages, split: CheckedSplit) -> Results:

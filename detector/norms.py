@@ -1,6 +1,7 @@
 """Normalisation that does not depend on the batch: frozen batch norm, and group norm.
 
-Neither looks at other images, so a result is the same on one GPU and on eight.
+Neither looks at other images (only at the padding that a batch gives each), so a result is the same on
+one GPU and on eight.
 """
 
 from __future__ import annotations

@@ -25,6 +25,8 @@ def training_batch(
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """The batch of one step. Each epoch visits every image once; a batch may straddle epochs.
 
+    Portrait and landscape images mix, where the authors group them: more padding, same images.
+
     Args:
         num_images: images of the training split, at least 1.
         total_batch: B, images a step over all workers; may be more than `num_images`.

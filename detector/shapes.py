@@ -3,7 +3,7 @@
 The classes differ in outline; each also has a colour of its own, spread so widely that neighbours overlap,
 as real classes have typical looks. (With outline alone, what the budget of a CPU buys went into telling
 shapes apart, and little was left of what assigners and losses change.)
-Sizes are log-uniform from below the finest anchor of the `shapes` profile (16 pixels) to most of the
+Sizes are log-uniform from half the finest anchor of the `shapes` profile (32 pixels) to most of the
 image, so every pyramid level has work to do. Sharp strokes, arcs and specks belong to no class.
 
 An image is a pure function of the spec, its split and its index: `numpy`'s PCG64 and polygons, no fonts

@@ -1,7 +1,8 @@
 """Training as a generator of reports, the same on one process or many.
 
 What a step computes is a function of (config, step): images and flips come from (seed, step), every
-normaliser is summed over ranks, and so is the gradient. Nothing here knows who listens to the reports.
+normaliser is summed over ranks, and so is the gradient. On a CPU a resumed run is bit for bit the one that
+never stopped; CUDA's kernels add in any order. Nothing here knows who listens to the reports.
 """
 
 from __future__ import annotations
@@ -98,6 +99,21 @@ class Ranks:
             dist.all_reduce(value)
         return value
 
+    def agree_on(self, step: int, device: str) -> None:
+        """Checks that all ranks found the same checkpoint.
+
+        Raises:
+            CheckpointError: they did not, so they do not see the same files.
+        """
+        steps = torch.zeros(self.size, dtype=torch.int64, device=device)
+        steps[self.rank] = step
+        found = self.sum(steps).tolist()
+        if len(set(found)) > 1:
+            raise CheckpointError(
+                f"the workers would go on from different steps, {found}: the workspace must lie on a file "
+                "system that all of them share"
+            )
+
 
 @dataclass
 class Training:
@@ -119,21 +135,18 @@ class Training:
     def start(trial: Trial, split: CheckedSplit, images: PackedImages, options: RunOptions) -> Training:
         """A fresh training: weights drawn from the trial's seed, the same on every rank."""
         ranks = Ranks.current()
-        if ranks.size > trial.schedule.total_batch:
-            raise ValueError(
-                f"total_batch must be at least the number of workers, got {trial.schedule.total_batch} "
-                f"images for {ranks.size} workers"
-            )
+        rank_slice(trial.schedule.total_batch, ranks.rank, ranks.size)  # refuses more ranks than images
         torch.manual_seed(trial.seed)
         model = build_detector(trial.detector).to(options.device)
         model.train()
         optimizer = build_optimizer(model, trial.schedule)
-        forward = DistributedDataParallel(model) if ranks.size > 1 else model
+        forward = DistributedDataParallel(model, broadcast_buffers=False) if ranks.size > 1 else model
         return Training(trial, options, split, images, model, optimizer, ranks, forward)
 
     def resume(self) -> list[TrainReport]:
         """Go on from the newest good checkpoint, if there is one; say what was passed over."""
         file, payload, passed_over = checkpoints.load_latest_good(self.options.directory)
+        self.ranks.agree_on(0 if file is None else file.step, self.options.device)
         reports: list[TrainReport] = [Notice(f"passed over a checkpoint: {why}") for why in passed_over]
         if file is None or payload is None:
             return reports
@@ -146,8 +159,14 @@ class Training:
         return [*reports, Notice(f"goes on from the checkpoint of step {file.step}")]
 
     def save(self) -> CheckpointReport:
-        """Write a checkpoint (rank 0 alone) and prune old ones."""
+        """Write a checkpoint (rank 0 alone) and prune old ones.
+
+        Raises:
+            DivergedError: a weight is not finite; losses are computed before the update that did it.
+        """
         directory = self.options.directory
+        if not all(bool(p.isfinite().all()) for p in self.model.parameters()):
+            raise DivergedError(f"a weight is not finite after step {self.step}; {self._last_checkpoint()}")
         if self.ranks.rank != 0:
             return CheckpointReport(checkpoints.CheckpointFile(directory, self.step, ""))
         payload = {
@@ -157,10 +176,11 @@ class Training:
             "step": self.step,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            # Nothing draws from it after the weights; a layer that will (dropout) resumes as exactly.
             "rng": torch.get_rng_state(),
         }
         file = checkpoints.save(directory, self.step, payload)
-        checkpoints.prune(directory)
+        checkpoints.prune(directory, file)
         return CheckpointReport(file)
 
     def batch(self) -> Batch:
@@ -169,8 +189,9 @@ class Training:
         indices, flips = training_batch(
             len(self.images), trial.schedule.total_batch, trial.seed, self.step, trial.data.flip
         )
+        heights, widths = zip(*(self.images.sizes[i] for i in indices), strict=True)
         part = rank_slice(trial.schedule.total_batch, self.ranks.rank, self.ranks.size)
-        return load_batch(self.images, indices[part], flips[part])
+        return load_batch(self.images, indices[part], flips[part], (max(heights), max(widths)))
 
     def advance(self) -> None:
         """One optimiser step."""
@@ -209,10 +230,12 @@ class Training:
         if len(bad) == 0:
             return
         step = self.step - len(losses) + int(bad[0]) + 1
-        good = checkpoints.found(self.options.directory)
-        last = f"the last good checkpoint is of step {good[0].step}" if good else "there is no checkpoint yet"
         total = self.trial.schedule.iterations
-        raise DivergedError(f"the loss is not finite at step {step} of {total}; {last}")
+        raise DivergedError(f"the loss is not finite at step {step} of {total}; {self._last_checkpoint()}")
+
+    def _last_checkpoint(self) -> str:
+        found = checkpoints.found(self.options.directory)
+        return f"the last checkpoint is of step {found[0].step}" if found else "there is no checkpoint yet"
 
 
 def train(

@@ -11,10 +11,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Literal, assert_never
 
 import numpy as np
+from numpy.typing import NDArray
 
+from ablation.errors import UserError
 from ablation.statistics import (
     EQUIVALENCE_LEVEL,
     Estimate,
@@ -105,8 +108,8 @@ def _verdict(study: Study, claim: Claim, cells: Mapping[CellRef, FilledCell], se
     )
     if not seeds:
         return pending
-    found = _find(claim, {ref: sample(cells[ref], seeds) for ref in refs})
-    notes = (found.detail, _partial(refs, cells, seeds), found.caveat)
+    found = _find(claim, {ref: sample(cells[ref], seeds, setting.seed_noise) for ref in refs})
+    notes = (found.detail, _partial(refs, cells, seeds), found.caveat, _damaged(refs, cells, seeds))
     return replace(
         pending,
         verdict=found.outcome,
@@ -217,16 +220,45 @@ def _common_seeds(refs: Sequence[CellRef], cells: Mapping[CellRef, FilledCell]) 
     return sorted(set.intersection(*having))
 
 
-def sample(cell: FilledCell, seeds: Sequence[int]) -> Sample:
-    """The measurements behind a cell at these seeds; replicates only where every seed kept them."""
-    by_seed = {source.seed: source for source in cell.sources}
-    paths = [by_seed[seed].bootstrap for seed in seeds]
-    # Artifacts may have been cleared away to make room; the verdict then says what it lacks.
-    known = [path for path in paths if path is not None and path.is_file()]
-    replicates = None
-    if len(known) == len(paths):
-        replicates = np.stack([read_replicates(path, cell.cell.metric) for path in known])
-    return Sample(np.array([cell.values[seed] for seed in seeds]), replicates)
+def sample(cell: FilledCell, seeds: Sequence[int], seed_noise: float | None = None) -> Sample:
+    """The measurements behind a cell at these seeds; replicates only where every seed kept them.
+
+    Args:
+        seed_noise: what to take for the spread over seeds where there is only one (`Setting.seed_noise`).
+    """
+    replicates = [_replicates(path, cell.cell.metric) for path in _bootstraps(cell, seeds)]
+    known = [array for array in replicates if array is not None]
+    together = np.stack(known) if len(known) == len(replicates) else None
+    return Sample(np.array([cell.values[seed] for seed in seeds]), together, seed_noise)
+
+
+def _bootstraps(cell: FilledCell, seeds: Sequence[int]) -> list[Path | None]:
+    """Paths of a cell's replicates, seed by seed."""
+    by_seed = {source.seed: source.bootstrap for source in cell.sources}
+    return [by_seed[seed] for seed in seeds]
+
+
+def _replicates(path: Path | None, metric: str) -> NDArray[np.float64] | None:
+    """None where there are none, or none any more: artifacts may have been cleared away, or damaged.
+
+    The verdict then says what it lacks; one bad file is no reason to have no report.
+    """
+    try:
+        return read_replicates(path, metric) if path is not None and path.is_file() else None
+    except UserError:
+        return None
+
+
+def _damaged(refs: Sequence[CellRef], cells: Mapping[CellRef, FilledCell], seeds: Sequence[int]) -> str:
+    """Which replicates are there but cannot be read; "" where none."""
+    there = {
+        (path, cells[ref].cell.metric)
+        for ref in refs
+        for path in _bootstraps(cells[ref], seeds)
+        if path is not None and path.is_file()
+    }
+    bad = sorted(str(path) for path, metric in there if _replicates(path, metric) is None)
+    return f"unreadable: {', '.join(bad)}" if bad else ""
 
 
 def _waits_for(refs: Sequence[CellRef], cells: Mapping[CellRef, FilledCell]) -> str:

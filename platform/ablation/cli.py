@@ -6,10 +6,12 @@ import argparse
 import os
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
-from ablation.errors import UserError
+from ablation.errors import UserError, last_line
 from ablation.render.results import FORMATS
 from ablation.report import print_report
 from ablation.run import EXIT_INTERRUPTED, run_study
@@ -22,20 +24,30 @@ EXIT_USAGE = 2
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one command and exit with its code: 0 done, 1 a trial failed, 2 bad input, 130 interrupted."""
+    argv = sys.argv[1:] if argv is None else argv
     arguments = _parser().parse_args(argv)
+    arguments.command_line = shlex.join(["ablation", *argv])
+    command: Callable[[argparse.Namespace], int] = arguments.command
+    exit_with(lambda: command(arguments))
+
+
+def exit_with(command: Callable[[], int]) -> NoReturn:
+    """Run `command` and exit with its code; what a person can act on is printed without a traceback."""
     try:
-        command: Callable[[argparse.Namespace], int] = arguments.command
-        sys.exit(command(arguments))
+        sys.exit(command())
     except UserError as error:
         print(f"ablation: {error}", file=sys.stderr)
         sys.exit(EXIT_USAGE)
     except KeyboardInterrupt:
+        print("\nStopped. The same command goes on where this one was.", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
     except BrokenPipeError:  # the reader of a pipe (head, less) has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
 
 
-def _selection_of(arguments: argparse.Namespace) -> Selection:
+def selection_of(arguments: argparse.Namespace) -> Selection:
+    """What the options of `selection_parser` name."""
     paths = {name: getattr(arguments, name) for name in SPLIT_PATHS}
     return Selection(
         study=arguments.study,
@@ -53,7 +65,7 @@ def _selection_of(arguments: argparse.Namespace) -> Selection:
 
 def plan_command(arguments: argparse.Namespace) -> int:
     """Print what a run would do."""
-    print(Session.open(_selection_of(arguments)).plan.describe())
+    print(_look(arguments).plan.describe())
     return 0
 
 
@@ -61,18 +73,15 @@ def run_command(arguments: argparse.Namespace) -> int:
     """Train what is missing, and make the tables."""
     if arguments.dry_run:
         return plan_command(arguments)
-    workspace = Workspace.at(arguments.workspace)
-    workspace.create()
-    command = shlex.join(["ablation", *sys.argv[1:]])
-    with workspace.driver_lock(command):
-        session = Session.open(_selection_of(arguments))
-        options = Options(arguments.concurrency, arguments.workers_per_trial, arguments.cluster)
-        return run_study(session, options, command, arguments.format, retry_failed=arguments.retry_failed)
+    options = Options(arguments.concurrency, arguments.workers_per_trial, arguments.cluster)
+    command, retry = arguments.command_line, arguments.retry_failed
+    with _alone(arguments) as session:
+        return run_study(session, options, command, arguments.format, retry_failed=retry)
 
 
 def status_command(arguments: argparse.Namespace) -> int:
     """Print how far the study is, and why what failed failed."""
-    plan = Session.open(_selection_of(arguments)).plan
+    plan = _look(arguments).plan
     counts = plan.counts()
     print(
         f"{plan.study.name} {plan.setting.profile} on {plan.setting.data_name}: "
@@ -84,26 +93,26 @@ def status_command(arguments: argparse.Namespace) -> int:
             progress = f"{trial.step}/{trial.total}" if trial.total else ""
             print(f"  {trial.state:<9} {progress:>11}  {trial.key}  {trial.name}")
         if trial.error:
-            print(f"            {trial.error.strip().splitlines()[-1]}")
+            print(f"            {last_line(trial.error)}")
     return 0
 
 
 def tables_command(arguments: argparse.Namespace) -> int:
     """Print the tables and write them in the formats asked for."""
-    print_report(Session.open(_selection_of(arguments)), arguments.format)
+    print_report(_look(arguments), arguments.format)
     return 0
 
 
 def retry_command(arguments: argparse.Namespace) -> int:
     """Let failed trials run again."""
-    session = Session.open(_selection_of(arguments))
-    failed = {t.key for t in session.plan.trials if t.state == "FAILED"}
-    unknown = sorted(set(arguments.trials) - failed)
-    if unknown:
-        raise UserError(
-            f"Not among this study's failed trials: {', '.join(unknown)}. `ablation status` lists them."
-        )
-    freed = session.store.retry(set(arguments.trials) or failed)
+    with _alone(arguments) as session:
+        failed = {t.key for t in session.plan.trials if t.state == "FAILED"}
+        unknown = sorted(set(arguments.trial) - failed)
+        if unknown:
+            raise UserError(
+                f"Not among this study's failed trials: {', '.join(unknown)}. `ablation status` lists them."
+            )
+        freed = session.store.retry(set(arguments.trial) or failed)
     print(f"{len(freed)} trials wait to be run again: `ablation run` with the same options starts them.")
     return 0
 
@@ -113,12 +122,33 @@ def ui_command(arguments: argparse.Namespace) -> int:
     workspace = Workspace.at(arguments.workspace)
     if not workspace.mlflow_path.is_file():
         raise UserError(f"{workspace.mlflow_path} is not there yet: `ablation run` makes it.")
-    uri = f"sqlite:///{workspace.mlflow_path}"
     address = f"http://{arguments.host}:{arguments.port}"
     print(f"MLflow UI on {address} (Ctrl-C ends it)", flush=True)
     os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
-    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--workers", "1"]
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "ui",
+        "--backend-store-uri",
+        workspace.mlflow_uri,
+        "--workers",
+        "1",
+    ]
     os.execv(sys.executable, [*command, "--host", arguments.host, "--port", str(arguments.port)])
+
+
+def _look(arguments: argparse.Namespace) -> Session:
+    return Session.open(selection_of(arguments), writes=False)
+
+
+@contextmanager
+def _alone(arguments: argparse.Namespace) -> Iterator[Session]:
+    """A session that may write: no other command does meanwhile."""
+    workspace = Workspace.at(arguments.workspace)
+    workspace.create()
+    with workspace.driver_lock(arguments.command_line):
+        yield Session.open(selection_of(arguments), writes=True)
 
 
 # --- the parser --------------------------------------------------------------------------------------------
@@ -130,14 +160,14 @@ def _parser() -> argparse.ArgumentParser:
         description="Turn a paper's tables into a program: plan, train, track and assemble them.",
     )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    shared = [_selection()]
+    shared = [selection_parser()]
     _add(commands, "plan", plan_command, shared)
     _add_run(commands, shared)
     _add(commands, "status", status_command, shared)
     tables = _add(commands, "tables", tables_command, shared)
     _add_format(tables)
     retry = _add(commands, "retry", retry_command, shared)
-    retry.add_argument("trials", nargs="*", metavar="TRIAL", help="keys of failed trials (default: all)")
+    retry.add_argument("--trial", nargs="+", default=(), metavar="KEY", help="only these (default: all)")
     ui = _add(commands, "ui", ui_command, [_workspace()])
     ui.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     ui.add_argument("--port", type=_port, default=5000, help="port to listen on (default: %(default)s)")
@@ -161,8 +191,9 @@ def _add_run(
 ) -> None:
     run = _add(commands, "run", run_command, shared)
     _add_format(run)
-    run.add_argument("--retry-failed", action="store_true", help="run failed trials again too")
-    run.add_argument("--dry-run", action="store_true", help="print the plan and stop")
+    either = run.add_mutually_exclusive_group()
+    either.add_argument("--retry-failed", action="store_true", help="run failed trials again too")
+    either.add_argument("--dry-run", action="store_true", help="print the plan and stop")
     run.add_argument(
         "--concurrency", type=_positive, metavar="N", help="trials at a time (default: as many as fit)"
     )
@@ -182,12 +213,15 @@ def _add_run(
     )
 
 
-def _selection() -> argparse.ArgumentParser:
+def selection_parser() -> argparse.ArgumentParser:
+    """The options that every command on a study has: a parent of its parser."""
     parser = argparse.ArgumentParser(add_help=False, parents=[_workspace()])
     what = parser.add_argument_group("what to work on")
     what.add_argument("--study", default="atss", metavar="NAME", help="(default: %(default)s)")
     what.add_argument(
-        "--profile", metavar="NAME", help="scale to run at, as shapes or smoke (default: the study's)"
+        "--profile",
+        metavar="NAME",
+        help="scale to run at; `--profile help` lists them (default: the study's)",
     )
     what.add_argument("--tables", nargs="+", metavar="N", help="only these tables, as 3 4 (default: all)")
     what.add_argument(

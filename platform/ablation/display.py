@@ -17,6 +17,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from ablation.errors import last_line
 from ablation.plan import Plan, PlannedTrial
 from ablation.protocol import Evaluated, Noticed, Progress, Report
 
@@ -209,13 +210,9 @@ def overall(board: Board) -> str:
     return f"{board.done} of {board.total} trials done{failed}, {duration(left)} left (about {end:%H:%M})"
 
 
-def filled(board: Board) -> str:
-    """How full each table is."""
-    return "  ".join(f"{table} {there}/{of} cells" for table, (there, of) in board.tables().items())
-
-
-def _last_line(text: str) -> str:
-    return text.strip().rsplit("\n", 1)[-1].strip()
+def filled(tables: Mapping[str, tuple[int, int]]) -> str:
+    """How full each of `Board.tables` is."""
+    return "  ".join(f"{table} {there}/{of} cells" for table, (there, of) in tables.items())
 
 
 # --- showing ------------------------------------------------------------------------------------------
@@ -234,6 +231,7 @@ class PlainDisplay:
         self._write = write
         self._every_s = every_s
         self._told: dict[str, float] = {}
+        self._told_tables = board.tables()
 
     def __enter__(self) -> Self:
         return self
@@ -262,16 +260,17 @@ class PlainDisplay:
         numbers = [f"AP {active.evaluated['AP']:.1f}"] if "AP" in active.evaluated else []
         taken = duration(self._board.seconds(active))
         self._say("finished", trial, ", ".join([*numbers, taken]) + f"; {overall(self._board)}")
+        self._tell_tables()
 
     def failed(self, trial: PlannedTrial, error: str) -> None:
         """See `Listener`."""
         self._board.end(trial, failed=True)
-        self._say("FAILED", trial, _last_line(error))
+        self._say("FAILED", trial, last_line(error))
 
     def lost(self, trial: PlannedTrial, reason: str) -> None:
         """See `Listener`."""
         self._board.lose(trial)
-        self._say("again", trial, _last_line(reason))
+        self._say("again", trial, last_line(reason))
 
     def stopping(self) -> None:
         """See `Listener`."""
@@ -280,9 +279,20 @@ class PlainDisplay:
     def _tell(self, trial: PlannedTrial) -> None:
         self._say("running", trial, ", ".join(facts(self._board.active[trial.key])))
 
+    def _tell_tables(self) -> None:
+        """How full those tables are that have more cells than when last told."""
+        now = self._board.tables()
+        changed = {table: fill for table, fill in now.items() if fill != self._told_tables[table]}
+        self._told_tables = now
+        if changed:
+            self._line("tables", filled(changed))
+
     def _say(self, event: str, trial: PlannedTrial, text: str = "") -> None:
         rest = f": {text}" if text else ""
-        self._write(f"{datetime.now():%H:%M:%S}  {event:8}  {trial.name}{rest}")
+        self._line(event, f"{trial.name}{rest}")
+
+    def _line(self, event: str, text: str) -> None:
+        self._write(f"{datetime.now():%H:%M:%S}  {event:8}  {text}")
 
 
 class LiveDisplay(PlainDisplay):
@@ -312,9 +322,12 @@ class LiveDisplay(PlainDisplay):
         bar = ProgressBar(total=of, completed=self._board.done, width=20)
         whole = Table.grid(padding=(0, 2))
         whole.add_row(bar, Text(overall(self._board)))
-        return Group(grid, whole, Text(filled(self._board), style="dim"))
+        return Group(grid, whole, Text(filled(self._board.tables()), style="dim"))
 
     def _tell(self, trial: PlannedTrial) -> None:
+        """The picture shows it."""
+
+    def _tell_tables(self) -> None:
         """The picture shows it."""
 
     def _print(self, line: str) -> None:

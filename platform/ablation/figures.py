@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from itertools import cycle
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ablation.claims import sample
+from ablation.files import write_whole
 from ablation.statistics import average, difference
 from ablation.table import FilledCell, FilledTable
 
@@ -39,10 +41,9 @@ def write_figures(directory: Path, tables: Sequence[FilledTable]) -> list[Path]:
         if any(cell.values for cell in filled.cells):
             figure = draw(filled)
             for kind, metadata in _METADATA.items():
-                path = directory / f"{filled.table.id}.{kind}"
-                beside = path.with_name(path.name + ".tmp")
-                figure.savefig(beside, format=kind, dpi=160, metadata=metadata)
-                paths.append(beside.replace(path))
+                drawn = BytesIO()
+                figure.savefig(drawn, format=kind, dpi=160, metadata=metadata)
+                paths.append(write_whole(directory / f"{filled.table.id}.{kind}", drawn.getvalue()))
     return paths
 
 

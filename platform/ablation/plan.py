@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
-from ablation.errors import UserError
+from ablation.errors import UserError, last_line
 from ablation.fingerprint import canonical_json, evaluation_key, key
 from ablation.schema import TrialState
 from ablation.store import Store, TrialRow
@@ -305,7 +305,7 @@ def _described(plan: Plan) -> Iterator[str]:
     yield from _section("Shared, trained once:", _shared(plan))
     extra = [f"{t.name}: {len(t.evaluations)} evaluations" for t in plan.trials if len(t.evaluations) > 1]
     yield from _section("Tested in more than one way:", extra)
-    failed = [f"{t.key} {t.name}: {_last_line(t.error)}" for t in plan.trials if t.state == "FAILED"]
+    failed = [f"{t.key} {t.name}: {last_line(t.error)}" for t in plan.trials if t.state == "FAILED"]
     yield from _section("Failed, and left alone until a retry is asked for:", failed)
 
 
@@ -343,7 +343,3 @@ def _section(title: str, lines: Iterable[str]) -> Iterator[str]:
     shown = [f"  {line}" for line in lines]
     if shown:
         yield from ("", title, *shown)
-
-
-def _last_line(text: str | None) -> str:
-    return (text or "").strip().rpartition("\n")[2] or "no message"

@@ -18,6 +18,7 @@ from typing import Any
 
 PACKAGES = ("torch", "torchvision", "ray", "mlflow", "pycocotools", "numpy")
 MAX_DIFF_CHARS = 1_000_000
+MAX_UNTRACKED = 20
 GIT_TIMEOUT_S = 20
 UNKNOWN = "unknown"
 
@@ -32,7 +33,8 @@ def collect(command: str, source: Path | None = None) -> dict[str, Any]:
     Returns:
         `command`, `host`, `platform`, `cpu`, `python`, `versions` (by package, None when absent), and of
         the checkout `commit` ("unknown" outside one), `dirty`, `diff` (uncommitted changes, cut at a
-        million characters), `diff_sha256` (of the whole of it) and `untracked` (files git does not know).
+        million characters), `diff_sha256` (of the whole of it) and `untracked` (files git does not know,
+        the first twenty).
     """
     return {
         "command": re.sub(r"(?<=://)[^/@\s]+@", "***@", command),
@@ -52,16 +54,14 @@ def _checkout(source: Path) -> dict[str, Any]:
     if not commit or not tracked:
         return {"commit": UNKNOWN, "dirty": False, "diff": "", "diff_sha256": "", "untracked": []}
     diff = _git(source, "diff", "HEAD") or ""
-    untracked = (_git(source, "ls-files", "--others", "--exclude-standard", "--full-name", ":/") or "").split(
-        "\n"
-    )
-    untracked = [name for name in untracked if name]
+    others = _git(source, "ls-files", "--others", "--exclude-standard", "--full-name", ":/")
+    untracked = (others or "").splitlines()
     return {
         "commit": commit.strip(),
         "dirty": bool(diff or untracked),
         "diff": diff[:MAX_DIFF_CHARS],
         "diff_sha256": hashlib.sha256(diff.encode()).hexdigest() if diff else "",
-        "untracked": untracked,
+        "untracked": untracked[:MAX_UNTRACKED],
     }
 
 

@@ -23,13 +23,18 @@ def report_console() -> Console:
 
 
 def print_report(session: Session, formats: Collection[str], console: Console | None = None) -> None:
-    """Print the tables and the claims as the store has them now, and write the results folder."""
+    """Print the planned tables and the claims as the store has them now, and write the results folder.
+
+    The folder and the claims are of all the study's tables, so that a command about one table leaves
+    no less there than it found.
+    """
     console = console or report_console()
-    tables = assemble(session.study, session.plan, session.store)
-    judged = verdicts(session.study, tables, session.plan.setting)
-    console.print(terminal.tables(tables))
+    study, plan = session.study, session.plan
+    tables = assemble(study, plan, session.store, [table.id for table in study.tables])
+    console.print(terminal.tables([filled for filled in tables if filled.table.id in plan.table_ids]))
+    judged = verdicts(study, tables, plan.setting)
     console.print(terminal.claims(judged))
-    write_results(session.results, session.study, tables, judged, formats)
+    write_results(session.results, study, tables, judged, formats)
     console.print(f"\nTables, figures and claims: {session.results}", highlight=False, soft_wrap=True)
     console.print(f"Runs and checkpoints:       {session.workspace.root}", highlight=False, soft_wrap=True)
-    console.print("Every run, curve and picture: `make ui`, the MLflow UI", highlight=False)
+    console.print(f"Every run, curve and picture: `{session.ui_hint}`, the MLflow UI", highlight=False)

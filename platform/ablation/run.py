@@ -9,6 +9,7 @@ from rich.console import Console
 
 from ablation import provenance, scheduler
 from ablation.display import display
+from ablation.errors import last_line
 from ablation.plan import register
 from ablation.report import print_report, report_console
 from ablation.scheduler import Options, Summary
@@ -26,11 +27,11 @@ def run_study(
     The caller holds the workspace's driver lock.
 
     Returns:
-        Exit code: 0 when every cell is filled, 1 when a trial failed, 130 when a person stopped it.
+        Exit code: 0 when every planned trial is complete, 1 when one is not, 130 when a person stopped it.
     """
     console = report_console()
     store = session.store
-    store.reclaim_dead(0)
+    store.reclaim_all()
     register(session.plan, store)
     if retry_failed:
         store.retry([trial.key for trial in session.plan.trials if trial.state == "FAILED"])
@@ -39,7 +40,7 @@ def run_study(
     facts = provenance.collect(command)
     invocation = store.start_invocation(command, facts)
     workspace = session.workspace
-    mirror = Mirror(store, f"sqlite:///{workspace.mlflow_path}", (workspace.root / "mlruns").as_uri())
+    mirror = Mirror(store, workspace.mlflow_uri, (workspace.root / "mlruns").as_uri())
     mirror.start()
     try:
         summary = _train(session, options, console, facts, invocation)
@@ -77,11 +78,10 @@ def _conclude(session: Session, summary: Summary, formats: Collection[str], cons
         console.print("\nStopped. The same command goes on where this one was.")
         return EXIT_INTERRUPTED
     print_report(session, formats, console)
-    failed = [trial for trial in session.plan.trials if trial.state == "FAILED"]
-    for trial in failed:
-        reason = (trial.error or "").strip().splitlines()[-1:]
-        print(f"failed: {trial.name}: {''.join(reason)}", file=sys.stderr)
-    if failed:
-        print(f"{len(failed)} failed; `--retry-failed` runs them again.", file=sys.stderr)
-        return EXIT_FAILED
-    return 0
+    incomplete = [trial for trial in session.plan.trials if trial.state != "COMPLETE"]
+    for trial in incomplete:
+        reason = f": {last_line(trial.error)}" if trial.error else ""
+        print(f"{trial.state.lower()}: {trial.name}{reason}", file=sys.stderr)
+    if num_failed := session.plan.counts().failed:
+        print(f"{num_failed} failed; `--retry-failed` runs them again.", file=sys.stderr)
+    return EXIT_FAILED if incomplete else 0

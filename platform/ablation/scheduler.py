@@ -21,7 +21,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -32,7 +32,7 @@ from ablation.display import Listener
 from ablation.errors import UserError
 from ablation.plan import PlannedTrial
 from ablation.protocol import Evaluated, EvaluationRequest, Noticed, Request, TrainFunction, from_wire
-from ablation.store import Store
+from ablation.store import AttemptOverError, Store
 from ablation.worker import FAILED, Job, trainable
 from ablation.workspace import Workspace
 
@@ -113,7 +113,8 @@ class Desk:
     """The driver's side of every trial: turns what Ray tells into what the store keeps.
 
     Trials are known by their index in `work`. An error of the store in here must end the run, but Tune
-    swallows or wraps what its callbacks raise; so it is kept in `failure`, and `check` raises it.
+    swallows or wraps what its callbacks raise; so it is kept in `failure`, for which `check` stops the
+    loop, and which is raised after it.
     """
 
     work: Sequence[PlannedTrial]
@@ -168,16 +169,18 @@ class Desk:
     def finish(self, index: int) -> None:
         """The train function came to its end (or had already failed)."""
         if index in self.running:
-            self.store.finish(self.running.pop(index))
+            self.store.finish(self.running[index])
+            del self.running[index]  # only now: what the store did not take, `close` releases
             self.finished.append(self.work[index].key)
             self.listener.finished(self.work[index])
 
     def lose(self, index: int, reason: str) -> None:
         """The trial's process died; another attempt follows."""
         if index in self.running:
-            attempt = self.running.pop(index)
+            attempt = self.running[index]
             self.store.record(attempt, [Noticed(reason)])
             self.store.release(attempt)
+            del self.running[index]
             self.listener.lost(self.work[index], reason)
 
     def fail(self, index: int, error: str) -> None:
@@ -185,7 +188,8 @@ class Desk:
         if index not in self.running:
             self.start(index)
         if index in self.running:
-            self.store.fail(self.running.pop(index), error)
+            self.store.fail(self.running[index], error)
+            del self.running[index]
             self.failed[self.work[index].key] = error
             self.listener.failed(self.work[index], error)
 
@@ -195,8 +199,10 @@ class Desk:
 
     def close(self) -> None:
         """Ends what still runs as interrupted; its trials wait for the next run."""
-        for index in list(self.running):
-            self.store.release(self.running.pop(index))
+        for attempt in self.running.values():
+            with suppress(AttemptOverError):  # nothing is left to release of it
+                self.store.release(attempt)
+        self.running.clear()
 
     def summary(self, seconds: float) -> Summary:
         """How it ended."""
@@ -250,12 +256,12 @@ def _run_on_ray(
     with _ray(options) as layout, _signals(desk), _pulse(desk):
         job = Job(train, requests, layout.gpus_per_worker, scratch)
         tuner = _tuner(desk, job, layout, options.max_retries, scratch)
-        try:
+        with suppress(_StopNow):
             desk.check()
             tuner.fit()
-        except _StopNow:
-            if desk.failure:
-                raise desk.failure from None
+    # Here and not only where `check` stops the loop: the last step's error comes after the last check.
+    if desk.failure:
+        raise desk.failure
 
 
 def _request(trial: PlannedTrial, context: Any, workspace: Workspace, options: Options) -> Request:
@@ -307,6 +313,11 @@ def share(options: Options, cpus: int, gpus: int) -> Layout:
 @contextmanager
 def _ray(options: Options) -> Iterator[Layout]:
     """A Ray to run on: this machine's, ours alone and gone afterwards, or a cluster's."""
+    if (options.cluster or "").startswith("ray://"):  # Tune's loop would run there, out of the desk's sight
+        raise UserError(
+            f"--cluster {options.cluster} is an address of Ray Client, which cannot report trials back. On a "
+            "machine of the cluster, give the address of its head (HOST:6379), or --cluster alone to find it."
+        )
     here = None if options.cluster else share(options, len(os.sched_getaffinity(0)), 0)
     with _environment(_environment_of(here)):
         # After the environment: Ray reads some of it when it is imported.

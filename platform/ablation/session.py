@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -11,11 +14,14 @@ from pathlib import Path
 from ablation.errors import UserError
 from ablation.plan import Plan, make_plan
 from ablation.store import Store
-from ablation.study import Study
+from ablation.study import Profile, Setting, Study
 from ablation.workspace import Workspace
 
 SPLIT_PATHS = ("train_annotations", "train_images", "val_annotations", "val_images")
 """The four paths that together name a data set; an option each."""
+
+SLOW_S = 1.0
+"""Seconds after which a person is told what takes so long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,16 +46,25 @@ class Selection:
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """A study, where its runs lie, and what there is to do."""
+    """A study, where its runs lie, and what there is to do.
+
+    Attributes:
+        opened: the store; None for a look at a workspace where nothing has run.
+    """
 
     study: Study
     workspace: Workspace
-    store: Store
+    opened: Store | None
     plan: Plan
 
     @staticmethod
-    def open(selection: Selection) -> Session:
+    def open(selection: Selection, *, writes: bool) -> Session:
         """Prepare the data set, open the store, plan.
+
+        Args:
+            selection: what to work on.
+            writes: the caller has made the workspace and holds its driver lock. Otherwise nothing is
+                written but the cache: the data set's fingerprint is part of every key.
 
         Raises:
             UserError: an unknown study, profile or table; a data set or a store that cannot be used.
@@ -57,17 +72,26 @@ class Session:
         study = load_study(selection.study)
         name = selection.profile or study.default_profile
         if name not in study.profiles:
-            raise UserError(f"--profile must be one of {', '.join(study.profiles)}; got {name!r}.")
+            known = "\n".join(f"  {p.name:<12} {p.summary}" for p in study.profiles.values())
+            raise UserError(f"There is no profile {name!r}. --profile is one of\n{known}")
         profile = study.profiles[name]
         workspace = Workspace.at(selection.workspace)
-        workspace.create()
-        setting = profile.prepare(workspace.root, _data(selection))
+        setting = _prepared(profile, workspace, _data(selection))
+        _results(study, setting, workspace)  # a name that makes no folder fails before anything trains
         for notice in setting.notices:
             print(f"note: {notice}", file=sys.stderr)
-        store = Store.open(workspace.store_path)
+        place = workspace.store_path
+        store = Store.open(place, read_only=not writes) if writes or place.exists() else None
         seeds = range(selection.seeds or profile.seeds)
         plan = make_plan(study, setting, seeds, _table_ids(selection.tables), store)
         return Session(study, workspace, store, plan)
+
+    @property
+    def store(self) -> Store:
+        """The store; UserError when there is none to look at."""
+        if self.opened is None:
+            raise UserError(f"Nothing has run in {self.workspace.root} yet: `ablation run` does.")
+        return self.opened
 
     def replanned(self) -> Session:
         """The same, with the plan made anew from what the store holds now."""
@@ -76,11 +100,15 @@ class Session:
 
     @property
     def results(self) -> Path:
-        """Where this session's tables go. Another data set than the profile's own has a folder of its own."""
-        setting = self.plan.setting
-        own = setting.data_name == self.study.default_profile
-        name = setting.profile if own else f"{setting.profile}-{setting.data_name}"
-        return self.workspace.results_directory(self.study.name, name)
+        """Where this session's tables go."""
+        return _results(self.study, self.plan.setting, self.workspace)
+
+    @property
+    def ui_hint(self) -> str:
+        """The command that shows this workspace in MLflow."""
+        if self.workspace == Workspace.at(None):
+            return "make ui"
+        return shlex.join(["ablation", "ui", "--workspace", str(self.workspace.root)])
 
 
 def load_study(name: str) -> Study:
@@ -91,6 +119,35 @@ def load_study(name: str) -> Study:
         raise UserError(f"--study must be one of {known}; got {name!r}.")
     make: Callable[[], Study] = studies[name].load()
     return make()
+
+
+def _prepared(profile: Profile, workspace: Workspace, data: Mapping[str, Path] | None) -> Setting:
+    try:
+        with _said_when_slow("Preparing the data set (drawn or decoded once) ..."):
+            return profile.prepare(workspace.root, data)
+    except OSError as error:
+        raise UserError(
+            f"The data set cannot be prepared: {error.strerror or error} "
+            f"({error.filename or workspace.cache})."
+        ) from error
+
+
+@contextmanager
+def _said_when_slow(text: str) -> Iterator[None]:
+    """Tells a person what is being done, if it takes long enough to wonder."""
+    timer = threading.Timer(SLOW_S, print, [text], {"file": sys.stderr, "flush": True})
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _results(study: Study, setting: Setting, workspace: Workspace) -> Path:
+    """A folder for each profile, and under it for each data set that is not the profile's own."""
+    name = setting.profile if setting.own_data is None else f"{setting.profile}-{setting.own_data}"
+    return workspace.results_directory(study.name, name)
 
 
 def _data(selection: Selection) -> Mapping[str, Path] | None:

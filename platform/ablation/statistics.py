@@ -5,11 +5,13 @@ evaluation of a data set, so that replicate r of two evaluations saw the same im
 
 Two things move a measured AP. Which images are tested: estimated by the bootstrap. Which seed was
 trained: estimated by the spread over seeds, which all see the same images, so the two parts are
-independent and their variances add. With one seed the second part is unknown, and the estimate says so.
+independent and their variances add. With one seed the second part is taken from what the profile's
+baseline rows showed between seeds (`Sample.assumed_sd`), or is unknown; either way the estimate says so.
 """
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -40,10 +42,12 @@ class Sample:
     Attributes:
         points_S: float64, the values in percent.
         replicates_SR: float64, the values on R image resamples; None where not kept.
+        assumed_sd: standard deviation between seeds to take where there is only one; None for unknown.
     """
 
     points_S: NDArray[np.float64]
     replicates_SR: NDArray[np.float64] | None = None
+    assumed_sd: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +58,14 @@ class Estimate:
         image_variance: of the value, from which images were tested; None where unknown.
         seed_variance: of the value, from which seeds were trained; None with one seed.
         num_seeds: how many seeds it rests on.
+        assumed: the seeds' part is assumed, not measured here.
     """
 
     value: float
     image_variance: float | None
     seed_variance: float | None
     num_seeds: int
+    assumed: bool = False
 
     def interval(self, level: float = DIFFERENCE_LEVEL) -> tuple[float, float] | None:
         """Two-sided confidence interval; None where neither part of the error is known.
@@ -71,7 +77,8 @@ class Estimate:
             return None
         seeds = self.seed_variance or 0.0
         variance = (self.image_variance or 0.0) + seeds
-        freedom = (self.num_seeds - 1) * (variance / seeds) ** 2 if seeds > 0 else _MANY
+        measured = seeds > 0 and not self.assumed
+        freedom = (self.num_seeds - 1) * (variance / seeds) ** 2 if measured else _MANY
         half = t_quantile((1 + level) / 2, freedom) * variance**0.5
         return self.value - half, self.value + half
 
@@ -81,6 +88,8 @@ class Estimate:
         missing = [] if self.image_variance is not None else ["no image bootstrap kept"]
         if self.seed_variance is None:
             missing.append("one seed: spread over seeds unknown")
+        elif self.assumed:
+            missing.append("one seed: spread over seeds as the baseline rows showed it")
         return "; ".join(missing)
 
 
@@ -107,7 +116,7 @@ def read_replicates(path: Path, metric: str) -> NDArray[np.float64]:
         with np.load(path) as archive:
             replicates = np.asarray(archive["replicates"], dtype=np.float64)
         return replicates[:, METRICS.index(metric)]
-    except (OSError, EOFError, BadZipFile, KeyError, ValueError, IndexError) as error:
+    except (OSError, EOFError, BadZipFile, KeyError, ValueError, IndexError, zlib.error) as error:
         raise UserError(
             f"{path}: not a bootstrap file (an .npz with `replicates` of {len(METRICS)} columns): {error}"
         ) from error
@@ -118,7 +127,12 @@ def average(samples: Sequence[Sample]) -> Sample:
     replicates = [sample.replicates_SR for sample in samples]
     known = [array for array in replicates if array is not None]
     points_S = np.mean([sample.points_S for sample in samples], axis=0)
-    return Sample(points_S, np.mean(known, axis=0) if len(known) == len(replicates) else None)
+    spreads = [sample.assumed_sd for sample in samples if sample.assumed_sd is not None]
+    return Sample(
+        points_S,
+        np.mean(known, axis=0) if len(known) == len(replicates) else None,
+        float(np.sqrt(np.sum(np.square(spreads)))) / len(samples) if len(spreads) == len(samples) else None,
+    )
 
 
 def difference(left: Sample, right: Sample) -> Estimate:
@@ -137,14 +151,21 @@ def difference(left: Sample, right: Sample) -> Estimate:
                 f"{left.replicates_SR.shape} and {right.replicates_SR.shape}"
             )
         replicates = left.replicates_SR - right.replicates_SR
-    return _estimate(left.points_S - right.points_S, replicates)
+    assumed = None
+    if left.assumed_sd is not None and right.assumed_sd is not None:
+        assumed = left.assumed_sd**2 + right.assumed_sd**2
+    return _estimate(left.points_S - right.points_S, replicates, assumed)
 
 
-def _estimate(points_S: NDArray[np.float64], replicates_SR: NDArray[np.float64] | None) -> Estimate:
+def _estimate(
+    points_S: NDArray[np.float64],
+    replicates_SR: NDArray[np.float64] | None,
+    assumed_variance: float | None,
+) -> Estimate:
     count = len(points_S)
     images = None if replicates_SR is None else float(np.nanvar(replicates_SR.mean(axis=0), ddof=1))
-    seeds = float(np.var(points_S, ddof=1)) / count if count > 1 else None
-    return Estimate(float(points_S.mean()), images, seeds, count)
+    seeds = float(np.var(points_S, ddof=1)) / count if count > 1 else assumed_variance
+    return Estimate(float(points_S.mean()), images, seeds, count, assumed=count == 1 and seeds is not None)
 
 
 def judge_greater(estimate: Estimate, tests: int = 1) -> Outcome:

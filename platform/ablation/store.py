@@ -5,7 +5,7 @@ read at the same time. States of a trial:
 
     WAITING --claim--> RUNNING --finish--> COMPLETE --ensure_evaluation (a new one)--> WAITING
        ^------------------|  |--fail-----> FAILED   --retry--> WAITING
-        release, reclaim_dead
+        release, reclaim_all
 
 An attempt that has ended never changes again; only what the MLflow mirror has of it does.
 """
@@ -48,6 +48,8 @@ from ablation.protocol import Checkpointed, Evaluated, Noticed, Progress, Report
 from ablation.schema import SCHEMA_VERSION, AttemptState, TrialState
 
 BUSY_TIMEOUT_MS = 10_000
+SILENCE = timedelta(seconds=30)
+"""A driver says much more often than this that its attempts are alive."""
 CHECKPOINT = "checkpoint"
 """The kind of artifact that a `Checkpointed` report leaves."""
 
@@ -73,7 +75,8 @@ class TrialRow:
 
     Attributes:
         tables: ids of the tables that cite it.
-        state: as stored; whether a plan still wants something of it, the plan knows.
+        state: WAITING also where nothing was heard of the running attempt for `SILENCE`: its driver was
+            killed. Whether a plan still wants something of the trial, the plan knows.
         step, total: how far the newest attempt reported to be; 0 of 0 before the first report.
         error: traceback of the failure when FAILED.
         attempts: how many there were.
@@ -404,35 +407,31 @@ class Store:
             }
             return _inserted_id(connection, schema.attempts, values)
 
-    def heartbeat(self, attempt_ids: Collection[int]) -> list[int]:
-        """Says that attempts are alive; returns those that have ended in the store and must be stopped."""
+    def heartbeat(self, attempt_ids: Collection[int]) -> None:
+        """Says that attempts are alive; those that have ended stay as they are."""
         a = schema.attempts
+        running = a.c.id.in_(attempt_ids) & (a.c.state == "RUNNING")
         with self._transaction(writes=True) as connection:
-            running = a.c.id.in_(attempt_ids) & (a.c.state == "RUNNING")
-            alive = set(connection.execute(select(a.c.id).where(running)).scalars())
             connection.execute(a.update().where(running).values(heartbeat=_now()))
-        return [attempt_id for attempt_id in attempt_ids if attempt_id not in alive]
 
-    def reclaim_dead(self, timeout_s: float) -> list[str]:
-        """Ends attempts that nobody runs any more as LOST, and sets their trials back to WAITING.
+    def reclaim_all(self) -> list[str]:
+        """Ends what earlier drivers left as running, each at its last sign of life.
 
-        Dead is an attempt without a heartbeat for `timeout_s` seconds, or whose process was on this
-        host and is gone. Whoever holds the workspace's driver lock knows that no other driver lives,
-        and passes 0.
+        Only for the holder of the workspace's driver lock, who knows that no other driver lives, whatever
+        clocks and process ids say. Attempts end as LOST and their trials are WAITING; invocations end.
 
         Returns:
             The keys of those trials.
         """
-        a, t, now = schema.attempts, schema.trials, _now()
+        a, t, i = schema.attempts, schema.trials, schema.invocations
+        running, beat = a.c.state == "RUNNING", select(func.max(a.c.heartbeat))
+        last = beat.where(a.c.invocation_id == i.c.id).scalar_subquery()
         with self._transaction(writes=True) as connection:
-            rows = connection.execute(select(a).where(a.c.state == "RUNNING")).mappings().all()
-            dead = [row for row in rows if _is_dead(row, now - timedelta(seconds=timeout_s))]
-            keys = [str(row["trial_key"]) for row in dead]
+            keys = list(connection.execute(select(a.c.trial_key).where(running)).scalars())
+            connection.execute(a.update().where(running).values(state="LOST", ended=a.c.heartbeat))
+            connection.execute(t.update().where(t.c.state == "RUNNING").values(state="WAITING"))
             connection.execute(
-                a.update().where(a.c.id.in_([row["id"] for row in dead])).values(state="LOST", ended=now)
-            )
-            connection.execute(
-                t.update().where(t.c.key.in_(keys), t.c.state == "RUNNING").values(state="WAITING")
+                i.update().where(i.c.ended.is_(None)).values(ended=func.coalesce(last, i.c.started))
             )
         return keys
 
@@ -522,10 +521,10 @@ class Store:
         """The known ones of the trials (all when None), by key."""
         t = schema.trials
         rows = self._read(_among(select(t), t.c.key, keys))
-        seconds: dict[str, list[float]] = {}
+        attempts: dict[str, list[AttemptRow]] = {}
         for attempt in self.attempts(keys):
-            seconds.setdefault(attempt.trial_key, []).append(attempt.seconds)
-        return {row["key"]: _trial_row(row, seconds.get(row["key"], [])) for row in rows}
+            attempts.setdefault(attempt.trial_key, []).append(attempt)
+        return {row["key"]: _trial_row(row, attempts.get(row["key"], [])) for row in rows}
 
     def attempts(self, trial_keys: Collection[str] | None = None) -> list[AttemptRow]:
         """Every attempt at the trials (all when None), oldest first."""
@@ -537,9 +536,11 @@ class Store:
         """Those of the evaluations (all when None) that have a result, by key."""
         return self._evaluations(_among(_with_result(), schema.evaluations.c.key, keys))
 
-    def evaluations_of(self, attempt_id: int) -> dict[str, EvaluationRow]:
-        """What an attempt evaluated, by key."""
-        return self._evaluations(_with_result().where(schema.evaluations.c.attempt_id == attempt_id))
+    def evaluations_of(self, trial_key: str) -> list[EvaluationRow]:
+        """Those of a trial that have a result, in the order in which they were done."""
+        e = schema.evaluations
+        done = _with_result().where(e.c.trial_key == trial_key).order_by(e.c.time, e.c.key)
+        return list(self._evaluations(done).values())
 
     def _evaluations(self, query: Select[Any]) -> dict[str, EvaluationRow]:
         f = schema.artifacts
@@ -591,8 +592,8 @@ class Store:
         self._mark(schema.attempts, attempt_id, {"mirrored_upto": upto, "mirrored_state": state})
 
     def set_mlflow_run(self, attempt_id: int, run_id: str) -> None:
-        """Notes which MLflow run mirrors an attempt."""
-        self._mark(schema.attempts, attempt_id, {"mlflow_run_id": run_id})
+        """Notes which MLflow run mirrors an attempt from now on; it has no metrics yet."""
+        self._mark(schema.attempts, attempt_id, {"mlflow_run_id": run_id, "mirrored_upto": 0})
 
     def set_invocation_mlflow_run(self, invocation_id: int, run_id: str) -> None:
         """Notes which MLflow run is the parent of an invocation's attempts."""
@@ -679,22 +680,6 @@ def _without_diff(connection: Connection, provenance: Mapping[str, Any]) -> dict
     return kept
 
 
-def _is_dead(attempt: RowMapping, deadline: datetime) -> bool:
-    if attempt["heartbeat"] <= deadline:
-        return True
-    return attempt["host"] == socket.gethostname() and not _is_alive(attempt["pid"])
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
 def _set_trial_state(
     connection: Connection, trial_key: str, state: TrialState, error: str | None = None
 ) -> None:
@@ -741,10 +726,13 @@ def _sha256(path: Path) -> str | None:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _trial_row(row: RowMapping, seconds: Sequence[float]) -> TrialRow:
+def _trial_row(row: RowMapping, attempts: Sequence[AttemptRow]) -> TrialRow:
     values = {name: value for name, value in row.items() if name not in ("config", "added")}
     values["tables"] = tuple(values["tables"])
-    return TrialRow(config_json=row["config"], attempts=len(seconds), seconds=sum(seconds), **values)
+    if row["state"] == "RUNNING" and _now() - attempts[-1].heartbeat > SILENCE:
+        values["state"] = "WAITING"
+    seconds = sum(attempt.seconds for attempt in attempts)
+    return TrialRow(config_json=row["config"], attempts=len(attempts), seconds=seconds, **values)
 
 
 def _with_result() -> Select[Any]:

@@ -30,7 +30,7 @@ class Cell:
     Attributes:
         metric: which of an evaluation's numbers ("AP", "AP50", ...), in percent.
         paper: the reported number, or None.
-        tolerance: difference from `paper`, in points of AP, that the paper's own scale must keep.
+        tolerance: points of AP within which a run at the paper's own scale counts as reproduced.
     """
 
     variant: Variant
@@ -164,7 +164,11 @@ class Setting(Protocol):
 
     Attributes:
         profile: the profile's name.
-        data_name: the data set's name. Tables of different (profile, data) never mix.
+        data_name: the data set's name, for people.
+        own_data: names the user's data set in folder names, no other data set likewise; None when the
+            data set is the profile's own. Tables of different data sets never mix.
+        seed_noise: points of AP by which one training differs from another with another seed, beyond what
+            the seed does to both rows of a comparison; taken where a claim has one seed. None for unknown.
         caption: one sentence for table captions: images, size, schedule, precision.
         notices: what a person should know before starting (counted repairs, precision fallback).
         context: handed to the train function unhashed (paths, intervals); picklable.
@@ -175,6 +179,12 @@ class Setting(Protocol):
         ...
     @property
     def data_name(self) -> str:  # noqa: D102
+        ...
+    @property
+    def own_data(self) -> str | None:  # noqa: D102
+        ...
+    @property
+    def seed_noise(self) -> float | None:  # noqa: D102
         ...
     @property
     def caption(self) -> str:  # noqa: D102

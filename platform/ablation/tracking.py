@@ -12,14 +12,16 @@ import logging
 import os
 import re
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from ablation.store import AttemptRow, EvaluationRow, Store, TrialRow
+from ablation.store import AttemptRow, EvaluationRow, InvocationRow, Store, TrialRow
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Run
 
 BATCH = 1000
 """Metrics in one request, MLflow's limit."""
@@ -55,7 +57,7 @@ class Mirror:
     last_error: str | None = None
     _stop: threading.Event = field(default_factory=threading.Event)
     _thread: threading.Thread | None = None
-    _experiments: dict[str, str] = field(default_factory=dict)
+    _ended: set[str] = field(default_factory=set)  # parent runs that are known to have ended
     _client: MlflowClient | None = None
 
     def start(self) -> None:
@@ -82,20 +84,30 @@ class Mirror:
         return True
 
     def sync(self) -> int:
-        """Copy everything that MLflow lacks; returns how many attempts were touched."""
+        """Copy everything that MLflow lacks; returns how many attempts were touched.
+
+        What cannot be copied holds up nothing else; the first error is raised when all the rest is done.
+        """
         client = self._connect()
         attempts = self.store.attempts_to_mirror()
         trials = self.store.trial_states([a.trial_key for a in attempts])
-        for attempt in attempts:
-            self._copy(client, attempt, trials[attempt.trial_key])
-        self._end_invocations(client)
+        client.search_experiments(max_results=1)  # a server that is away says so once, not at each step
+        steps = [partial(self._copy, client, a, trials[a.trial_key]) for a in attempts]
+        errors = [error for step in steps if (error := _error_of(step))]
+        # After the copies, which may have made the parents.
+        ends = [partial(self._end_parent, client, invocation) for invocation in self.store.invocations()]
+        errors += [error for step in ends if (error := _error_of(step))]
+        if errors:
+            raise errors[0]
         return len(attempts)
 
     # --- one attempt -----------------------------------------------------------------------------
 
     def _copy(self, client: MlflowClient, attempt: AttemptRow, trial: TrialRow) -> None:
-        run_id = attempt.mlflow_run_id or self._create_run(client, attempt, trial)
-        upto = self._copy_metrics(client, run_id, attempt)
+        run_id, upto = attempt.mlflow_run_id, attempt.mirrored_upto
+        if run_id is None or _find(client, run_id) is None:
+            run_id, upto = self._create_run(client, attempt, trial), 0
+        upto = self._copy_metrics(client, run_id, attempt.id, upto)
         if attempt.state != "RUNNING":
             self._copy_results(client, run_id, attempt, trial)
             client.set_terminated(run_id, _STATUS[attempt.state], end_time=_ms(attempt.ended))
@@ -121,28 +133,32 @@ class Mirror:
             tags["mlflow.parentRunId"] = parent
         run = client.create_run(experiment, start_time=_ms(attempt.started), tags=tags)
         run_id = str(run.info.run_id)
-        self.store.set_mlflow_run(attempt.id, run_id)
         config = json.loads(trial.config_json)
         self._log_params(client, run_id, config)
         client.log_dict(run_id, config, "config.json")
+        # Last: a run that lacks something of this is made anew.
+        self.store.set_mlflow_run(attempt.id, run_id)
         return run_id
 
-    def _copy_metrics(self, client: MlflowClient, run_id: str, attempt: AttemptRow) -> int:
+    def _copy_metrics(self, client: MlflowClient, run_id: str, attempt_id: int, after: int) -> int:
+        """Copies the metrics with an id above `after`; returns the id of the last that MLflow has."""
         from mlflow.entities import Metric
 
-        rows = self.store.metrics(attempt.id, after=attempt.mirrored_upto)
+        rows = self.store.metrics(attempt_id, after)
         for start in range(0, len(rows), BATCH):
             part = rows[start : start + BATCH]
             client.log_batch(
                 run_id, metrics=[Metric(metric_name(r.name), r.value, _ms(r.time), r.step) for r in part]
             )
-        return rows[-1].id if rows else attempt.mirrored_upto
+        return rows[-1].id if rows else after
 
     def _copy_results(self, client: MlflowClient, run_id: str, attempt: AttemptRow, trial: TrialRow) -> None:
         """The numbers and files of a finished attempt: evaluations, last checkpoint, error."""
-        for index, evaluation in enumerate(self.store.evaluations_of(attempt.id).values()):
-            prefix = "" if index == 0 else f"evaluation_{index + 1}/"
-            self._copy_evaluation(client, run_id, evaluation, prefix)
+        # Numbered within the trial: what a later attempt evaluates is no first evaluation.
+        for number, evaluation in enumerate(self.store.evaluations_of(trial.key), 1):
+            if evaluation.attempt_id == attempt.id:
+                prefix = "" if number == 1 else f"evaluation_{number}/"
+                self._copy_evaluation(client, run_id, evaluation, prefix)
         checkpoints = [
             a
             for a in self.store.artifacts(trial.key)
@@ -169,42 +185,40 @@ class Mirror:
     def _parent(
         self, client: MlflowClient, experiment: str, attempt: AttemptRow, trial: TrialRow
     ) -> str | None:
-        """The run of the command that made the attempt; made when it is its first attempt."""
+        """The run of the command that made the attempt; made where there is none."""
         invocation = next((i for i in self.store.invocations() if i.id == attempt.invocation_id), None)
         if invocation is None:
             return None
-        if invocation.mlflow_run_id is None:
+        run_id = invocation.mlflow_run_id
+        if run_id is None or _find(client, run_id) is None:
             started = f"{invocation.started:%Y-%m-%d %H:%M}"
             name = f"{trial.study} {trial.profile} {started} UTC"
             tags = {"mlflow.runName": name, "command": invocation.command, "host": invocation.host}
             run = client.create_run(experiment, start_time=_ms(invocation.started), tags=tags)
             self.store.set_invocation_mlflow_run(invocation.id, run.info.run_id)
             return str(run.info.run_id)
-        return invocation.mlflow_run_id
+        return run_id
 
-    def _end_invocations(self, client: MlflowClient) -> None:
-        """Ends the parent runs of commands that are over."""
-        for invocation in self.store.invocations():
-            if invocation.ended is None or invocation.mlflow_run_id is None:
-                continue
-            if client.get_run(invocation.mlflow_run_id).info.status == "RUNNING":
-                client.set_terminated(invocation.mlflow_run_id, "FINISHED", end_time=_ms(invocation.ended))
+    def _end_parent(self, client: MlflowClient, invocation: InvocationRow) -> None:
+        """Ends the parent run of a command that is over; looks at each only once."""
+        run_id = invocation.mlflow_run_id
+        if invocation.ended is None or run_id is None or run_id in self._ended:
+            return
+        run = _find(client, run_id)
+        if run is not None and run.info.status == "RUNNING":
+            client.set_terminated(run_id, "FINISHED", end_time=_ms(invocation.ended))
+        self._ended.add(run_id)
 
     def _experiment(self, client: MlflowClient, trial: TrialRow) -> str:
         """Id of the study and profile's experiment. A deleted one keeps its name, so it is restored."""
         name = f"{trial.study} {trial.profile}"
-        if name not in self._experiments:
-            found = client.get_experiment_by_name(name)
-            if found is None:
-                location = (
-                    f"{self.artifact_root}/{trial.study}-{trial.profile}" if self.artifact_root else None
-                )
-                self._experiments[name] = client.create_experiment(name, artifact_location=location)
-            else:
-                if found.lifecycle_stage == "deleted":
-                    client.restore_experiment(found.experiment_id)
-                self._experiments[name] = found.experiment_id
-        return self._experiments[name]
+        found = client.get_experiment_by_name(name)
+        if found is None:
+            location = f"{self.artifact_root}/{trial.study}-{trial.profile}" if self.artifact_root else None
+            return str(client.create_experiment(name, artifact_location=location))
+        if found.lifecycle_stage == "deleted":
+            client.restore_experiment(found.experiment_id)
+        return str(found.experiment_id)
 
     @staticmethod
     def _log_params(client: MlflowClient, run_id: str, config: Mapping[str, Any]) -> None:
@@ -232,6 +246,28 @@ class Mirror:
                 logging.getLogger(name).setLevel(logging.WARNING)
             self._client = MlflowClient(self.uri)
         return self._client
+
+
+def _error_of(step: Callable[[], None]) -> Exception | None:
+    """Does it; what it raised."""
+    try:
+        step()
+    except Exception as error:  # MLflow and its transports raise anything
+        return error
+    return None
+
+
+def _find(client: MlflowClient, run_id: str) -> Run | None:
+    """The run; None where a person has deleted it."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        run = client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None
+    return run if run.info.lifecycle_stage == "active" else None
 
 
 def metric_name(name: str) -> str:

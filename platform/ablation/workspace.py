@@ -18,6 +18,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TextIO
 
+from sqlalchemy import URL
+
 from ablation.errors import UserError
 from ablation.fingerprint import KEY_LENGTH
 
@@ -55,6 +57,11 @@ class Workspace:
         return self.root / "mlflow.db"
 
     @property
+    def mlflow_uri(self) -> str:
+        """The MLflow mirror as MLflow wants it, whatever characters the path has."""
+        return URL.create("sqlite", database=str(self.mlflow_path)).render_as_string()
+
+    @property
     def artifacts(self) -> Path:
         """Checkpoints and evaluations, a folder for each trial."""
         return self.root / "artifacts"
@@ -81,11 +88,18 @@ class Workspace:
         return self.results / f"{study}-{profile}"
 
     def create(self) -> None:
-        """Makes the folders; UserError when they cannot be made or written in."""
+        """Makes the folders; UserError when they cannot be made or written in.
+
+        A folder that held nothing else gets a `.gitignore` of everything, so that a workspace inside a
+        checkout does not make its code look changed.
+        """
         probe = self.root / f".write-test-{os.getpid()}"
         try:
-            for folder in (self.root, self.artifacts, self.cache):
-                folder.mkdir(parents=True, exist_ok=True)
+            self.root.mkdir(parents=True, exist_ok=True)
+            if all(entry == self.cache for entry in self.root.iterdir()):
+                (self.root / ".gitignore").write_text("*\n")
+            for folder in (self.artifacts, self.cache):
+                folder.mkdir(exist_ok=True)
             probe.touch()
             probe.unlink()
         except OSError as error:

@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from ablation import schema
 from ablation.plan import Plan, make_plan, register
 from ablation.protocol import Evaluated, Progress
 from ablation.statistics import METRICS
@@ -47,6 +49,8 @@ class HowTested:
 class Setting:
     profile: str = "shapes"
     data_name: str = "shapes_v1 & co"
+    own_data: str | None = None
+    seed_noise: float | None = None
     caption: str = "96x96 images, 50 % drawn, #1."
     notices: Sequence[str] = ()
     context: object = None
@@ -211,5 +215,8 @@ def partial(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     workspace.measure("base", 42.9, seed=1)
     workspace.measure("gn", 43.4)
     workspace.store.record(workspace.start("other"), [Progress(41, 100, {})])
+    with workspace.store._transaction(writes=True) as connection:  # runs for as long as the tests do
+        ahead = datetime.now(UTC) + timedelta(days=1)
+        connection.execute(schema.attempts.update().values(heartbeat=ahead))
     workspace.store.fail(workspace.start("giou"), "loss is NaN <b>")
     return workspace

@@ -86,6 +86,18 @@ def test_cleared_artifacts_leave_the_spread_over_seeds(make_workspace):
     assert "no image bootstrap kept" in verdict.detail
 
 
+def test_damaged_artifacts_block_no_report_and_are_named(make_workspace):
+    workspace = make_workspace((0, 1))
+    for seed in (0, 1):
+        workspace.measure("other", 47.8 + seed / 10, seed=seed)
+        workspace.measure("base", 42.5, seed=seed)
+    damaged = workspace.root / "artifacts" / workspace.trial_key("other") / "bootstrap.npz"
+    damaged.write_bytes(damaged.read_bytes()[:100])
+    verdict = judge(workspace)["greater"]
+    assert verdict.verdict == "supported"
+    assert verdict.detail == f"no image bootstrap kept; unreadable: {damaged}"
+
+
 def test_the_summary_counts_verdicts_and_directions(full, make_workspace):
     assert summary(list(judge(full).values())) == "5 claims: 5 supported; 5 point the paper's way."
 

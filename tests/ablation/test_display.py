@@ -69,7 +69,7 @@ def test_the_estimated_end_counts_only_what_this_run_has_done(plan: Plan) -> Non
 
 def test_tables_fill_with_every_evaluation(plan: Plan) -> None:
     board = Board(plan, Clock())
-    assert filled(board) == "table1 0/3 cells"
+    assert filled(board.tables()) == "table1 0/3 cells"
     board.start(plan.trials[1])
     board.report(plan.trials[1], Evaluated(plan.trials[1].evaluations[0].key, {"AP": 40.0}))
     assert board.tables() == {"table1": (1, 3)}
@@ -96,9 +96,10 @@ def test_a_file_gets_one_plain_line_for_every_event(plan: Plan) -> None:
     assert lines[0] == "started   table1 one, seed 0"
     assert lines[1] == "note      table1 one, seed 0: passed over a broken checkpoint"
     assert lines[2].startswith("finished  table1 one, seed 0: AP 41.3, 0 s; 1 of 3 trials done")
-    assert lines[4] == "FAILED    table1 two, seed 0: ValueError: loss is [NaN]"
-    assert lines[6] == "again     table1 three, seed 0: its process died"
-    assert lines[7].startswith("Stopping")
+    assert lines[3] == "tables    table1 1/3 cells"
+    assert lines[5] == "FAILED    table1 two, seed 0: ValueError: loss is [NaN]"
+    assert lines[7] == "again     table1 three, seed 0: its process died"
+    assert lines[8].startswith("Stopping")
 
 
 def test_a_running_trial_gets_a_line_when_the_last_one_is_old(plan: Plan) -> None:
@@ -107,6 +108,19 @@ def test_a_running_trial_gets_a_line_when_the_last_one_is_old(plan: Plan) -> Non
     shown.started(plan.trials[0])
     shown.reported(plan.trials[0], Progress(1, 4, {"loss": 2.0}))
     assert lines[-1].endswith("running   table1 one, seed 0: 1/4, loss 2.000, ? left")
+
+
+def test_how_the_tables_fill_is_said_once_and_only_of_those_that_did(plan: Plan) -> None:
+    lines: list[str] = []
+    shown = PlainDisplay(Board(plan), lines.append)
+    one, two, _ = plan.trials
+    for trial in (one, two):
+        shown.started(trial)
+    shown.reported(one, Evaluated(one.evaluations[0].key, {}))
+    for trial in (one, two):
+        shown.finished(trial)
+    told = [line.split("  ", 1)[-1] for line in lines]
+    assert [line for line in told if line.startswith("tables")] == ["tables    table1 1/3 cells"]
 
 
 def test_a_terminal_shows_running_trials_the_whole_and_the_tables(plan: Plan) -> None:

@@ -139,7 +139,7 @@ def test_equal_configs_have_equal_keys_and_others_differ(n: int, text: str, size
 
 
 def test_the_detectors_config_has_a_key_and_every_choice_changes_it() -> None:
-    data = Data("shapes", "0" * 12)
+    data = Data("0" * 12)
     base = Trial(Detector(), Schedule(), data, seed=0)
     others = [
         replace(base, seed=1),

@@ -34,6 +34,8 @@ class Trial:
 class PlainSetting:
     profile: str = "tiny"
     data_name: str = "dots"
+    own_data: str | None = None
+    seed_noise: float | None = None
     caption: str = "Four images."
     notices: tuple[str, ...] = ()
     context: Any = None

@@ -7,7 +7,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +131,56 @@ def test_an_error_of_the_store_ends_the_run_and_nothing_is_written_after_it(
     assert str(desk.failure) == "disk is full"
     with pytest.raises(scheduler._StopNow):
         desk.check()
+
+
+@pytest.mark.parametrize(("end", "arguments"), [("finish", ()), ("fail", ("boom",)), ("lose", ("boom",))])
+def test_an_end_that_the_store_did_not_take_leaves_the_attempt_to_be_released(
+    store: Store, desk: Desk, monkeypatch: pytest.MonkeyPatch, end: str, arguments: tuple[str, ...]
+) -> None:
+    desk.start(0)
+    with monkeypatch.context() as broken:
+        for name in ("finish", "fail", "record"):
+            broken.setattr(store, name, lambda *_: (_ for _ in ()).throw(UserError("disk is full")))
+        desk.guard(getattr(desk, end), 0, *arguments)
+    assert str(desk.failure) == "disk is full"
+    desk.close()
+    assert states(store, desk)[0] == ("WAITING", ["INTERRUPTED"])
+
+
+def test_closing_passes_over_an_attempt_that_has_ended_elsewhere(store: Store, desk: Desk) -> None:
+    desk.start(0)
+    desk.start(1)
+    store.finish(desk.running[0])
+    desk.close()
+    assert states(store, desk) == [("WAITING", ["COMPLETE"]), ("WAITING", ["INTERRUPTED"])]
+
+
+def test_an_error_in_the_very_last_step_is_raised_too(
+    tmp_path: Path, store: Store, desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Tuner:
+        """Ends well, with an error of the store after the last check."""
+
+        def fit(self) -> None:
+            desk.failure = UserError("disk is full")
+
+    @contextmanager
+    def nothing(*_: object) -> Iterator[Layout]:
+        yield Layout(1, 1, 0.0)
+
+    for name in ("_ray", "_pulse"):
+        monkeypatch.setattr(scheduler, name, nothing)
+    monkeypatch.setattr(scheduler, "_tuner", lambda *_: Tuner())
+    with pytest.raises(UserError, match="disk is full"):
+        scheduler._run_on_ray(desk, toy_driver.train, None, Workspace.at(tmp_path), Options(), tmp_path)
+
+
+def test_an_address_of_ray_client_is_refused_with_what_to_give_instead() -> None:
+    with (
+        pytest.raises(UserError, match=r"ray://head:10001 .* \(HOST:6379\)"),
+        scheduler._ray(Options(cluster="ray://head:10001")),
+    ):
+        pass
 
 
 def test_a_cluster_that_does_not_answer_is_an_error_at_once_and_leaves_the_trials_waiting(

@@ -140,3 +140,22 @@ def test_a_damaged_bootstrap_file_is_named(tmp_path, content):
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"bootstrap\.npz"):
         read_replicates(path, "AP")
+
+
+def test_one_seed_takes_the_spread_that_the_baseline_rows_showed():
+    flat = np.zeros(100)
+    left = Sample(np.array([40.0]), np.full((1, 100), 40.0) + flat, assumed_sd=0.75)
+    right = Sample(np.array([38.0]), np.full((1, 100), 38.0) + flat, assumed_sd=0.75)
+    estimate = difference(left, right)
+    low, high = estimate.interval()
+    half = 1.96 * 0.75 * 2**0.5
+    assert (low, high) == pytest.approx((2 - half, 2 + half), abs=0.01)
+    assert "baseline rows" in estimate.caveat
+
+
+def test_measured_seeds_come_before_assumed_ones():
+    left = Sample(np.array([40.0, 41.0]), assumed_sd=0.75)
+    right = Sample(np.array([38.0, 39.0]), assumed_sd=0.75)
+    estimate = difference(left, right)
+    assert estimate.seed_variance == 0.0
+    assert estimate.caveat == "no image bootstrap kept"

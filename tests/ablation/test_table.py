@@ -1,5 +1,6 @@
 import pytest
 
+from ablation.plan import make_plan
 from ablation.protocol import Evaluated
 from ablation.table import FilledCell, assemble, grid, num_heading_columns, spans
 
@@ -84,6 +85,15 @@ def test_uncommitted_changes_show_in_the_caption(make_workspace):
     evaluation = workspace.plan.trial(workspace.trial_key("base")).evaluations[0]
     workspace.store.record(attempt, [Evaluated(evaluation.key, {"AP": 40.0})])
     assert "commit 0123456789+changes" in tables_of(workspace)["table1"].caption
+
+
+def test_tables_that_are_not_planned_are_filled_too_and_wait_where_nothing_has_run(make_workspace):
+    workspace = make_workspace()
+    workspace.measure("k3", 49.3)
+    plan = make_plan(workspace.study, workspace.setting, (0,), ["table2"], workspace.store)
+    tables = assemble(workspace.study, plan, workspace.store, ["table1", "table4"])
+    assert [cell.state for cell in tables[0].cells] == ["waiting"] * 4
+    assert [cell.state for cell in tables[1].cells] == ["complete", "waiting", "waiting"]
 
 
 def test_named_tables_alone_are_assembled(full):

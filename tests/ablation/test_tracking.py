@@ -7,10 +7,10 @@ import pytest
 from mlflow import MlflowClient
 
 from ablation.protocol import Checkpointed, Evaluated, Progress
-from ablation.store import Store
+from ablation.store import AttemptRow, Store, TrialRow
 from ablation.tracking import Mirror, flatten, metric_name
 
-TRIAL, EVALUATION = "0123456789ab", "ba9876543210"
+TRIAL, EVALUATION, SECOND = "0123456789ab", "ba9876543210", "000000000002"
 NAME = "table3 RetinaNet (#A=1) + ATSS, seed 0"
 
 
@@ -124,6 +124,83 @@ def test_a_deleted_experiment_comes_back(store: Store, mirror: Mirror) -> None:
     _start(store)
     mirror.sync()
     assert len(_runs(mirror)[1]) == 2
+
+
+def test_an_attempt_whose_run_was_deleted_gets_a_new_one_with_all_of_it(store: Store, mirror: Mirror) -> None:
+    attempt = _start(store)
+    store.record(attempt, [Progress(10, 20, {"loss": 2.0})])
+    mirror.sync()
+    client, runs = _runs(mirror)
+    for run in runs:
+        client.delete_run(run.info.run_id)
+    store.record(attempt, [Progress(20, 20, {"loss": 1.0})])
+    mirror.sync()
+    client, runs = _runs(mirror)
+    child = next(run for run in runs if run.info.run_name == NAME)
+    history = [(m.step, m.value) for m in client.get_metric_history(child.info.run_id, "loss")]
+    assert history == [(10, 2.0), (20, 1.0)]
+
+
+def test_an_attempt_that_cannot_be_copied_holds_up_no_other(
+    store: Store, mirror: Mirror, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = _start(store)
+    store.release(first)
+    second = store.claim(TRIAL, "me", {})
+    copy = mirror._copy
+
+    def refuse(client: MlflowClient, attempt: AttemptRow, trial: TrialRow) -> None:
+        if attempt.id == first:
+            raise ValueError("refused")
+        copy(client, attempt, trial)
+
+    monkeypatch.setattr(mirror, "_copy", refuse)
+    assert not mirror.try_sync()
+    assert mirror.last_error == "ValueError: refused"
+    assert [row.id for row in store.attempts_to_mirror()] == [first]
+    assert second != first
+
+
+def test_a_failure_while_a_run_is_made_loses_no_parameters(
+    store: Store, mirror: Mirror, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _start(store)
+    with monkeypatch.context() as broken:
+        broken.setattr(Mirror, "_log_params", lambda *_: (_ for _ in ()).throw(ValueError("away")))
+        assert not mirror.try_sync()
+    mirror.sync()
+    (attempt,) = store.attempts()
+    assert attempt.mlflow_run_id is not None
+    run = MlflowClient(mirror.uri).get_run(attempt.mlflow_run_id)
+    assert run.data.params == {"head": "Head", "head.convs": "2", "seed": "0"}
+
+
+def test_the_command_of_a_killed_driver_ends_with_the_next_one_and_is_looked_at_once(
+    store: Store, mirror: Mirror, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _start(store)
+    mirror.sync()
+    store.reclaim_all()
+    mirror.sync()
+    assert {run.info.status for run in _runs(mirror)[1]} == {"FINISHED", "KILLED"}
+    monkeypatch.setattr(MlflowClient, "get_run", lambda *_: pytest.fail("looked again"))
+    mirror.sync()
+
+
+def test_a_second_evaluation_by_a_later_attempt_is_not_shown_as_the_first(
+    store: Store, mirror: Mirror, tmp_path: Path
+) -> None:
+    first = _start(store)
+    _evaluate(store, first, tmp_path)
+    store.finish(first)
+    store.ensure_evaluation(SECOND, TRIAL, '{"multi_scale": true}')
+    second = _start(store)
+    store.record(second, [Evaluated(SECOND, {"AP": 41.0}, {})])
+    store.finish(second)
+    mirror.sync()
+    runs = {run.data.tags.get("attempt"): run.data.metrics for run in _runs(mirror)[1]}
+    assert runs["1"]["AP"] == 39.3
+    assert runs["2"] == {"evaluation_2/AP": 41.0}
 
 
 def test_metric_names_lose_what_mlflow_refuses() -> None:

@@ -105,6 +105,7 @@ class ToySetting:
     """Runs trials as they are declared."""
 
     profile, data_name, caption, notices, context = "toy", "none", "counting", (), None
+    own_data = seed_noise = None
 
     def trial(self, training: Toy, seed: int) -> Toy:
         return Toy(training.name, training.steps, training.step_seconds, training.fault, seed)
@@ -133,7 +134,7 @@ def drive(workspace: Workspace, toys: list[Toy], options: Options) -> Summary:
     workspace.create()
     with workspace.driver_lock("toy"):
         store = Store.open(workspace.store_path)
-        store.reclaim_dead(0)
+        store.reclaim_all()
         plan = planned(toys, store)
         with PlainDisplay(Board(plan), lambda line: print(line, flush=True)) as listener:
             return run(plan.work(), train, None, store, workspace, options, listener, provenance={})

@@ -15,7 +15,7 @@ from detector.dataset import PackedImages, load_batch, open_packed
 from detector.errors import DataError
 
 Size = tuple[int, int]
-DATA = Data(name="test", fingerprint="0" * 12, short_side=16, max_long_side=64)
+DATA = Data(fingerprint="0" * 12, short_side=16, max_long_side=64)
 
 
 def picture(width: int, height: int, seed: int = 0) -> Image.Image:
@@ -99,7 +99,7 @@ def test_a_truncated_file_is_built_again(checked: CheckedSplit, packed: PackedIm
 
 def test_every_size_and_data_set_has_its_own_file(checked: CheckedSplit, tmp_path: Path) -> None:
     other = read_split(write(tmp_path / "other", [picture(16, 16)]))
-    larger = Data(name="test", fingerprint="0" * 12, short_side=24, max_long_side=64)
+    larger = Data(fingerprint="0" * 12, short_side=24, max_long_side=64)
     cache = tmp_path / "cache"
     for split, data in ((checked, DATA), (other, DATA), (checked, larger)):
         open_packed(split, "train", data, cache)
@@ -240,7 +240,7 @@ def test_a_mirrored_image_is_mirrored_within_its_own_width(packed: PackedImages)
 
 def test_real_images_pack_with_their_boxes_inside(shared: Path, tmp_path: Path) -> None:
     checked = read_split(DataPaths.from_directory(shared / "data" / "coco_mini").val)
-    data = Data(name="coco", fingerprint="0" * 12, short_side=64, max_long_side=107)
+    data = Data(fingerprint="0" * 12, short_side=64, max_long_side=107)
     packed = open_packed(checked, "val", data, tmp_path)
     batch = load_batch(packed, range(len(packed)), [False] * len(packed))
     heights, widths = batch.sizes.unbind(1)

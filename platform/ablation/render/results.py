@@ -11,6 +11,7 @@ from typing import Any
 from ablation.claims import Verdict, summary
 from ablation.errors import UserError
 from ablation.figures import write_figures
+from ablation.files import write_whole
 from ablation.render import csv, html, latex, markdown
 from ablation.study import Study
 from ablation.table import FilledCell, FilledTable
@@ -37,7 +38,7 @@ def write_results(
     try:
         directory.mkdir(parents=True, exist_ok=True)
         figures = write_figures(directory / "figures", tables)
-        return [_write(directory / name, text) for name, text in texts.items()] + figures
+        return [write_whole(directory / name, text) for name, text in texts.items()] + figures
     except OSError as error:
         raise UserError(
             f"cannot write results to {directory}: {error.strerror or error}; free space there, or choose "
@@ -101,9 +102,3 @@ def _cell(cell: FilledCell) -> dict[str, Any]:
             for source in cell.sources
         },
     }
-
-
-def _write(path: Path, text: str) -> Path:
-    beside = path.with_name(path.name + ".tmp")
-    beside.write_text(text, encoding="utf-8")
-    return beside.replace(path)
