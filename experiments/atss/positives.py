@@ -41,7 +41,7 @@ def fair_positives(setting: Setting) -> StatisticResult:
     quarter = np.searchsorted(np.quantile(sizes, (0.25, 0.5, 0.75)), sizes) if sizes.size else sizes
     if np.unique(quarter).size < 4:
         return StatisticResult(
-            False, f"not measurable: no four sizes of objects in the first {IMAGES} training images"
+            None, f"not measurable: no four sizes of objects in the first {IMAGES} training images"
         )
     means = {
         name: np.array([values[quarter == q].mean() for q in range(4)]) for name, values in counts.items()

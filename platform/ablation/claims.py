@@ -94,7 +94,8 @@ def references(claim: Claim) -> tuple[CellRef, ...]:
 def _verdict(study: Study, claim: Claim, cells: Mapping[CellRef, FilledCell], setting: Setting) -> Verdict:
     if isinstance(claim, Statistic):
         result = claim.compute(setting)
-        outcome: Outcome = "supported" if result.holds else "refuted"
+        outcomes: dict[bool | None, Outcome] = {True: "supported", False: "refuted", None: "undecided"}
+        outcome = outcomes[result.holds]
         return Verdict(claim.id, claim.text, outcome, result.holds, detail=result.detail)
     refs = references(claim)
     seeds = _common_seeds(refs, cells)

@@ -125,17 +125,9 @@ def ui_command(arguments: argparse.Namespace) -> int:
     address = f"http://{arguments.host}:{arguments.port}"
     print(f"MLflow UI on {address} (Ctrl-C ends it)", flush=True)
     os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
-    command = [
-        sys.executable,
-        "-m",
-        "mlflow",
-        "ui",
-        "--backend-store-uri",
-        workspace.mlflow_uri,
-        "--workers",
-        "1",
-    ]
-    os.execv(sys.executable, [*command, "--host", arguments.host, "--port", str(arguments.port)])
+    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", workspace.mlflow_uri]
+    where = ["--host", arguments.host, "--port", str(arguments.port)]
+    os.execv(sys.executable, [*command, *where, "--workers", "1"])
 
 
 def _look(arguments: argparse.Namespace) -> Session:
@@ -221,7 +213,7 @@ def selection_parser() -> argparse.ArgumentParser:
     what.add_argument(
         "--profile",
         metavar="NAME",
-        help="scale to run at; `--profile help` lists them (default: the study's)",
+        help="scale to run at; an unknown name lists them (default: the study's)",
     )
     what.add_argument("--tables", nargs="+", metavar="N", help="only these tables, as 3 4 (default: all)")
     what.add_argument(

@@ -141,9 +141,9 @@ class Range:
 
 @dataclass(frozen=True, slots=True)
 class StatisticResult:
-    """What a `Statistic` found: whether it holds, and the numbers in one sentence."""
+    """What a `Statistic` found: whether it holds (None: not measurable), and the numbers in one sentence."""
 
-    holds: bool
+    holds: bool | None
     detail: str
 
 

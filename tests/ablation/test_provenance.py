@@ -43,6 +43,12 @@ def test_a_new_file_makes_a_checkout_dirty(checkout: Path) -> None:
     assert found["untracked"] == ["new.py"]
 
 
+def test_of_many_new_files_twenty_are_named(checkout: Path) -> None:
+    for number in range(30):
+        (checkout / f"{number}.txt").write_text("")
+    assert len(provenance.collect("run", checkout)["untracked"]) == provenance.MAX_UNTRACKED == 20
+
+
 def test_a_huge_diff_is_cut(checkout: Path) -> None:
     (checkout / "code.py").write_text("a = 2\n" * 300_000)
     assert len(provenance.collect("run", checkout)["diff"]) == provenance.MAX_DIFF_CHARS

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from sqlalchemy import make_url
 
 from ablation.errors import UserError
 from ablation.workspace import Workspace
@@ -48,7 +49,19 @@ def test_paths_are_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
 
 def test_creating_twice_is_fine_and_leaves_nothing_else(workspace: Workspace) -> None:
     workspace.create()
-    assert sorted(p.name for p in workspace.root.iterdir()) == ["artifacts", "cache"]
+    assert sorted(p.name for p in workspace.root.iterdir()) == [".gitignore", "artifacts", "cache"]
+
+
+@pytest.mark.parametrize(("held", "ignored"), [("cache", True), ("mine.txt", False)])
+def test_a_folder_of_its_own_is_ignored_by_git_and_no_other(held: str, ignored: bool, tmp_path: Path) -> None:
+    (tmp_path / "w" / held).mkdir(parents=True)
+    Workspace.at(tmp_path / "w").create()
+    assert (tmp_path / "w" / ".gitignore").is_file() == ignored
+
+
+def test_mlflow_finds_its_file_whatever_the_path() -> None:
+    workspace = Workspace.at(Path("/a b/50% of #2?"))
+    assert make_url(workspace.mlflow_uri).database == str(workspace.mlflow_path)
 
 
 def test_a_workspace_that_cannot_be_made_is_named(tmp_path: Path) -> None:

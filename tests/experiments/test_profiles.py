@@ -5,13 +5,15 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from ablation.errors import UserError
+from ablation.fingerprint import key
 from ablation.protocol import Checkpointed, Evaluated, EvaluationRequest, Progress, Request
 from detector.coco import DataPaths
 from detector.shapes import ShapesSpec, draw_dataset
-from experiments.atss import presets
+from experiments.atss import positives, presets
 from experiments.atss.positives import fair_positives
 from experiments.atss.presets import MULTI_SCALE, SINGLE_SCALE, Recipe
 from experiments.profiles import SHAPES, SMOKE, ScaledSetting, prepare, small_backbone, supported_precision
@@ -71,7 +73,20 @@ def test_the_same_images_elsewhere_are_the_same_trial(dataset: Path, tmp_path: P
     copy = tmp_path / "copy"
     shutil.copytree(dataset, copy)
     here, there = (prepare(TINY, tmp_path / "w", {"directory": place}) for place in (dataset, copy))
-    assert here.data.fingerprint == there.data.fingerprint
+    recipe = Recipe(presets.atss())
+    assert key(here.trial(recipe, 0)) == key(there.trial(recipe, 0))
+
+
+@pytest.mark.parametrize(
+    ("name", "plain"), [("cells", "cells"), ("my cells (v2)", "my-cells-v2"), ("細胞", "data")]
+)
+def test_any_folder_of_the_user_has_results_of_its_own(
+    name: str, plain: str, dataset: Path, tmp_path: Path
+) -> None:
+    place = dataset.rename(tmp_path / name)
+    setting = prepare(TINY, tmp_path / "w", {"directory": place})
+    assert setting.data_name == name
+    assert setting.own_data == f"{plain}-{setting.data.fingerprint[:6]}"
 
 
 def test_four_paths_name_a_data_set_as_well_as_a_directory(dataset: Path, tmp_path: Path) -> None:
@@ -83,7 +98,7 @@ def test_four_paths_name_a_data_set_as_well_as_a_directory(dataset: Path, tmp_pa
         "val_images": paths.val.images,
     }
     by_files = prepare(TINY, tmp_path / "w", given)
-    assert by_files.data.fingerprint == prepare(TINY, tmp_path / "w", {"directory": dataset}).data.fingerprint
+    assert by_files.data == prepare(TINY, tmp_path / "w", {"directory": dataset}).data
 
 
 def test_repairs_are_counted_and_said(dataset: Path, tmp_path: Path) -> None:
@@ -121,6 +136,16 @@ def test_a_trial_trains_evaluates_and_leaves_its_files(setting: ScaledSetting, t
     again = list(train_trial(replace(request, evaluations=wanted[:1])))
     assert not any(isinstance(r, Progress) for r in again)
     assert again[-1].metrics == evaluated[0].metrics  # type: ignore[union-attr]
+
+
+def test_the_fairness_claim_without_enough_objects_is_not_measurable(
+    setting: ScaledSetting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for sizes in (np.array([]), np.full(20, 7.0)):
+        monkeypatch.setattr(positives, "count_positives", lambda *_, sizes=sizes: (sizes, {}))
+        result = fair_positives(setting)
+        assert result.holds is None
+        assert "not measurable" in result.detail
 
 
 def test_the_fairness_claim_names_all_three_rules(setting: ScaledSetting) -> None:
