@@ -16,6 +16,8 @@ import hashlib
 import math
 import os
 import socket
+import sqlite3
+import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -625,7 +627,7 @@ def _prepare_sqlite(engine: Engine, read_only: bool) -> None:
         connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
         connection.execute("PRAGMA foreign_keys = ON")
         if not read_only:
-            connection.execute("PRAGMA journal_mode = WAL")
+            _use_write_ahead_log(connection)
 
     # A transaction that reads and then writes would fail at once, without waiting, when another has
     # written in between. So one that writes takes the lock at its start.
@@ -633,6 +635,19 @@ def _prepare_sqlite(engine: Engine, read_only: bool) -> None:
     def begin(connection: Connection) -> None:
         writes = connection.get_execution_options().get("ablation_writes", False)
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+def _use_write_ahead_log(connection: Any) -> None:
+    """Set the journal mode. Alone among statements it does not wait for another's lock, so this waits."""
+    deadline = time.monotonic() + BUSY_TIMEOUT_MS / 1000
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
 
 
 # --- rows --------------------------------------------------------------------------------------------
