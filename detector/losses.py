@@ -24,9 +24,6 @@ from detector.box_coders import Coder
 from detector.config import Detector, GIoU, SmoothL1
 from detector.outputs import Outputs
 
-BACKGROUND = -1
-"""Class of an anchor without object, as a match: equal to `assigners.NEGATIVE`."""
-
 IGNORED = -2
 """Class of an anchor that takes no part, as a match: equal to `assigners.IGNORED`."""
 
