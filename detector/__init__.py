@@ -1,4 +1,5 @@
 """One dense object detector whose configs are RetinaNet, FCOS and ATSS.
 
-Runs with torch, torchvision, numpy, pillow and pycocotools alone: no Ray, no SQL, no MLflow.
+Trains and detects with torch, torchvision, numpy and pillow alone; scoring takes pycocotools, and hotcoco for
+quick numbers during training. No Ray, no SQL, no MLflow.
 """

@@ -53,29 +53,40 @@ class Split:
 
 @dataclass(frozen=True, slots=True)
 class DataPaths:
-    """Where both splits of a data set lie."""
+    """Where the splits of a data set lie.
+
+    Attributes:
+        test: images whose annotations are not public, as of COCO's test-dev; None where there are none.
+    """
 
     train: Split
     val: Split
+    test: Split | None = None
 
     @classmethod
     def from_directory(cls, directory: Path) -> DataPaths:
         """The standard layout: annotations/instances_{train,val}2017.json, train2017/ and val2017/.
 
+        With annotations/image_info_test-dev2017.json there must be test2017/ too, and is a test split.
+
         Raises:
             DataError: naming what is missing.
         """
+        annotations = directory / "annotations"
         splits = [
-            Split(directory / "annotations" / f"instances_{name}2017.json", directory / f"{name}2017")
+            Split(annotations / f"instances_{name}2017.json", directory / f"{name}2017")
             for name in ("train", "val")
         ]
+        test = Split(annotations / "image_info_test-dev2017.json", directory / "test2017")
+        if test.annotations.is_file():
+            splits.append(test)
         missing = [f"{s.annotations.relative_to(directory)}" for s in splits if not s.annotations.is_file()]
         missing += [f"{s.images.relative_to(directory)}/" for s in splits if not s.images.is_dir()]
         if missing:
             raise DataError(
                 f"{directory} is not a COCO-format data set: {', '.join(missing)} not found. Expected "
                 "annotations/instances_train2017.json, annotations/instances_val2017.json, train2017/ "
-                "and val2017/."
+                "and val2017/; test2017/ only beside annotations/image_info_test-dev2017.json."
             )
         return cls(*splits)
 
@@ -137,22 +148,38 @@ def read_data(paths: DataPaths) -> tuple[CheckedSplit, CheckedSplit]:
         DataError: as `read_split`; or the categories differ.
     """
     train, val = read_split(paths.train), read_split(paths.val)
-    ours = set(zip(train.category_ids, train.class_names, strict=True))
-    theirs = set(zip(val.category_ids, val.class_names, strict=True))
-    if ours != theirs:
-        findings = [
-            Finding(f"categories (id, name) only in {split.source.annotations.name}", [repr(c) for c in only])
-            for split, only in ((train, sorted(ours - theirs)), (val, sorted(theirs - ours)))
-        ]
-        refuse("the training and validation splits have different categories", findings)
+    _refuse_other_categories("training and validation", train, val)
     return train, val
 
 
-def read_split(split: Split) -> CheckedSplit:
-    """Read and check one split. Pixels are not looked at: `dataset.open_packed` does when it decodes.
+def read_test(test: Split, train: CheckedSplit) -> CheckedSplit:
+    """A test split, `read_split` without annotations, and that its classes are those of `train`.
+
+    Raises:
+        DataError: as `read_split`; or the categories differ.
+    """
+    checked = read_split(test, annotated=False)
+    _refuse_other_categories("training and test", train, checked)
+    return checked
+
+
+def _refuse_other_categories(names: str, one: CheckedSplit, two: CheckedSplit) -> None:
+    ours = set(zip(one.category_ids, one.class_names, strict=True))
+    theirs = set(zip(two.category_ids, two.class_names, strict=True))
+    findings = [
+        Finding(f"categories (id, name) only in {split.source.annotations.name}", [repr(c) for c in only])
+        for split, only in ((one, sorted(ours - theirs)), (two, sorted(theirs - ours)))
+    ]
+    refuse(f"the {names} splits have different categories", findings)
+
+
+def read_split(split: Split, annotated: bool = True) -> CheckedSplit:
+    """Read and check one split. Pixels are not looked at: `dataset.open_split` does when it decodes.
 
     Args:
         split: its JSON file and image directory.
+        annotated: False for a file of images and categories alone, as COCO's image_info files are;
+            annotations that it may have are not looked at, and no record has a box.
 
     Returns:
         The split, repaired: boxes clipped to the image, boxes without area, outside the image or with
@@ -161,10 +188,12 @@ def read_split(split: Split) -> CheckedSplit:
     Raises:
         DataError: the file is missing, truncated or not JSON; keys are missing or of the wrong type; ids
             occur twice; an annotation names an unknown image or category; image files are missing; the
-            split has no images, no categories or no usable annotation.
+            split has no images, no categories or, if `annotated`, no usable annotation.
     """
     content = _load(split.annotations)
-    refuse(split.annotations, _section_findings(content))
+    if not annotated and isinstance(content, dict):
+        content["annotations"] = []
+    refuse(split.annotations, _section_findings(content, annotated))
     refuse(split.annotations, _item_findings(content))
     refuse(split.annotations, _reference_findings(content))
     refuse(split.annotations, _file_findings(content["images"], split.images))
@@ -172,7 +201,7 @@ def read_split(split: Split) -> CheckedSplit:
     category_ids = tuple(int(c["id"]) for c in categories)
     repairs: Counter[str] = Counter()
     images = tuple(_records(content, category_ids, repairs))
-    if all(record.crowd.all() for record in images):
+    if annotated and all(record.crowd.all() for record in images):
         refuse(split.annotations, [Finding("no box is left to train or evaluate on", _counts(repairs))])
     return CheckedSplit(split, images, category_ids, tuple(str(c["name"]) for c in categories), dict(repairs))
 
@@ -223,8 +252,8 @@ def _load(path: Path) -> Any:
         raise DataError(f"{path}: is not JSON (not text: {error})") from error
 
 
-def _section_findings(content: Any) -> Iterator[Finding]:
-    """The three top-level lists exist and have entries that are objects."""
+def _section_findings(content: Any, annotated: bool) -> Iterator[Finding]:
+    """The three top-level lists exist and have entries (annotations: if `annotated`) that are objects."""
     if not isinstance(content, dict):
         yield Finding("the top level must be an object", [f"found {_short(content)}"])
         return
@@ -234,7 +263,7 @@ def _section_findings(content: Any) -> Iterator[Finding]:
             yield Finding("keys missing at the top level", [f'"{section}"'])
         elif not isinstance(items, list):
             yield Finding(f'"{section}" must be a list', [f"found {_short(items)}"])
-        elif not items:
+        elif not items and (annotated or section != "annotations"):
             yield Finding(f'"{section}" must have at least one entry', ["found []"])
         else:
             cases = [f"{section}[{i}] = {_short(x)}" for i, x in enumerate(items) if not isinstance(x, dict)]
@@ -356,7 +385,7 @@ def _columns(annotations: Sequence[Item], images: Sequence[Item], category_ids: 
     label = {category: c for c, category in enumerate(category_ids)}
     return _Columns(
         np.array([image_index[a["image_id"]] for a in annotations], dtype=np.int64),
-        np.array([a["bbox"] for a in annotations], dtype=np.float64),
+        np.array([a["bbox"] for a in annotations], dtype=np.float64).reshape(-1, 4),
         np.array([label[a["category_id"]] for a in annotations], dtype=np.int64),
         np.array([_area(a) for a in annotations], dtype=np.float64),
         np.array([bool(a.get("iscrowd")) for a in annotations], dtype=np.bool_),
@@ -440,6 +469,14 @@ def to_coco_dict(checked: CheckedSplit) -> dict[str, Any]:
         "annotations": annotations,
         "categories": [{"id": i, "name": name} for i, name in names],
     }
+
+
+def is_annotated(record: ImageRecord) -> bool:
+    """Whether anything in an image, crowds included, has both sides over 1 px (`Data.skip_unannotated`).
+
+    The reference asks the same of the file's boxes; here they are those after repair.
+    """
+    return bool((record.xywh[:, 2:] > 1).all(axis=1).any())
 
 
 def fingerprint(*splits: CheckedSplit) -> str:

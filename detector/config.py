@@ -6,8 +6,8 @@ something. Sections of the paper are those of Zhang et al., CVPR 2020 (ATSS).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, is_dataclass
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 RECIPE_VERSION = 1
 """Raised by hand whenever the code changes what a config computes; part of every trial's identity."""
@@ -321,15 +321,16 @@ class Schedule:
 
     Attributes:
         total_batch: images a step over all workers.
-        precision: "bf16" is autocast to bfloat16 with float32 weights; "fp32" is float32 on a CPU, while
-            CUDA's convolutions may round to TF32 (torch's default).
+        precision: "bf16" is autocast to bfloat16 with float32 weights; "fp16" the same to float16, with
+            the loss scaled so that small gradients survive; "fp32" is float32 on a CPU, while CUDA's
+            convolutions may round to TF32 (torch's default).
     """
 
     iterations: int = 90_000
     total_batch: int = 16
     optimizer: SGD | AdamW = SGD()
     decay: StepDecay | OneCycle = StepDecay()
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
 
     def __post_init__(self) -> None:
         _require(self.iterations >= 1, f"iterations must be >= 1, got {self.iterations}")
@@ -343,7 +344,12 @@ class Data:
     Attributes:
         fingerprint: hash of both splits' annotations as used; another data set is another trial.
         short_side, max_long_side: size after resizing, aspect kept (paper: 800 and 1333).
+        min_short_side: with a number, each training image's short side is drawn anew, a whole number from
+            here to `short_side` (Table 8: 640); None for always `short_side`.
         flip: probability of a horizontal flip in training.
+        group_by_aspect: images of a batch are all landscape or all portrait, which saves padding.
+        skip_unannotated: leave out training images without any annotation of sides over 1 px (crowds
+            count), as the authors' loader does.
         small_side, medium_side: sides, in original pixels, of the square areas that bound APS and APM
             (COCO: 32 and 96).
     """
@@ -351,7 +357,10 @@ class Data:
     fingerprint: str
     short_side: int = 800
     max_long_side: int = 1333
+    min_short_side: int | None = None
     flip: float = 0.5
+    group_by_aspect: bool = False
+    skip_unannotated: bool = False
     small_side: float = 32.0
     medium_side: float = 96.0
 
@@ -360,17 +369,47 @@ class Data:
             1 <= self.short_side <= self.max_long_side,
             f"need 1 <= short_side <= max_long_side, got {self.short_side} and {self.max_long_side}",
         )
+        least = self.min_short_side
+        _require(
+            least is None or 1 <= least <= self.short_side,
+            f"min_short_side must be in 1..short_side ({self.short_side}) or None, got {least}",
+        )
         _require(0 <= self.flip <= 1, f"flip must be in 0..1, got {self.flip}")
 
 
 @dataclass(frozen=True, slots=True)
+class Weights:
+    """Pretrained weights of the backbone: what they are, not where they lie.
+
+    Attributes:
+        layout: whose tensor names, channel order and normalisation the file follows.
+        sha256: hex digest of the file, or its first digits (at least 8, as torchvision's names have).
+    """
+
+    layout: Literal["torchvision", "detectron"]
+    sha256: str
+
+    def __post_init__(self) -> None:
+        digits = len(self.sha256)
+        _require(
+            8 <= digits <= 64 and set(self.sha256) <= set("0123456789abcdef"),
+            f"sha256 must be 8 to 64 lower-case hex digits, got {self.sha256!r}",
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Trial:
-    """Everything that decides a training's result, and nothing else: what a trial key hashes."""
+    """Everything that decides a training's result, and nothing else: what a trial key hashes.
+
+    Attributes:
+        weights: what the backbone starts from; None for random weights drawn from the seed.
+    """
 
     detector: Detector
     schedule: Schedule
     data: Data
     seed: int
+    weights: Weights | None = None
     recipe_version: int = RECIPE_VERSION
 
     def __post_init__(self) -> None:
@@ -424,12 +463,14 @@ class Evaluation:
     """How a trained detector is tested (Sec. 4.1).
 
     Attributes:
+        split: "val", or "test" for images whose annotations only an evaluation server has (test-dev).
         score_threshold: on the class probability, before centerness.
         pre_nms_topk: (location, class) pairs kept per level.
         nms_iou: IoU above which the lower-scored box of the same class goes.
         max_detections: kept per image (single scale).
     """
 
+    split: Literal["val", "test"] = "val"
     scales: SingleScale | MultiScale = SingleScale()
     score_threshold: float = 0.05
     pre_nms_topk: int = 1000
@@ -441,14 +482,3 @@ class Evaluation:
             0 <= self.score_threshold < 1, f"score_threshold must be in [0, 1), got {self.score_threshold}"
         )
         _require(self.pre_nms_topk >= 1, f"pre_nms_topk must be >= 1, got {self.pre_nms_topk}")
-
-
-# --- plain data, as checkpoints and artifacts keep a config -------------------------------------------
-
-
-def to_plain(config: Any) -> Any:
-    """The config as dictionaries, lists and scalars; each dictionary names its class in "type"."""
-    if is_dataclass(config) and not isinstance(config, type):
-        values = {f.name: to_plain(getattr(config, f.name)) for f in fields(config)}
-        return {"type": type(config).__name__, **values}
-    return [to_plain(v) for v in config] if isinstance(config, tuple) else config

@@ -11,10 +11,11 @@ per image. Boxes are xyxy in pixels of the resized image.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -24,45 +25,62 @@ from typing import BinaryIO
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
 from torch import Tensor
 
 from detector import config
 from detector.coco import CheckedSplit, Finding, ImageRecord, fingerprint, refuse
+from detector.decode import Pixels, load_resized
 from detector.errors import DataError
 from detector.transforms import flip_boxes, resized_size, scale_boxes
 
 MAX_PACKED_BYTES = 32 * 2**30
 """Larger splits are not packed; nor are those that would take more than half of the disk's free space."""
 
-Pixels = NDArray[np.uint8]
-
 
 @dataclass(frozen=True, slots=True, eq=False)
-class PackedImages:
-    """A split at training size; item i is image i's pixels, (H, W, 3) uint8 RGB, not to be written to.
+class SplitImages:
+    """A split with its images, usually wanted at training size.
 
     Attributes:
         records: the images as annotated, in original pixels (crowds included).
-        sizes: (height, width) of each after resizing.
+        sizes: (height, width) of each at training size.
         short_side: what their short sides were resized to, where the long side allowed it.
-        boxes: per image (n, 4) float32, resized pixels, without crowds.
+        max_long_side: what their long sides were limited to.
+        boxes: per image (n, 4) float32, pixels of the image at training size, without crowds.
         labels: per image (n,) int64, without crowds.
-        read: from an image's index to its pixels.
+        directory: of the image files.
+        packed: per image its pixels at training size, mapped from disk; None where the split is not packed.
     """
 
     records: tuple[ImageRecord, ...]
     sizes: tuple[tuple[int, int], ...]
     short_side: int
+    max_long_side: int
     boxes: tuple[NDArray[np.float32], ...]
     labels: tuple[NDArray[np.int64], ...]
-    read: Callable[[int], Pixels]
+    directory: Path
+    packed: Sequence[Pixels] | None
 
     def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, index: int) -> Pixels:
-        return self.read(index)
+    def at(self, index: int, size: tuple[int, int] | None = None) -> Pixels:
+        """One image, not to be written to.
+
+        Args:
+            index: 0..len-1.
+            size: (height, width); that of training when None.
+
+        Returns:
+            (H, W, 3) uint8 RGB; decoded from its file unless packed at this size.
+
+        Raises:
+            DataError: the file was replaced or lost since the split was opened.
+        """
+        size = size or self.sizes[index]
+        if self.packed is not None and size == self.sizes[index]:
+            return self.packed[index]
+        return load_resized(self.directory, self.records[index], size)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -85,45 +103,80 @@ class Batch:
     valid_NG: Tensor
     image_ids: Tensor
 
+    def to(self, device: torch.device | str) -> Batch:
+        """The batch on `device`. Copies to a GPU go through pinned memory and do not wait for it.
+
+        In a thread other than the main one "cuda" means the first GPU: name the one meant, "cuda:1".
+        """
+        names = [field.name for field in dataclasses.fields(self)]
+        return Batch(**{name: _moved(getattr(self, name), torch.device(device)) for name in names})
+
+
+def _moved(tensor: Tensor, device: torch.device) -> Tensor:
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
 
 def load_batch(
-    packed: PackedImages,
+    images: SplitImages,
     indices: Sequence[int] | NDArray[np.int64],
     flips: Sequence[bool] | NDArray[np.bool_],
     canvas: tuple[int, int] | None = None,
+    sizes: Sequence[tuple[int, int]] | None = None,
 ) -> Batch:
     """Images `indices` of a split, those with `flips` mirrored left to right.
 
     Args:
-        packed: the split.
-        indices: N >= 1 of 0..len(packed)-1; any sequence or array of integers.
+        images: the split.
+        indices: N >= 1 of 0..len(images)-1; any sequence or array of integers.
         flips: N booleans.
         canvas: (height, width) to pad to; the largest of these images when None. A rank passes that of the
             whole step, because norms and anchors see the padding.
+        sizes: N of (height, width) to resize images and boxes to; those of training when None.
 
     Returns:
         The batch, in this order, on the CPU.
     """
     chosen = [int(i) for i in indices]
-    sizes = np.array([packed.sizes[i] for i in chosen], dtype=np.int64)
-    height, width = canvas or sizes.max(axis=0)
-    pixels = np.zeros((len(chosen), height, width, 3), dtype=np.uint8)
-    images_NHW3 = torch.from_numpy(pixels)  # the same memory: numpy copies faster, torch mirrors faster
-    for n, (i, flip, (h, w)) in enumerate(zip(chosen, flips, sizes.tolist(), strict=True)):
-        pixels[n, :h, :w] = packed[i]
-        if flip:
-            images_NHW3[n, :h, :w] = images_NHW3[n, :h, :w].flip(1)
-    boxes, labels, valid = _padded([packed.boxes[i] for i in chosen], [packed.labels[i] for i in chosen])
-    flipped = np.asarray(flips, dtype=np.bool_)[:, None] & valid
-    boxes = np.where(flipped[..., None], flip_boxes(boxes, sizes[:, 1:].astype(np.float32)), boxes)
+    records = [images.records[i] for i in chosen]
+    sizes = [images.sizes[i] for i in chosen] if sizes is None else sizes
+    boxes = [_boxes_at(record, size) for record, size in zip(records, sizes, strict=True)]
+    boxes_NG4, labels_NG, valid_NG = _padded(boxes, [images.labels[i] for i in chosen])
+    flipped_NG = np.asarray(flips, dtype=np.bool_)[:, None] & valid_NG
+    widths_N1 = np.array([[width] for _, width in sizes], dtype=np.float32)
+    boxes_NG4 = np.where(flipped_NG[..., None], flip_boxes(boxes_NG4, widths_N1), boxes_NG4)
     return Batch(
-        images=images_NHW3.permute(0, 3, 1, 2),
-        sizes=torch.from_numpy(sizes),
-        boxes_NG4=torch.from_numpy(boxes),
-        labels_NG=torch.from_numpy(labels),
-        valid_NG=torch.from_numpy(valid),
-        image_ids=torch.tensor([packed.records[i].id for i in chosen]),
+        images=_on_canvas(map(images.at, chosen, sizes), flips, canvas or _largest(sizes)),
+        sizes=torch.tensor(sizes, dtype=torch.int64),
+        boxes_NG4=torch.from_numpy(boxes_NG4),
+        labels_NG=torch.from_numpy(labels_NG),
+        valid_NG=torch.from_numpy(valid_NG),
+        image_ids=torch.tensor([record.id for record in records]),
     )
+
+
+def _boxes_at(record: ImageRecord, size: tuple[int, int]) -> NDArray[np.float32]:
+    return scale_boxes(record.boxes[~record.crowd], (record.height, record.width), size)
+
+
+def _largest(sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    return max(height for height, _ in sizes), max(width for _, width in sizes)
+
+
+def _on_canvas(
+    pixels: Iterable[Pixels], flips: Sequence[bool] | NDArray[np.bool_], canvas: tuple[int, int]
+) -> Tensor:
+    images_NHW3 = np.zeros((len(flips), *canvas, 3), dtype=np.uint8)
+    for image_HW3, image, flip in zip(images_NHW3, pixels, flips, strict=True):
+        height, width, _ = image.shape
+        slot = image_HW3[:height, :width]
+        if flip:
+            for channel in range(3):  # all at once take numpy three times as long
+                slot[..., channel] = image[:, ::-1, channel]
+        else:
+            slot[:] = image
+    return torch.from_numpy(images_NHW3).permute(0, 3, 1, 2)
 
 
 def _padded(
@@ -141,7 +194,7 @@ def _padded(
 # --- opening ---------------------------------------------------------------------------------------
 
 
-def open_packed(checked: CheckedSplit, split_name: str, data: config.Data, cache_dir: Path) -> PackedImages:
+def open_split(checked: CheckedSplit, split_name: str, data: config.Data, cache_dir: Path) -> SplitImages:
     """A split at the size `data` asks for, decoding every image if nobody has yet.
 
     The file's name says what is in it: split, size and the fingerprint of what was annotated. It is
@@ -168,24 +221,23 @@ def open_packed(checked: CheckedSplit, split_name: str, data: config.Data, cache
     if _is_complete(path, total) or _fits(total, cache_dir):
         if not _is_complete(path, total):
             _write_beside(path, partial(_decode_all, checked, sizes))
-        read = _mapped(path, sizes)
+        packed = _mapped(path, sizes)
     else:
+        packed = None
         passed = cache_dir / f"{name}.decodes"
         if not passed.is_file():
-            _decode_all(checked, sizes, None)
+            own = [(record.height, record.width) for record in checked.images]  # nothing to resize
+            _decode_all(checked, own, None)
             passed.touch()
-        read = partial(_decoded, checked.source.images, checked.images, sizes)
-    kept = [~record.crowd for record in checked.images]
-    scaled = (
-        scale_boxes(r.boxes, (r.height, r.width), hw) for r, hw in zip(checked.images, sizes, strict=True)
-    )
-    return PackedImages(
+    return SplitImages(
         records=checked.images,
         sizes=sizes,
         short_side=data.short_side,
-        boxes=tuple(boxes[keep] for boxes, keep in zip(scaled, kept, strict=True)),
-        labels=tuple(r.labels[keep] for r, keep in zip(checked.images, kept, strict=True)),
-        read=read,
+        max_long_side=data.max_long_side,
+        boxes=tuple(_boxes_at(record, size) for record, size in zip(checked.images, sizes, strict=True)),
+        labels=tuple(record.labels[~record.crowd] for record in checked.images),
+        directory=checked.source.images,
+        packed=packed,
     )
 
 
@@ -197,55 +249,11 @@ def _fits(total: int, directory: Path) -> bool:
     return total <= MAX_PACKED_BYTES and total <= shutil.disk_usage(directory).free // 2
 
 
-def _mapped(path: Path, sizes: Sequence[tuple[int, int]]) -> Callable[[int], Pixels]:
+def _mapped(path: Path, sizes: Sequence[tuple[int, int]]) -> list[Pixels]:
     # asarray: slicing a memmap object costs several times as much as slicing a plain array over it.
     flat = np.asarray(np.memmap(path, dtype=np.uint8, mode="r"))
     ends = np.cumsum([3 * h * w for h, w in sizes]).tolist()
-    return [
-        flat[end - 3 * h * w : end].reshape(h, w, 3) for end, (h, w) in zip(ends, sizes, strict=True)
-    ].__getitem__
-
-
-def _decoded(
-    directory: Path, records: Sequence[ImageRecord], sizes: Sequence[tuple[int, int]], index: int
-) -> Pixels:
-    return load_resized(directory, records[index], sizes[index])
-
-
-# --- decoding --------------------------------------------------------------------------------------
-
-
-def load_resized(directory: Path, record: ImageRecord, size: tuple[int, int]) -> Pixels:
-    """One image as (H, W, 3) uint8 RGB, resized to `size` (height, width) by PIL's bilinear filter.
-
-    As COCO's tools have it, pixels are taken as stored and EXIF orientation is not applied, unless it is
-    what makes the image as wide and high as the JSON says.
-
-    Raises:
-        DataError: the file cannot be decoded, is not of 8 bits, or has another size than the JSON says.
-    """
-    path = directory / record.file_name
-    try:
-        with Image.open(path) as stored:
-            image = _upright(stored, (record.width, record.height))
-            if image.mode[0] in "IF":
-                raise DataError(f"{path}: has more than 8 bits a channel ({image.mode}); convert it to 8")
-            image = image.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path}: cannot be decoded ({error})") from error
-    if image.size != (record.width, record.height):
-        raise DataError(
-            f"{path}: is {image.width}x{image.height}, but width x height of image id {record.id} in the "
-            f"JSON is {record.width}x{record.height}"
-        )
-    return np.asarray(image.resize((size[1], size[0]), Image.Resampling.BILINEAR))
-
-
-def _upright(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    if image.size == size:
-        return image
-    turned = ImageOps.exif_transpose(image)
-    return turned if turned.size == size else image
+    return [flat[end - 3 * h * w : end].reshape(h, w, 3) for end, (h, w) in zip(ends, sizes, strict=True)]
 
 
 def _decode_all(checked: CheckedSplit, sizes: Sequence[tuple[int, int]], file: BinaryIO | None) -> None:
@@ -267,7 +275,7 @@ def _decoded_or_fault(checked: CheckedSplit, sizes: Sequence[tuple[int, int]], i
 
 
 def _in_parallel(function: Callable[[int], Pixels | str], count: int) -> Iterator[Pixels | str]:
-    """Results in order. Threads suffice, for PIL decodes and resizes outside the interpreter's lock."""
+    """Results in order. Threads suffice: images are decoded and resized outside the interpreter's lock."""
     workers = os.cpu_count() or 1
     block = 16 * workers  # bounds how many decoded images wait to be written
     with ThreadPoolExecutor(workers) as pool:

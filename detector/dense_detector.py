@@ -6,20 +6,19 @@ float32, pixels of the padded input image.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from detector.anchors import anchor_grid
+from detector.anchors import anchor_grid, feature_sizes
 from detector.assigners import Assigner
 from detector.box_coders import Coder
 from detector.config import Detector
 from detector.fpn import FPN
 from detector.head import Head
-from detector.losses import DetectionLoss
+from detector.losses import DetectionLoss, Targets, targets_of
 from detector.outputs import Outputs
 from detector.resnet import Backbone
 
@@ -30,10 +29,6 @@ class Network(NamedTuple):
     backbone: Backbone
     fpn: FPN
     head: Head
-
-
-def _identity(x: Tensor) -> Tensor:
-    return x
 
 
 class DenseDetector(nn.Module):
@@ -104,27 +99,39 @@ class DenseDetector(nn.Module):
         bottom, right = -height % multiple, -width % multiple
         return F.pad(x, (0, right, 0, bottom)) if bottom or right else x
 
-    def losses(
-        self,
-        outputs: Outputs,
-        boxes_NG4: Tensor,
-        labels_NG: Tensor,
-        valid_NG: Tensor,
-        reduce: Callable[[Tensor], Tensor] = _identity,
-    ) -> dict[str, Tensor]:
-        """This rank's share of the batch's losses, in float32 also under autocast.
+    @torch.no_grad()
+    def targets(
+        self, canvas: tuple[int, int], boxes_NG4: Tensor, labels_NG: Tensor, valid_NG: Tensor
+    ) -> Targets:
+        """What every anchor should say; needs no prediction.
 
         Args:
-            outputs: of `forward`, on this rank's images.
+            canvas: (height, width) of the batch's images, as `forward` gets them.
             boxes_NG4: (N, G, 4) float32, xyxy; G may be 0.
             labels_NG: (N, G) int64, 0..K-1.
             valid_NG: (N, G) bool, False for padding.
-            reduce: sums a tensor over all ranks, for the normalisers.
 
         Returns:
-            () float32 "cls", "box" and, with that branch, "centerness". Their sum over ranks is the
+            The targets, float32 also under autocast.
+        """
+        strides = self.config.strides
+        sizes = feature_sizes(*canvas, strides)
+        grid = anchor_grid(self.config.anchors, strides, sizes, boxes_NG4.device)
+        with torch.autocast(boxes_NG4.device.type, enabled=False):
+            match_NA = self.assigner(grid, boxes_NG4, valid_NG)
+            return targets_of(match_NA, boxes_NG4, labels_NG, grid)
+
+    def losses(self, outputs: Outputs, targets: Targets, counts_2: Tensor) -> dict[str, Tensor]:
+        """These images' share of the batch's losses, in float32 also under autocast.
+
+        Args:
+            outputs: of `forward`.
+            targets: of the same images.
+            counts_2: (2,) float32, `Targets.counts` summed over all parts of the batch.
+
+        Returns:
+            () float32 "cls", "box" and, with that branch, "centerness". Their sum over all parts is the
             loss of the whole batch.
         """
-        with torch.autocast(boxes_NG4.device.type, enabled=False):
-            match_NA = self.assigner(outputs.grid, boxes_NG4, valid_NG)
-            return self.loss(outputs, match_NA, boxes_NG4, labels_NG, reduce)
+        with torch.autocast(counts_2.device.type, enabled=False):
+            return self.loss(outputs, targets, counts_2)

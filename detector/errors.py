@@ -11,3 +11,7 @@ class CheckpointError(Exception):
 
 class DivergedError(Exception):
     """Training produced a loss that is not finite: the message names the step."""
+
+
+class WeightsError(Exception):
+    """Pretrained weights are absent, corrupt or do not fit: the message names the file and the tensors."""

@@ -10,7 +10,6 @@ every loss is finite, and then weighs 0. All losses are computed in float32 what
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, assert_never
 
@@ -32,9 +31,6 @@ _GIOU_EPS = 1e-7
 
 _MIN_CENTERNESS_SUM = 1e-6
 """Divisor of a batch without positives; below any sum with one (a centre lies 0.01 px inside or more)."""
-
-Reduce = Callable[[Tensor], Tensor]
-
 
 # --- per element -----------------------------------------------------------------------------------
 
@@ -166,6 +162,16 @@ class Targets:
     boxes_NA4: Tensor
     centerness_NA: Tensor
 
+    def counts(self) -> Tensor:
+        """(2,) float32: number of positives and sum of their centerness, what losses are divided by."""
+        return torch.stack((self.positive_NA.sum().float(), self.centerness_NA.sum()))
+
+    def __getitem__(self, part: slice) -> Targets:
+        """Those of some of the images."""
+        return Targets(
+            self.classes_NA[part], self.positive_NA[part], self.boxes_NA4[part], self.centerness_NA[part]
+        )
+
 
 def targets_of(match_NA: Tensor, boxes_NG4: Tensor, labels_NG: Tensor, grid: AnchorGrid) -> Targets:
     """Targets of all anchors from what each is matched to.
@@ -197,10 +203,10 @@ def targets_of(match_NA: Tensor, boxes_NG4: Tensor, labels_NG: Tensor, grid: Anc
 
 
 class DetectionLoss:
-    """The losses of a batch, each divided by what the whole batch over all ranks counts.
+    """The losses of some images, each divided by what the whole batch counts, all parts and ranks together.
 
-    So that the sum over ranks of a loss is the loss of the whole batch, on whatever layout. A rank without
-    positives, or a batch without, has box and centerness losses of exactly 0 with gradients of 0.
+    So that the sum over parts and ranks of a loss is the loss of the whole batch, on whatever layout. A part
+    without positives, or a batch without, has box and centerness losses of exactly 0 with gradients of 0.
 
     Args:
         config: `box_loss`, `focal` and whether the head has a centerness branch.
@@ -213,25 +219,18 @@ class DetectionLoss:
         self._coder = coder
         self._weight_by_centerness = config.head.centerness
 
-    def __call__(
-        self, outputs: Outputs, match_NA: Tensor, boxes_NG4: Tensor, labels_NG: Tensor, reduce: Reduce
-    ) -> dict[str, Tensor]:
-        """Losses of this rank's images.
+    def __call__(self, outputs: Outputs, targets: Targets, counts_2: Tensor) -> dict[str, Tensor]:
+        """Losses of these images.
 
         Args:
             outputs: of the head.
-            match_NA: (N, A) int64, index of the ground truth in its image, -1 negative, -2 ignored.
-            boxes_NG4: (N, G, 4) float32, xyxy pixels of the padded input; G may be 0.
-            labels_NG: (N, G) int64, 0..K-1.
-            reduce: sums a tensor over all ranks. Called exactly once, with two float32 numbers, whatever
-                the data, so that no rank waits for another in vain.
+            targets: of the same images.
+            counts_2: (2,) float32, `Targets.counts` summed over the whole batch.
 
         Returns:
             () float32 each: "cls", "box" and, of a head with the branch, "centerness".
         """
-        targets = targets_of(match_NA, boxes_NG4, labels_NG, outputs.grid)
-        local = torch.stack((targets.positive_NA.sum().float(), targets.centerness_NA.sum()))
-        num_positives, centerness_sum = reduce(local.detach()).unbind()
+        num_positives, centerness_sum = counts_2.unbind()
         num_positives = num_positives.clamp(min=1)
 
         losses = {"cls": self._classification(outputs.cls_NAK, targets) / num_positives}

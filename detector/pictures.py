@@ -1,7 +1,8 @@
-"""Pictures of detections beside the ground truth, for people to look at.
+"""Pictures of images with boxes, for people to look at.
 
-Ground truth is dashed, blue on white, with its class; detections are solid and orange, with class and
-score. Boxes are xyxy, in pixels of the image before enlargement.
+Where detections lie beside the ground truth, the truth is dashed, blue on white, with its class, and
+detections are solid and orange, with class and score. Where there is only one of the two, boxes have the
+colour of their class. Boxes are xyxy, in pixels of the image before enlargement.
 """
 
 from __future__ import annotations
@@ -23,11 +24,23 @@ Colour = tuple[int, int, int]
 
 TRUTH_COLOUR: Colour = (0, 90, 220)
 DETECTION_COLOUR: Colour = (255, 150, 0)
+CLASS_COLOURS: tuple[Colour, ...] = (
+    (230, 159, 0),
+    (86, 180, 233),
+    (0, 158, 115),
+    (240, 228, 66),
+    (0, 114, 178),
+    (213, 94, 0),
+    (204, 121, 167),
+)
+"""Told apart by colour-blind people too (Okabe and Ito 2008, "Color universal design"); class c has c % 7."""
+
 _INK: Colour = (20, 20, 20)
 _PAPER: Colour = (255, 255, 255)
 _DASH = 7  # pixels of the enlarged picture, drawn and left out in turn
 _MARGIN = 12
 _TAG_SIZE, _TITLE_SIZE = 13, 20
+_SMALL_AREA = 64 * 64  # boxes below, in pixels of the enlarged picture, are kept free of tags
 
 
 def draw_detections(
@@ -61,10 +74,10 @@ def draw_detections(
     picture = Image.fromarray(image).resize((scale * width, scale * height), Image.Resampling.BICUBIC)
     draw = ImageDraw.Draw(picture)
     for box in truth_boxes:
-        _dashed_box(draw, _corners(box, scale))
+        _dashed_box(draw, _corners(box, scale), TRUTH_COLOUR, _PAPER)
     order = [d for d in np.argsort(scores, kind="stable").tolist() if scores[d] >= min_score]
     for d in order:
-        _solid_box(draw, _corners(boxes[d], scale))
+        _solid_box(draw, _corners(boxes[d], scale), DETECTION_COLOUR)
     taken: list[Corners] = []
     for d in reversed(order):  # the best choose their tag's place first
         text = f"{class_names[int(labels[d])]} {scores[d]:.2f}"
@@ -81,14 +94,61 @@ def draw_detections(
     return picture
 
 
-def contact_sheet(images: Sequence[Image.Image], columns: int, path: Path, title: str) -> None:
+def draw_by_class(
+    image: npt.NDArray[np.uint8],
+    boxes: Array,
+    labels: Array,
+    tags: Sequence[str],
+    scale: float = 1.0,
+    dashed: Array | None = None,
+) -> Image.Image:
+    """Draw boxes in the colour of their class, small ones on top of large ones, each with a tag.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        boxes: (D, 4) floats, xyxy in image pixels.
+        labels: (D,) integers, at least 0; the class decides the colour.
+        tags: D texts, most important first: one that finds no free place is left out.
+        scale: enlargement.
+        dashed: (D,) bool, which boxes are dashed; None for no box.
+
+    Returns:
+        RGB picture of the enlarged size.
+    """
+    height, width = image.shape[:2]
+    size = max(1, round(scale * width)), max(1, round(scale * height))
+    picture = Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)
+    draw = ImageDraw.Draw(picture)
+    corners = [_corners(box, scale) for box in boxes]
+    colours = [CLASS_COLOURS[int(label) % len(CLASS_COLOURS)] for label in labels]
+    for d in sorted(range(len(corners)), key=lambda d: -_area(corners[d])):
+        if dashed is not None and dashed[d]:
+            _dashed_box(draw, corners[d], _INK, colours[d])
+        else:
+            _solid_box(draw, corners[d], colours[d])
+    small = [box for box in corners if _area(box) < _SMALL_AREA]
+    taken: list[Corners] = []
+    for box, colour, tag in zip(corners, colours, tags, strict=True):
+        places = _tag_places(box, tag, picture.size, from_top=True)
+        free = [p for p in places if not any(_overlap(p, t) for t in taken)]
+        clear = [p for p in free if not any(_overlap(p, other) for other in small)]
+        for place in (clear or free)[:1]:
+            taken.append(place)
+            _tag(draw, place, tag, colour, _INK if sum(colour) > 330 else _PAPER)
+    return picture
+
+
+def contact_sheet(
+    images: Sequence[Image.Image], columns: int, path: Path, title: str, note: str | None = None
+) -> None:
     """Lay pictures out in rows under a title and a legend, and write them as one PNG.
 
     Args:
-        images: at least one; each is centred in a cell as large as the largest.
+        images: at least one; each is centred in a cell as wide as the widest and as high as its row.
         columns: cells in a row.
         path: of the PNG; written beside and renamed.
         title: above the pictures.
+        note: line under the title; None for the legend of `draw_detections`.
 
     Raises:
         ValueError: no picture, or no column.
@@ -96,35 +156,47 @@ def contact_sheet(images: Sequence[Image.Image], columns: int, path: Path, title
     if not images or columns < 1:
         raise ValueError(f"need at least one picture and one column, got {len(images)} and {columns}")
     columns = min(columns, len(images))
-    rows = -(-len(images) // columns)
+    rows = [images[start : start + columns] for start in range(0, len(images), columns)]
     cell_width = max(image.width for image in images) + _MARGIN
-    cell_height = max(image.height for image in images) + _MARGIN
-    header = _header(title, columns * cell_width + _MARGIN)
-    sheet = Image.new("RGB", (header.width, header.height + rows * cell_height), _PAPER)
+    cell_heights = [max(image.height for image in row) + _MARGIN for row in rows]
+    header = _header(title, note, columns * cell_width + _MARGIN)
+    sheet = Image.new("RGB", (header.width, header.height + sum(cell_heights)), _PAPER)
     sheet.paste(header)
-    for n, image in enumerate(images):
-        row, column = divmod(n, columns)
-        x = _MARGIN + column * cell_width + (cell_width - _MARGIN - image.width) // 2
-        y = header.height + row * cell_height + (cell_height - _MARGIN - image.height) // 2
-        sheet.paste(image, (x, y))
+    top = header.height
+    for row, cell_height in zip(rows, cell_heights, strict=True):
+        for column, image in enumerate(row):
+            x = _MARGIN + column * cell_width + (cell_width - _MARGIN - image.width) // 2
+            sheet.paste(image, (x, top + (cell_height - _MARGIN - image.height) // 2))
+        top += cell_height
+    write_png(sheet, path)
+
+
+def write_png(picture: Image.Image, path: Path) -> None:
+    """Write a picture beside its place and rename it, so that nobody sees half of it."""
     buffer = io.BytesIO()
-    sheet.save(buffer, format="PNG")
+    picture.save(buffer, format="PNG")
     write_and_rename(path, buffer.getvalue())
 
 
-def _header(title: str, min_width: int) -> Image.Image:
-    """Title line and legend line, at least `min_width` wide and as wide as the title needs."""
+def _header(title: str, note: str | None, min_width: int) -> Image.Image:
+    """Title line and the line under it, at least `min_width` wide and as wide as the texts need."""
     font = ImageFont.load_default(_TITLE_SIZE)
-    width = max(min_width, int(font.getlength(title)) + 2 * _MARGIN, 280)
-    header = Image.new("RGB", (width, _TITLE_SIZE + _TAG_SIZE + 4 * _MARGIN), _PAPER)
+    small = ImageFont.load_default(_TAG_SIZE)
+    texts = int(max(font.getlength(title), small.getlength(note or "")))
+    header = Image.new(
+        "RGB", (max(min_width, texts + 2 * _MARGIN, 280), _TITLE_SIZE + _TAG_SIZE + 4 * _MARGIN), _PAPER
+    )
     draw = ImageDraw.Draw(header)
     draw.text((_MARGIN, _MARGIN), title, fill=_INK, font=font)
     y = 2 * _MARGIN + _TITLE_SIZE
+    if note is not None:
+        draw.text((_MARGIN, y), note, fill=_INK, font=small)
+        return header
     swatch = (_MARGIN, y, _MARGIN + 36.0, y + 16.0)
-    _dashed_box(draw, swatch)
+    _dashed_box(draw, swatch, TRUTH_COLOUR, _PAPER)
     _legend_text(draw, swatch, "ground truth")
     swatch = (_MARGIN + 150, y, _MARGIN + 186.0, y + 16.0)
-    _solid_box(draw, swatch)
+    _solid_box(draw, swatch, DETECTION_COLOUR)
     _legend_text(draw, swatch, "detection")
     return header
 
@@ -135,27 +207,27 @@ def _legend_text(draw: ImageDraw.ImageDraw, swatch: Corners, text: str) -> None:
     draw.text((x1 + 6, (y0 + y1) / 2), text, fill=_INK, font=font, anchor="lm")
 
 
-def _corners(box: Array, scale: int) -> Corners:
+def _corners(box: Array, scale: float) -> Corners:
     x0, y0, x1, y1 = (round(scale * float(side)) for side in box)
     return x0, y0, x1, y1
 
 
-def _solid_box(draw: ImageDraw.ImageDraw, box: Corners) -> None:
+def _solid_box(draw: ImageDraw.ImageDraw, box: Corners, colour: Colour) -> None:
     x0, y0, x1, y1 = box
     # A thin dark edge keeps the colour apart from an image of the same colour.
     draw.rectangle((x0 - 1, y0 - 1, x1 + 1, y1 + 1), outline=_INK, width=1)
-    draw.rectangle(box, outline=DETECTION_COLOUR, width=3)
+    draw.rectangle(box, outline=colour, width=3)
 
 
-def _dashed_box(draw: ImageDraw.ImageDraw, box: Corners) -> None:
+def _dashed_box(draw: ImageDraw.ImageDraw, box: Corners, dashes: Colour, gaps: Colour) -> None:
     x0, y0, x1, y1 = box
-    draw.rectangle(box, outline=_PAPER, width=2)  # white between the dashes: visible on any image
+    draw.rectangle(box, outline=gaps, width=2)  # a colour between the dashes: visible on any image
     for start in np.arange(x0, x1, 2 * _DASH).tolist():
         for y in (y0, y1):
-            draw.line((start, y, min(start + _DASH, x1), y), fill=TRUTH_COLOUR, width=2)
+            draw.line((start, y, min(start + _DASH, x1), y), fill=dashes, width=2)
     for start in np.arange(y0, y1, 2 * _DASH).tolist():
         for x in (x0, x1):
-            draw.line((x, start, x, min(start + _DASH, y1)), fill=TRUTH_COLOUR, width=2)
+            draw.line((x, start, x, min(start + _DASH, y1)), fill=dashes, width=2)
 
 
 def _tag(draw: ImageDraw.ImageDraw, place: Corners, text: str, paper: Colour, ink: Colour) -> None:
@@ -177,3 +249,7 @@ def _tag_places(box: Corners, text: str, size: tuple[int, int], from_top: bool) 
 
 def _overlap(a: Corners, b: Corners) -> bool:
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+
+
+def _area(box: Corners) -> float:
+    return (box[2] - box[0]) * (box[3] - box[1])

@@ -43,6 +43,10 @@ class Detections:
     def __getitem__(self, index: Tensor | slice) -> Detections:
         return Detections(self.boxes[index], self.scores[index], self.labels[index])
 
+    def cpu(self) -> Detections:
+        """The same in the computer's own memory."""
+        return Detections(self.boxes.cpu(), self.scores.cpu(), self.labels.cpu())
+
 
 # --- one size --------------------------------------------------------------------------------------
 

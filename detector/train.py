@@ -1,33 +1,42 @@
 """Training as a generator of reports, the same on one process or many.
 
-What a step computes is a function of (config, step): images and flips come from (seed, step), every
-normaliser is summed over ranks, and so is the gradient. On a CPU a resumed run is bit for bit the one that
-never stopped; CUDA's kernels add in any order. Nothing here knows who listens to the reports.
+What a step computes is a function of (config, step): images, flips and sizes come from (seed, step), every
+normaliser is summed over ranks and over the parts that a worker takes one after the other, and so is the
+gradient. On a CPU a resumed run is bit for bit the one that never stopped; CUDA's kernels add in any order.
+Nothing here knows who listens to the reports.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from detector import checkpoint as checkpoints
 from detector.build import build_detector
 from detector.coco import CheckedSplit
-from detector.config import Trial, to_plain
-from detector.dataset import Batch, PackedImages, load_batch
+from detector.config import Trial
+from detector.dataset import Batch, SplitImages, load_batch
 from detector.dense_detector import DenseDetector
-from detector.errors import CheckpointError, DivergedError
+from detector.errors import CheckpointError, DivergedError, WeightsError
+from detector.loader import prefetched
+from detector.losses import Targets
 from detector.optim import build_optimizer, set_learning_rate
-from detector.precision import autocast
-from detector.sampler import rank_slice, training_batch
+from detector.plain import to_plain
+from detector.precision import autocast, gradient_scaler
+from detector.ranks import Ranks
+from detector.sampler import Pool, draw_batch, pool_of, rank_slice
+from detector.transforms import resized_size
+from detector.weights import load_backbone
+
+Validate = Callable[[DenseDetector], dict[str, float]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +49,21 @@ class RunOptions:
         report_every: steps between two reports.
         checkpoint_every: steps between two checkpoints; rounded up to a multiple of `report_every`, so
             that a resumed run reports the same means as one that never stopped.
+        micro_batch: images that a worker takes through the network at a time, adding up their gradients;
+            None for its whole share of the batch.
+        loaders: threads that prepare batches ahead; 0 prepares each when it is needed.
+        weights: the file that `Trial.weights` describes.
+        validate_every: steps between two calls of `validate`, whose numbers are reported.
     """
 
     directory: Path
     device: str = "cpu"
     report_every: int = 20
     checkpoint_every: int = 200
+    micro_batch: int | None = None
+    loaders: int = 0
+    weights: Path | None = None
+    validate_every: int | None = None
 
     @property
     def checkpoint_interval(self) -> int:
@@ -78,43 +96,6 @@ class Notice:
 TrainReport = StepReport | CheckpointReport | Notice
 
 
-@dataclass(frozen=True, slots=True)
-class Ranks:
-    """This process among those that train one trial together."""
-
-    rank: int = 0
-    size: int = 1
-
-    @staticmethod
-    def current() -> Ranks:
-        """From torch.distributed where it is initialised, else a single process."""
-        if not (dist.is_available() and dist.is_initialized()):
-            return Ranks()
-        return Ranks(dist.get_rank(), dist.get_world_size())
-
-    def sum(self, value: Tensor) -> Tensor:
-        """`value` summed over ranks, without gradient; every rank must call it."""
-        if self.size > 1:
-            value = value.clone()
-            dist.all_reduce(value)
-        return value
-
-    def agree_on(self, step: int, device: str) -> None:
-        """Checks that all ranks found the same checkpoint.
-
-        Raises:
-            CheckpointError: they did not, so they do not see the same files.
-        """
-        steps = torch.zeros(self.size, dtype=torch.int64, device=device)
-        steps[self.rank] = step
-        found = self.sum(steps).tolist()
-        if len(set(found)) > 1:
-            raise CheckpointError(
-                f"the workers would go on from different steps, {found}: the workspace must lie on a file "
-                "system that all of them share"
-            )
-
-
 @dataclass
 class Training:
     """A trial in training: what a checkpoint holds, and what is needed to go on."""
@@ -122,9 +103,11 @@ class Training:
     trial: Trial
     options: RunOptions
     split: CheckedSplit
-    images: PackedImages
+    images: SplitImages
     model: DenseDetector
     optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    pool: Pool
     ranks: Ranks
     forward: nn.Module
     step: int = 0
@@ -132,31 +115,51 @@ class Training:
     loss_names: tuple[str, ...] = ()
 
     @staticmethod
-    def start(trial: Trial, split: CheckedSplit, images: PackedImages, options: RunOptions) -> Training:
+    def start(trial: Trial, split: CheckedSplit, images: SplitImages, options: RunOptions) -> Training:
         """A fresh training: weights drawn from the trial's seed, the same on every rank."""
-        ranks = Ranks.current()
-        rank_slice(trial.schedule.total_batch, ranks.rank, ranks.size)  # refuses more ranks than images
+        ranks, schedule = Ranks.current(), trial.schedule
+        rank_slice(schedule.total_batch, ranks.rank, ranks.size)  # refuses more ranks than images
         torch.manual_seed(trial.seed)
         model = build_detector(trial.detector).to(options.device)
         model.train()
-        optimizer = build_optimizer(model, trial.schedule)
         forward = DistributedDataParallel(model, broadcast_buffers=False) if ranks.size > 1 else model
-        return Training(trial, options, split, images, model, optimizer, ranks, forward)
+        return Training(
+            trial=trial,
+            options=options,
+            split=split,
+            images=images,
+            model=model,
+            optimizer=build_optimizer(model, schedule),
+            scaler=gradient_scaler(schedule.precision, options.device),
+            pool=pool_of(images.records, trial.data),
+            ranks=ranks,
+            forward=forward,
+        )
 
     def resume(self) -> list[TrainReport]:
-        """Go on from the newest good checkpoint, if there is one; say what was passed over."""
+        """Go on from the newest good checkpoint, else from pretrained weights; say what was passed over."""
         file, payload, passed_over = checkpoints.load_latest_good(self.options.directory)
         self.ranks.agree_on(0 if file is None else file.step, self.options.device)
         reports: list[TrainReport] = [Notice(f"passed over a checkpoint: {why}") for why in passed_over]
         if file is None or payload is None:
+            self._load_weights()
             return reports
         if payload["config"] != to_plain(self.trial):
             raise CheckpointError(f"{file.path.name}: belongs to another trial config; move it away")
         self.model.load_state_dict(payload["model"])
         self.optimizer.load_state_dict(payload["optimizer"])
+        self.scaler.load_state_dict(payload["scaler"])
         torch.set_rng_state(payload["rng"])
         self.step = file.step
         return [*reports, Notice(f"goes on from the checkpoint of step {file.step}")]
+
+    def _load_weights(self) -> None:
+        wanted, path = self.trial.weights, self.options.weights
+        if wanted is None:
+            return
+        if path is None:
+            raise WeightsError(f"the file of the pretrained weights {wanted.sha256} is not given")
+        load_backbone(self.model.backbone, path, wanted)
 
     def save(self) -> CheckpointReport:
         """Write a checkpoint (rank 0 alone) and prune old ones.
@@ -176,6 +179,7 @@ class Training:
             "step": self.step,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
             # Nothing draws from it after the weights; a layer that will (dropout) resumes as exactly.
             "rng": torch.get_rng_state(),
         }
@@ -183,32 +187,61 @@ class Training:
         checkpoints.prune(directory, file)
         return CheckpointReport(file)
 
-    def batch(self) -> Batch:
-        """This rank's part of the current step's images."""
-        trial = self.trial
-        indices, flips = training_batch(
-            len(self.images), trial.schedule.total_batch, trial.seed, self.step, trial.data.flip
-        )
-        heights, widths = zip(*(self.images.sizes[i] for i in indices), strict=True)
-        part = rank_slice(trial.schedule.total_batch, self.ranks.rank, self.ranks.size)
-        return load_batch(self.images, indices[part], flips[part], (max(heights), max(widths)))
+    def batch(self, step: int) -> Batch:
+        """This rank's part of a step's images."""
+        data, total = self.trial.data, self.trial.schedule.total_batch
+        draw = draw_batch(self.pool, data, total, self.trial.seed, step)
+        records = [self.images.records[i] for i in draw.indices]
+        sizes = [
+            resized_size(record.width, record.height, int(side), data.max_long_side)
+            for record, side in zip(records, draw.short_sides, strict=True)
+        ]
+        heights, widths = zip(*sizes, strict=True)
+        own = rank_slice(total, self.ranks.rank, self.ranks.size)
+        canvas = max(heights), max(widths)
+        return load_batch(self.images, draw.indices[own], draw.flips[own], canvas, sizes[own])
 
-    def advance(self) -> None:
-        """One optimiser step."""
+    def batches(self) -> Generator[Batch, None, None]:
+        """This rank's part of the steps that are left, prepared ahead."""
+        return prefetched(self.batch, range(self.step, self.trial.schedule.iterations), self.options.loaders)
+
+    def advance(self, batch: Batch) -> None:
+        """One optimiser step on this rank's part of the current step's images."""
         set_learning_rate(self.optimizer, self.trial.schedule, self.step)
-        batch, device = self.batch(), self.options.device
-        with autocast(self.trial.schedule.precision, device):
-            outputs = self.forward(batch.images.to(device), batch.sizes.to(device))
-        boxes, labels, valid = (t.to(device) for t in (batch.boxes_NG4, batch.labels_NG, batch.valid_NG))
-        losses = self.model.losses(outputs, boxes, labels, valid, reduce=self.ranks.sum)
-        total = torch.stack(list(losses.values())).sum()
+        batch = batch.to(self.options.device)
+        canvas = batch.images.shape[2], batch.images.shape[3]
+        targets = self.model.targets(canvas, batch.boxes_NG4, batch.labels_NG, batch.valid_NG)
+        counts = self.ranks.sum(targets.counts())
         self.optimizer.zero_grad(set_to_none=True)
-        # DistributedDataParallel averages gradients; each rank's loss is its share of the sum.
-        (total * self.ranks.size).backward()  # type: ignore[no-untyped-call]
-        self.optimizer.step()
-        self.history.append(torch.stack([*losses.values(), total]).detach())
-        self.loss_names = (*(f"loss_{name}" for name in losses), "loss")
+        parts = _parts(len(batch.images), self.options.micro_batch)
+        losses = [self._backward(batch, targets, counts, part, last=part is parts[-1]) for part in parts]
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.history.append(torch.stack(losses).sum(dim=0))
         self.step += 1
+
+    def _backward(self, batch: Batch, targets: Targets, counts: Tensor, part: slice, *, last: bool) -> Tensor:
+        """Add the gradients of some of this rank's images; ranks exchange them after the last."""
+        with self._exchange(last):
+            with autocast(self.trial.schedule.precision, self.options.device):
+                outputs = self.forward(batch.images[part], batch.sizes[part])
+            losses = self.model.losses(outputs, targets[part], counts)
+            total = torch.stack(list(losses.values())).sum()
+            # DistributedDataParallel averages gradients; each rank's loss is its share of the sum.
+            self.scaler.scale(total * self.ranks.size).backward()  # type: ignore[no-untyped-call]
+        self.loss_names = (*(f"loss_{name}" for name in losses), "loss")
+        return torch.stack([*losses.values(), total]).detach()
+
+    def _exchange(self, last: bool) -> AbstractContextManager[None]:
+        if last or not isinstance(self.forward, DistributedDataParallel):
+            return nullcontext()
+        return self.forward.no_sync()
+
+    def validation(self, validate: Validate) -> StepReport:
+        """What `validate` says of the model as it is."""
+        metrics = validate(self.model.eval())
+        self.model.train()
+        return StepReport(self.step, metrics)
 
     def report(self, seconds: float) -> StepReport:
         """Means of the losses since the last report.
@@ -238,8 +271,18 @@ class Training:
         return f"the last checkpoint is of step {found[0].step}" if found else "there is no checkpoint yet"
 
 
+def _parts(count: int, micro_batch: int | None) -> list[slice]:
+    """Equal shares of at most `micro_batch` images, but for a smaller last one."""
+    size = min(count, micro_batch or count)
+    return [slice(start, min(start + size, count)) for start in range(0, count, size)]
+
+
 def train(
-    trial: Trial, split: CheckedSplit, images: PackedImages, options: RunOptions
+    trial: Trial,
+    split: CheckedSplit,
+    images: SplitImages,
+    options: RunOptions,
+    validate: Validate | None = None,
 ) -> Generator[TrainReport, None, DenseDetector]:
     """Train to the end, from the newest good checkpoint if there is one.
 
@@ -248,10 +291,11 @@ def train(
         split: the training split; its class names go into the checkpoints.
         images: the same at the trial's size.
         options: where and how.
+        validate: numbers to report of the unfinished model, which it gets in eval mode, on every rank.
 
     Yields:
-        A report every `report_every` steps, one for each checkpoint, and notices. All ranks yield the
-        same sequence; checkpoint reports of ranks other than 0 name no file.
+        A report every `report_every` steps, one for each checkpoint and validation, and notices. All
+        ranks yield the same sequence; checkpoint reports of ranks other than 0 name no file.
 
     Returns:
         The trained model, in eval mode.
@@ -259,18 +303,23 @@ def train(
     Raises:
         DivergedError: the loss became NaN or infinite.
         CheckpointError: a checkpoint could not be written.
+        WeightsError: the pretrained weights do not fit, or are not those that the trial names.
     """
     training = Training.start(trial, split, images, options)
     yield from training.resume()
     total = trial.schedule.iterations
     since = time.perf_counter()
-    while training.step < total:
-        training.advance()
-        last = training.step == total
-        if last or training.step % options.report_every == 0:
-            now = time.perf_counter()
-            yield training.report(now - since)
-            since = now
-        if last or training.step % options.checkpoint_interval == 0:
-            yield training.save()
+    with closing(training.batches()) as batches:
+        for batch in batches:
+            training.advance(batch)
+            last = training.step == total
+            if last or training.step % options.report_every == 0:
+                now = time.perf_counter()
+                yield training.report(now - since)
+                since = now
+            if last or training.step % options.checkpoint_interval == 0:
+                yield training.save()
+            if validate and not last and training.step % (options.validate_every or total) == 0:
+                yield training.validation(validate)
+                since = time.perf_counter()
     return training.model.eval()

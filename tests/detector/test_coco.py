@@ -7,7 +7,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from detector.coco import CheckedSplit, DataPaths, Split, fingerprint, read_data, read_split, to_coco_dict
+from detector.coco import (
+    CheckedSplit,
+    DataPaths,
+    Split,
+    fingerprint,
+    is_annotated,
+    read_data,
+    read_split,
+    read_test,
+    to_coco_dict,
+)
 from detector.errors import DataError
 
 Content = dict[str, Any]
@@ -241,6 +251,97 @@ def test_a_directory_in_another_layout_is_told_what_is_missing(tmp_path: Path) -
         DataError, match=r"annotations/instances_val2017\.json, val2017/ not found\. Expected"
     ):
         DataPaths.from_directory(tmp_path)
+
+
+# --- images without public annotations -------------------------------------------------------------
+
+
+def image_info(directory: Path, edit: Callable[[Content], Any] = lambda data: None) -> Split:
+    """A test split in COCO's layout: images and categories alone."""
+    data = content()
+    del data["annotations"]
+    edit(data)
+    split = Split(directory / "annotations" / "image_info_test-dev2017.json", directory / "test2017")
+    split.annotations.parent.mkdir(exist_ok=True, parents=True)
+    split.images.mkdir(exist_ok=True)
+    for file_name in ("a.jpg", "b.jpg"):
+        (split.images / file_name).touch()
+    split.annotations.write_text(json.dumps(data))
+    return split
+
+
+def test_a_directory_has_a_test_split_when_its_json_is_there(tmp_path: Path) -> None:
+    train, val = write(tmp_path, content()), write(tmp_path, content(), "val")
+    assert DataPaths.from_directory(tmp_path) == DataPaths(train, val, None)
+    (tmp_path / "test2017").mkdir()
+    assert DataPaths.from_directory(tmp_path).test is None
+    test = image_info(tmp_path)
+    assert DataPaths.from_directory(tmp_path) == DataPaths(train, val, test)
+
+
+def test_a_test_json_without_its_images_is_refused(tmp_path: Path) -> None:
+    for name in ("train", "val"):
+        write(tmp_path, content(), name)
+    shutil.rmtree(image_info(tmp_path).images)
+    with pytest.raises(DataError, match=r"COCO-format data set: test2017/ not found"):
+        DataPaths.from_directory(tmp_path)
+
+
+@pytest.mark.parametrize("annotations", [None, [], content()["annotations"]])
+def test_a_split_read_without_annotations_has_images_and_classes_and_no_box(
+    tmp_path: Path, annotations: list[Content] | None
+) -> None:
+    def put(data: Content) -> None:
+        if annotations is not None:
+            data["annotations"] = annotations
+
+    checked = read_split(image_info(tmp_path, put), annotated=False)
+    assert [(r.id, r.width, r.height) for r in checked.images] == [(5, 20, 10), (7, 20, 10)]
+    assert (checked.category_ids, checked.class_names) == ((4, 9), ("dog", "cat"))
+    for record in checked.images:
+        assert (record.boxes.shape, record.labels.shape, record.crowd.shape) == ((0, 4), (0,), (0,))
+    assert to_coco_dict(checked)["annotations"] == []
+
+
+def test_a_test_split_is_otherwise_checked_like_any_other(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r'keys missing at the top level \(1\):\s+"annotations"'):
+        read_split(image_info(tmp_path))
+    for edit, message in (
+        (lambda d: d["images"][0].update(file_name="c.jpg"), r"images\[0\].file_name = 'c.jpg'"),
+        (lambda d: d.update(images=[]), r'"images" must have at least one entry'),
+        (lambda d: d.pop("categories"), r'"categories"'),
+    ):
+        with pytest.raises(DataError, match=message):
+            read_split(image_info(tmp_path, edit), annotated=False)
+
+
+def test_a_test_split_has_the_classes_of_the_training_split(tmp_path: Path) -> None:
+    train = read(tmp_path, content())
+    assert len(read_test(image_info(tmp_path), train).images) == 2
+    other = image_info(tmp_path, lambda data: data["categories"][0].update(name="cow"))
+    with pytest.raises(DataError, match="training and test splits have different categories"):
+        read_test(other, train)
+
+
+@pytest.mark.parametrize(
+    ("boxes", "expected"),
+    [
+        ([], False),
+        ([([1, 2, 1, 9], 0)], False),
+        ([([1, 2, 9, 0.5], 0), ([1, 2, 1, 1], 1)], False),
+        ([([1, 2, 1.01, 1.01], 0)], True),
+        ([([1, 2, 3, 4], 1)], True),
+    ],
+)
+def test_an_image_is_annotated_when_anything_in_it_has_both_sides_over_a_pixel(
+    tmp_path: Path, boxes: list[tuple[list[float], int]], expected: bool
+) -> None:
+    data = content()
+    data["annotations"] += [
+        {"id": 10 + i, "image_id": 5, "category_id": 4, "bbox": bbox, "iscrowd": crowd}
+        for i, (bbox, crowd) in enumerate(boxes)
+    ]
+    assert is_annotated(read(tmp_path, data).images[0]) is expected
 
 
 # --- fingerprint -----------------------------------------------------------------------------------

@@ -1,13 +1,21 @@
 import json
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from detector.coco_eval import METRIC_NAMES, Results, evaluate, judge
+from detector import coco_eval
+from detector.coco_eval import METRIC_NAMES, CocoScores, Results, evaluate, quick_scores
 from detector.errors import DataError
 
 BOX = [10.0, 10.0, 40.0, 40.0]
+
+Score = Callable[..., CocoScores]
+either_way = pytest.mark.parametrize("score", [evaluate, quick_scores])
 
 
 def truth(*objects: tuple[int, int, list[float]], images: int = 2, **extra: int) -> dict:
@@ -28,64 +36,75 @@ def found(*detections: tuple[int, int, list[float], float]) -> Results:
     return Results.from_coco([dict(zip(names, row, strict=True)) for row in detections])
 
 
-def test_the_twelve_published_numbers_of_coco_come_out_to_all_printed_digits(shared: Path) -> None:
+@either_way
+def test_the_twelve_published_numbers_of_coco_come_out_to_all_printed_digits(
+    shared: Path, score: Score
+) -> None:
     folder = shared / "data" / "eval_refs" / "val2014_100"
     expected = json.loads((folder / "expected.json").read_text())
     detections = Results.from_coco(json.loads((folder / "dets.json").read_text()))
-    metrics = evaluate(json.loads((folder / "gt.json").read_text()), detections).metrics
+    metrics = score(json.loads((folder / "gt.json").read_text()), detections).metrics
     assert tuple(metrics) == METRIC_NAMES
     fractions = {name: value / 100 for name, value in metrics.items()}
     assert [round(v, 3) for v in fractions.values()] == list(expected["published"].values())
     assert [round(v, 6) for v in fractions.values()] == list(expected["pycocotools_bbox"].values())
 
 
-def test_a_perfect_detection_scores_100_and_a_missed_class_0() -> None:
-    scores = evaluate(truth((1, 3, BOX), (2, 7, BOX)), found((1, 3, BOX, 0.9)))
+@either_way
+def test_a_perfect_detection_scores_100_and_a_missed_class_0(score: Score) -> None:
+    scores = score(truth((1, 3, BOX), (2, 7, BOX)), found((1, 3, BOX, 0.9)))
     assert scores.class_ap == pytest.approx({"cat": 100.0, "dog": 0.0})
     assert scores.metrics["AP"] == pytest.approx(50.0)
 
 
-def test_an_object_with_annotation_id_0_can_be_found() -> None:
+@either_way
+def test_an_object_with_annotation_id_0_can_be_found(score: Score) -> None:
     # pycocotools itself reads a match with id 0 as no match; the first annotation here has it.
     ground_truth = truth((1, 3, BOX))
     assert ground_truth["annotations"][0]["id"] == 0
-    assert evaluate(ground_truth, found((1, 3, BOX, 0.9))).metrics["AP"] == pytest.approx(100.0)
+    assert score(ground_truth, found((1, 3, BOX, 0.9))).metrics["AP"] == pytest.approx(100.0)
 
 
-def test_no_detections_at_all_score_zero() -> None:
-    scores = evaluate(truth((1, 3, BOX)), found())
+@either_way
+def test_no_detections_at_all_score_zero(score: Score) -> None:
+    scores = score(truth((1, 3, BOX)), found())
     assert set(scores.metrics.values()) == {0.0}
     assert scores.class_ap == {"cat": 0.0}
 
 
-def test_numbers_without_any_object_in_their_area_range_are_left_out() -> None:
-    metrics = evaluate(truth((1, 3, BOX)), found((1, 3, BOX, 0.9))).metrics
+@either_way
+def test_numbers_without_any_object_in_their_area_range_are_left_out(score: Score) -> None:
+    metrics = score(truth((1, 3, BOX)), found((1, 3, BOX, 0.9))).metrics
     assert {"APS", "APL", "ARS", "ARL"}.isdisjoint(metrics)
     assert metrics["APM"] == pytest.approx(100.0)
 
 
-def test_the_sides_that_bound_the_area_ranges_can_be_set() -> None:
-    metrics = evaluate(truth((1, 3, BOX)), found((1, 3, BOX, 0.9)), small_side=41, medium_side=50).metrics
+@either_way
+def test_the_sides_that_bound_the_area_ranges_can_be_set(score: Score) -> None:
+    metrics = score(truth((1, 3, BOX)), found((1, 3, BOX, 0.9)), small_side=41, medium_side=50).metrics
     assert "APS" in metrics
     assert "APM" not in metrics
 
 
-def test_the_ground_truth_is_left_as_it_was() -> None:
+@either_way
+def test_the_ground_truth_is_left_as_it_was(score: Score) -> None:
     ground_truth = truth((1, 3, BOX))
     before = json.dumps(ground_truth)
-    evaluate(ground_truth, found((1, 3, BOX, 0.9)))
+    score(ground_truth, found((1, 3, BOX, 0.9)))
     assert json.dumps(ground_truth) == before
 
 
-def test_evaluating_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    evaluate(truth((1, 3, BOX)), found((1, 3, BOX, 0.9)))
+@either_way
+def test_evaluating_prints_nothing(capsys: pytest.CaptureFixture[str], score: Score) -> None:
+    score(truth((1, 3, BOX)), found((1, 3, BOX, 0.9)))
     assert capsys.readouterr() == ("", "")
 
 
-def test_detections_on_a_crowd_are_neither_right_nor_wrong() -> None:
+@either_way
+def test_detections_on_a_crowd_are_neither_right_nor_wrong(score: Score) -> None:
     ground_truth = truth((1, 3, BOX), (2, 3, BOX))
     ground_truth["annotations"][1]["iscrowd"] = 1
-    scores = evaluate(ground_truth, found((2, 3, BOX, 0.9), (2, 3, BOX, 0.8), (1, 3, BOX, 0.7)))
+    scores = score(ground_truth, found((2, 3, BOX, 0.9), (2, 3, BOX, 0.8), (1, 3, BOX, 0.7)))
     assert scores.metrics["AP"] == pytest.approx(100.0)
 
 
@@ -107,23 +126,107 @@ def test_columns_of_different_lengths_are_refused() -> None:
         Results(np.zeros(2, np.int64), np.zeros(2, np.int64), np.zeros((2, 4)), np.zeros(3))
 
 
-def test_a_detection_of_an_unknown_image_or_category_is_refused() -> None:
+@either_way
+def test_a_detection_of_an_unknown_image_or_category_is_refused(score: Score) -> None:
     with pytest.raises(ValueError, match=r"image ids that the annotations do not have: \[9\]"):
-        judge(truth((1, 3, BOX)), found((9, 3, BOX, 0.5)))
+        score(truth((1, 3, BOX)), found((9, 3, BOX, 0.5)))
     with pytest.raises(ValueError, match=r"category ids that the annotations do not have: \[0\]"):
-        judge(truth((1, 3, BOX)), found((1, 0, BOX, 0.5)))
+        score(truth((1, 3, BOX)), found((1, 0, BOX, 0.5)))
 
 
-def test_a_split_without_anything_to_find_is_refused() -> None:
+@either_way
+def test_a_split_without_anything_to_find_is_refused(score: Score) -> None:
     with pytest.raises(DataError, match="AP is undefined"):
-        evaluate(truth(), found())
+        score(truth(), found())
     with pytest.raises(DataError, match="AP is undefined"):
-        evaluate(truth((1, 3, BOX), iscrowd=1), found())
+        score(truth((1, 3, BOX), iscrowd=1), found())
 
 
-def test_area_limits_out_of_order_are_refused() -> None:
+@either_way
+def test_area_limits_out_of_order_are_refused(score: Score) -> None:
     with pytest.raises(ValueError, match="small_side < medium_side"):
-        judge(truth((1, 3, BOX)), found(), small_side=96, medium_side=32)
+        score(truth((1, 3, BOX)), found(), small_side=96, medium_side=32)
+
+
+def random_scene(seed: int) -> tuple[dict, Results]:
+    """Few images and classes with everything that makes an evaluation awkward.
+
+    Ids with gaps, below 0 and out of order; crowds; areas that are not the box's; images and a category
+    without truth; more than 100 detections of a class in an image; equal scores; boxes of size 0.
+    """
+    rng = np.random.default_rng(seed)
+    image_ids = rng.choice(np.arange(-50, 10**6), size=rng.integers(1, 8), replace=False)
+    category_ids = rng.choice(90, size=rng.integers(2, 5), replace=False)
+    objects = int(rng.integers(1, 40))
+    boxes = boxes_within_100(rng, objects)
+    image, category = rng.choice(image_ids, objects), rng.choice(category_ids[1:], objects)
+    crowd = rng.uniform(size=objects) < 0.15
+    crowd[0] = False
+    areas = boxes[:, 2:].prod(axis=1) * rng.choice([1.0, 0.7], objects)
+    columns = (image, category, boxes, areas, crowd.astype(int))
+    names = ("image_id", "category_id", "bbox", "area", "iscrowd")
+    ground_truth = {
+        "images": [{"id": n} for n in image_ids.tolist()],
+        "categories": [{"id": n, "name": f"class {n}"} for n in category_ids.tolist()],
+        "annotations": [
+            {"id": n, **dict(zip(names, row, strict=True))}
+            for n, row in enumerate(zip(*(column.tolist() for column in columns), strict=True))
+        ],
+    }
+    hits, others = int(rng.choice([0, 20, 400])), int(rng.choice([0, 5, 400]))
+    hit = rng.integers(objects, size=hits)
+    near = np.clip(boxes[hit] + rng.normal(size=(hits, 4)) * rng.choice([0.0, 2.0, 8.0], (hits, 1)), 0, None)
+    order = rng.permutation(hits + others)
+    scores = np.round(rng.uniform(size=len(order)), int(rng.choice([1, 9])))
+    results = Results(
+        np.concatenate([image[hit], rng.choice(image_ids, others)])[order],
+        np.concatenate([category[hit], rng.choice(category_ids, others)])[order],
+        np.concatenate([near, boxes_within_100(rng, others)])[order].astype(rng.choice(["f4", "f8"])),
+        scores.astype(rng.choice(["f4", "f8"])),
+    )
+    return ground_truth, results
+
+
+def boxes_within_100(rng: np.random.Generator, count: int) -> np.ndarray:
+    return np.round(rng.uniform(0, 100, size=(count, 4)) * rng.choice([0.005, 0.3, 1.0], (count, 1)))
+
+
+@pytest.mark.parametrize("sides", [(32, 96), (10, 50), (24.5, 60.25)])
+@pytest.mark.parametrize("seed", range(25))
+def test_the_quick_way_gives_the_judges_numbers_to_the_last_bit(seed: int, sides: tuple) -> None:
+    ground_truth, results = random_scene(seed)
+    assert quick_scores(ground_truth, results, *sides) == evaluate(ground_truth, results, *sides)
+
+
+@either_way
+def test_an_annotation_of_an_image_that_is_not_listed_does_not_count(score: Score) -> None:
+    listed, further = truth((1, 3, BOX)), truth((1, 3, BOX), (9, 3, BOX), (2, 5, BOX))
+    detections = found((1, 3, BOX, 0.9), (2, 3, BOX, 0.95))
+    assert score(further, detections) == score(listed, detections)
+    with pytest.raises(DataError, match="AP is undefined"):
+        score(truth((9, 3, BOX)), found())
+
+
+def test_the_quick_way_warns_of_nothing() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        quick_scores(truth((1, 3, BOX)), found((1, 3, BOX, 0.9)), 8, 24)
+
+
+def test_without_the_quick_library_the_judge_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(coco_eval, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "hotcoco", None)
+    ground_truth, results = random_scene(0)
+    assert quick_scores(ground_truth, results) == evaluate(ground_truth, results)
+
+
+def test_neither_library_is_needed_to_import_the_module() -> None:
+    program = """
+import sys
+sys.modules["pycocotools"] = sys.modules["hotcoco"] = None
+import detector.bootstrap, detector.coco_eval
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 def float32_results() -> Results:

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import multiprocessing
 from collections.abc import Sequence
@@ -11,8 +12,9 @@ from PIL import Image
 from detector import dataset
 from detector.coco import CheckedSplit, DataPaths, Split, read_split
 from detector.config import Data
-from detector.dataset import PackedImages, load_batch, open_packed
+from detector.dataset import Batch, SplitImages, load_batch, open_split
 from detector.errors import DataError
+from detector.loader import prefetched
 
 Size = tuple[int, int]
 DATA = Data(fingerprint="0" * 12, short_side=16, max_long_side=64)
@@ -43,14 +45,19 @@ def write(directory: Path, images: Sequence[Image.Image], sizes: Sequence[Size] 
     return Split(directory / "instances.json", directory)
 
 
+def assert_same_batch(ours: Batch, expected: Batch) -> None:
+    for field in dataclasses.fields(Batch):
+        torch.testing.assert_close(getattr(ours, field.name), getattr(expected, field.name), rtol=0, atol=0)
+
+
 @pytest.fixture
 def checked(tmp_path: Path) -> CheckedSplit:
     return read_split(write(tmp_path / "data", [picture(32, 16), picture(16, 24, 1), picture(16, 16, 2)]))
 
 
 @pytest.fixture
-def packed(checked: CheckedSplit, tmp_path: Path) -> PackedImages:
-    return open_packed(checked, "train", DATA, tmp_path / "cache")
+def packed(checked: CheckedSplit, tmp_path: Path) -> SplitImages:
+    return open_split(checked, "train", DATA, tmp_path / "cache")
 
 
 # --- packing ---------------------------------------------------------------------------------------
@@ -58,42 +65,42 @@ def packed(checked: CheckedSplit, tmp_path: Path) -> PackedImages:
 
 def test_images_have_the_pixels_of_pils_bilinear_resize(tmp_path: Path) -> None:
     image = picture(50, 40)
-    packed = open_packed(read_split(write(tmp_path / "data", [image])), "train", DATA, tmp_path)
+    packed = open_split(read_split(write(tmp_path / "data", [image])), "train", DATA, tmp_path)
     assert packed.sizes == ((16, 20),)
-    np.testing.assert_array_equal(packed[0], np.asarray(image.resize((20, 16), Image.Resampling.BILINEAR)))
+    np.testing.assert_array_equal(packed.at(0), np.asarray(image.resize((20, 16), Image.Resampling.BILINEAR)))
     np.testing.assert_allclose(packed.boxes[0], [[0, 0, 10, 16]])
 
 
-def test_crowds_are_no_boxes_to_train_on_but_stay_in_the_records(packed: PackedImages) -> None:
+def test_crowds_are_no_boxes_to_train_on_but_stay_in_the_records(packed: SplitImages) -> None:
     assert [len(boxes) for boxes in packed.boxes] == [1, 1, 1]
     assert [labels.tolist() for labels in packed.labels] == [[0], [1], [0]]
     assert packed.records[0].crowd.tolist() == [False, True]
 
 
-def test_pixels_cannot_be_written_to(packed: PackedImages) -> None:
+def test_pixels_cannot_be_written_to(packed: SplitImages) -> None:
     with pytest.raises(ValueError, match="read-only"):
-        packed[0][0, 0, 0] = 1
+        packed.at(0)[0, 0, 0] = 1
 
 
 def test_a_second_opening_decodes_nothing(
-    checked: CheckedSplit, packed: PackedImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    checked: CheckedSplit, packed: SplitImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(dataset, "_decode_all", lambda *_: pytest.fail("decoded again"))
-    again = open_packed(checked, "train", DATA, tmp_path / "cache")
+    again = open_split(checked, "train", DATA, tmp_path / "cache")
     for i in range(3):
-        np.testing.assert_array_equal(again[i], packed[i])
+        np.testing.assert_array_equal(again.at(i), packed.at(i))
 
 
-def test_a_truncated_file_is_built_again(checked: CheckedSplit, packed: PackedImages, tmp_path: Path) -> None:
-    expected = [packed[i].copy() for i in range(3)]
+def test_a_truncated_file_is_built_again(checked: CheckedSplit, packed: SplitImages, tmp_path: Path) -> None:
+    expected = [packed.at(i).copy() for i in range(3)]
     (file,) = (tmp_path / "cache").iterdir()
     whole = file.read_bytes()
     del packed
     file.unlink()  # not written in place: whoever still maps the old file keeps it
     file.write_bytes(whole[:-1])
-    again = open_packed(checked, "train", DATA, tmp_path / "cache")
+    again = open_split(checked, "train", DATA, tmp_path / "cache")
     for i in range(3):
-        np.testing.assert_array_equal(again[i], expected[i])
+        np.testing.assert_array_equal(again.at(i), expected[i])
     assert file.read_bytes() == whole
 
 
@@ -102,16 +109,16 @@ def test_every_size_and_data_set_has_its_own_file(checked: CheckedSplit, tmp_pat
     larger = Data(fingerprint="0" * 12, short_side=24, max_long_side=64)
     cache = tmp_path / "cache"
     for split, data in ((checked, DATA), (other, DATA), (checked, larger)):
-        open_packed(split, "train", data, cache)
+        open_split(split, "train", data, cache)
     assert len(list(cache.iterdir())) == 3
-    assert open_packed(checked, "train", larger, cache)[2].shape == (24, 24, 3)
+    assert open_split(checked, "train", larger, cache).at(2).shape == (24, 24, 3)
 
 
 def _open_in_process(split: Split, cache: Path, barrier: "multiprocessing.synchronize.Barrier") -> None:
     checked = read_split(split)
     barrier.wait(60)
-    packed = open_packed(checked, "train", DATA, cache)
-    assert packed[2].shape == (16, 16, 3)
+    packed = open_split(checked, "train", DATA, cache)
+    assert packed.at(2).shape == (16, 16, 3)
 
 
 def test_two_processes_may_build_at_once(checked: CheckedSplit, tmp_path: Path) -> None:
@@ -128,43 +135,13 @@ def test_two_processes_may_build_at_once(checked: CheckedSplit, tmp_path: Path) 
 
 
 def test_images_too_many_to_pack_are_decoded_with_equal_pixels(
-    checked: CheckedSplit, packed: PackedImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    checked: CheckedSplit, packed: SplitImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(dataset, "MAX_PACKED_BYTES", 100)
-    lazy = open_packed(checked, "train", DATA, tmp_path / "elsewhere")
+    lazy = open_split(checked, "train", DATA, tmp_path / "elsewhere")
     assert [path.suffix for path in (tmp_path / "elsewhere").iterdir()] == [".decodes"]
     for i in range(3):
-        np.testing.assert_array_equal(lazy[i], packed[i])
-
-
-# --- pixels ----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "1"])
-def test_every_colour_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
-    split = write(tmp_path, [picture(16, 16)])
-    grey = Image.new("RGB", (16, 16), (255, 255, 255)).convert(mode)
-    grey.save(tmp_path / "0.png", format="TIFF" if mode == "CMYK" else "PNG")
-    packed = open_packed(read_split(split), "train", DATA, tmp_path / "cache")
-    np.testing.assert_array_equal(packed[0], np.full((16, 16, 3), 255))
-
-
-def _save_turned(path: Path, image: Image.Image) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 6  # orientation: turn a quarter clockwise to view
-    image.save(path, exif=exif)
-
-
-def test_exif_orientation_is_applied_only_where_the_json_says_so(tmp_path: Path) -> None:
-    image = picture(32, 16)
-    as_stored = write(tmp_path / "stored", [image])
-    as_viewed = write(tmp_path / "viewed", [image], sizes=[(16, 32)])
-    for split in (as_stored, as_viewed):
-        _save_turned(split.images / "0.png", image)
-    stored = open_packed(read_split(as_stored), "train", DATA, tmp_path)
-    viewed = open_packed(read_split(as_viewed), "train", DATA, tmp_path)
-    np.testing.assert_array_equal(stored[0], np.asarray(image))
-    np.testing.assert_array_equal(viewed[0], np.rot90(np.asarray(image), -1))
+        np.testing.assert_array_equal(lazy.at(i), packed.at(i))
 
 
 # --- images that cannot be used --------------------------------------------------------------------
@@ -178,7 +155,7 @@ def test_all_images_that_cannot_be_used_are_listed(tmp_path: Path) -> None:
     (split.images / "12.png").write_bytes(b"no image")
     Image.new("I;16", (16, 16)).save(split.images / "13.png")
     with pytest.raises(DataError, match=r"instances\.json: cannot be used") as error:
-        open_packed(read_split(split), "train", DATA, tmp_path / "cache")
+        open_split(read_split(split), "train", DATA, tmp_path / "cache")
     assert error.match(r"images that cannot be used \(15\):")
     for i in range(13):
         assert error.match(rf"/{i}\.png: cannot be decoded")
@@ -187,26 +164,17 @@ def test_all_images_that_cannot_be_used_are_listed(tmp_path: Path) -> None:
     assert list((tmp_path / "cache").iterdir()) == []
 
 
-def test_a_truncated_jpeg_is_refused(tmp_path: Path) -> None:
-    split = write(tmp_path / "data", [picture(64, 64)])
-    path = split.images / "0.png"
-    picture(64, 64).save(path, format="JPEG")
-    path.write_bytes(path.read_bytes()[:-300])
-    with pytest.raises(DataError, match=r"/0\.png: cannot be decoded \(.*truncated"):
-        open_packed(read_split(split), "train", DATA, tmp_path / "cache")
-
-
 # --- batches ---------------------------------------------------------------------------------------
 
 
-def test_a_batch_pads_with_zeros_at_the_bottom_and_right(packed: PackedImages) -> None:
+def test_a_batch_pads_with_zeros_at_the_bottom_and_right(packed: SplitImages) -> None:
     batch = load_batch(packed, [1, 0], [False, False])
     assert batch.images.shape == (2, 3, 24, 32)
     assert batch.images.dtype == torch.uint8
     assert batch.images.is_contiguous(memory_format=torch.channels_last)
     assert batch.sizes.tolist() == [[24, 16], [16, 32]]
     assert batch.image_ids.tolist() == [11, 10]
-    np.testing.assert_array_equal(batch.images[1, :, :16].permute(1, 2, 0), packed[0])
+    np.testing.assert_array_equal(batch.images[1, :, :16].permute(1, 2, 0), packed.at(0))
     assert batch.images[1, :, 16:].sum() == 0
     assert batch.images[0, :, :, 16:].sum() == 0
 
@@ -220,7 +188,7 @@ def test_boxes_are_padded_and_marked_valid(tmp_path: Path) -> None:
         content["annotations"][0] | {"id": 50, "bbox": [1, 2, 3, 4], "category_id": 2}
     )
     split.annotations.write_text(json.dumps(content))
-    packed = open_packed(read_split(split), "train", DATA, tmp_path)
+    packed = open_split(read_split(split), "train", DATA, tmp_path)
     batch = load_batch(packed, [1, 0], [True, True])
     assert batch.valid_NG.tolist() == [[False, False], [True, True]]
     # Left half mirrored is the right half; x 1..4 mirrored in 16 is 12..15; no box stays zeros.
@@ -230,18 +198,87 @@ def test_boxes_are_padded_and_marked_valid(tmp_path: Path) -> None:
     assert load_batch(packed, [1], [False]).boxes_NG4.shape == (1, 0, 4)
 
 
-def test_a_mirrored_image_is_mirrored_within_its_own_width(packed: PackedImages) -> None:
+def test_a_mirrored_image_is_mirrored_within_its_own_width(packed: SplitImages) -> None:
     batch = load_batch(packed, np.array([1, 0]), np.array([True, False]))
-    np.testing.assert_array_equal(batch.images[0, :, :, :16].permute(1, 2, 0), packed[1][:, ::-1])
-    np.testing.assert_array_equal(batch.images[1, :, :16].permute(1, 2, 0), packed[0])
+    np.testing.assert_array_equal(batch.images[0, :, :, :16].permute(1, 2, 0), packed.at(1)[:, ::-1])
+    np.testing.assert_array_equal(batch.images[1, :, :16].permute(1, 2, 0), packed.at(0))
     assert batch.boxes_NG4[0].tolist() == [[8, 0, 16, 24]]
     assert batch.boxes_NG4[1].tolist() == [[0, 0, 16, 16]]
+
+
+def test_images_and_boxes_of_a_batch_may_have_sizes_of_their_own(
+    checked: CheckedSplit, packed: SplitImages
+) -> None:
+    batch = load_batch(packed, [0, 1], [True, False], sizes=[(8, 20), (24, 16)])
+    assert batch.sizes.tolist() == [[8, 20], [24, 16]]
+    assert batch.images.shape == (2, 3, 24, 20)
+    np.testing.assert_array_equal(batch.images[0, :, :8].permute(1, 2, 0), packed.at(0, (8, 20))[:, ::-1])
+    # The left half of 20 pixels, mirrored; image 1 is packed at this size.
+    assert batch.boxes_NG4.tolist() == [[[10, 0, 20, 8]], [[0, 0, 8, 24]]]
+    np.testing.assert_array_equal(batch.images[1, :, :, :16].permute(1, 2, 0), packed.at(1))
+
+
+def test_another_size_is_resized_from_the_file_and_not_from_packed_pixels(tmp_path: Path) -> None:
+    image = picture(50, 40)
+    packed = open_split(read_split(write(tmp_path / "data", [image])), "train", DATA, tmp_path)
+    expected = np.asarray(image.resize((30, 24), Image.Resampling.BILINEAR))
+    np.testing.assert_array_equal(packed.at(0, (24, 30)), expected)
+
+
+def test_sizes_of_training_given_by_name_change_nothing(packed: SplitImages) -> None:
+    implicit = load_batch(packed, [2, 0, 1], [True, False, True], (32, 40))
+    explicit = load_batch(
+        packed, [2, 0, 1], [True, False, True], (32, 40), [packed.sizes[i] for i in (2, 0, 1)]
+    )
+    assert_same_batch(implicit, explicit)
+
+
+def test_boxes_of_the_split_are_those_of_its_batches(packed: SplitImages) -> None:
+    batch = load_batch(packed, range(3), [False] * 3)
+    np.testing.assert_array_equal(batch.boxes_NG4[:, 0], np.concatenate(packed.boxes))
+    np.testing.assert_array_equal(batch.labels_NG[:, 0], np.concatenate(packed.labels))
+
+
+def test_as_many_flips_and_sizes_as_images_are_needed(packed: SplitImages) -> None:
+    with pytest.raises(ValueError, match=r"shorter|longer"):
+        load_batch(packed, [0, 1], [False])
+    with pytest.raises(ValueError, match=r"shorter|longer"):
+        load_batch(packed, [0, 1], [False, False], sizes=[(16, 16)])
+
+
+def test_a_batch_on_the_same_device_is_the_same(packed: SplitImages) -> None:
+    batch = load_batch(packed, [0, 1], [False, True])
+    assert_same_batch(batch.to("cpu"), batch)
+
+
+@pytest.mark.gpu
+def test_a_batch_on_a_gpu_keeps_its_bytes_and_their_order(packed: SplitImages) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    batch = load_batch(packed, [0, 1], [False, True])
+    moved = batch.to("cuda")
+    assert moved.images.device.type == moved.boxes_NG4.device.type == "cuda"
+    assert moved.images.dtype == torch.uint8
+    assert moved.images.is_contiguous(memory_format=torch.channels_last)
+    assert_same_batch(moved.to("cpu"), batch)
+
+
+def test_the_same_batches_come_from_any_number_of_threads(packed: SplitImages) -> None:
+    def make(step: int) -> Batch:
+        return load_batch(packed, [step % 3, 0], [step % 2 == 0, False], sizes=[(10, 12 + step), (8, 16)])
+
+    inline = list(prefetched(make, range(6), threads=0))
+    for threads in (1, 3):
+        for ours, expected in zip(prefetched(make, range(6), threads), inline, strict=True):
+            assert_same_batch(ours, expected)
+    for ours, expected in zip(prefetched(make, range(4, 6), threads=2), inline[4:], strict=True):
+        assert_same_batch(ours, expected)
 
 
 def test_real_images_pack_with_their_boxes_inside(shared: Path, tmp_path: Path) -> None:
     checked = read_split(DataPaths.from_directory(shared / "data" / "coco_mini").val)
     data = Data(fingerprint="0" * 12, short_side=64, max_long_side=107)
-    packed = open_packed(checked, "val", data, tmp_path)
+    packed = open_split(checked, "val", data, tmp_path)
     batch = load_batch(packed, range(len(packed)), [False] * len(packed))
     heights, widths = batch.sizes.unbind(1)
     limits = torch.stack((widths, heights, widths, heights), dim=1)[:, None]

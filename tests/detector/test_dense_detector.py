@@ -75,8 +75,13 @@ def gts() -> Truth:
     return boxes_NG4, torch.tensor([[0, 2], [1, 0]]), torch.tensor([[True, True], [True, False]])
 
 
+def losses_of(model: DenseDetector, batch: Tensor, truth: Truth) -> dict[str, Tensor]:
+    targets = model.targets((batch.shape[2], batch.shape[3]), *truth)
+    return model.losses(model(batch), targets, targets.counts())
+
+
 def total(model: DenseDetector, batch: Tensor, truth: Truth) -> Tensor:
-    return torch.stack(list(model.losses(model(batch), *truth).values())).sum()
+    return torch.stack(list(losses_of(model, batch, truth).values())).sum()
 
 
 def backward(loss: Tensor) -> None:
@@ -145,7 +150,7 @@ def test_images_of_a_batch_do_not_see_each_other() -> None:
 @pytest.mark.parametrize("name", VARIANTS)
 def test_every_variant_trains_a_step_with_finite_losses_and_gradients(name: str) -> None:
     model = build(VARIANTS[name])
-    losses = model.losses(model(images()), *gts())
+    losses = losses_of(model, images(), gts())
     assert set(losses) == {"cls", "box"} | ({"centerness"} if VARIANTS[name].head.centerness else set())
     backward(torch.stack(list(losses.values())).sum())
     assert all(loss.ndim == 0 and loss.isfinite() and loss > 0 for loss in losses.values())
@@ -161,7 +166,7 @@ def test_images_without_ground_truth_give_finite_losses_and_gradients(name: str,
         torch.zeros(2, num_gts, dtype=torch.int64),
         torch.zeros(2, num_gts, dtype=torch.bool),
     )
-    losses = model.losses(model(images()), *truth)
+    losses = losses_of(model, images(), truth)
     backward(torch.stack(list(losses.values())).sum())
     assert losses["cls"] > 0
     assert losses["box"] == 0
@@ -186,10 +191,10 @@ def test_the_loss_falls_on_one_batch(name: str, precision: str) -> None:
 
 def test_losses_are_float32_under_autocast_and_near_those_without() -> None:
     model = build()
-    exact = model.losses(model(images()), *gts())
+    exact = losses_of(model, images(), gts())
     with torch.autocast("cpu", torch.bfloat16):
-        outputs = model(images())
-        losses = model.losses(outputs, *gts())
+        outputs, targets = model(images()), model.targets((64, 64), *gts())
+        losses = model.losses(outputs, targets, targets.counts())
     assert outputs.cls_NAK.dtype == outputs.reg_NA4.dtype == torch.float32
     for name, loss in losses.items():
         assert loss.dtype == torch.float32
@@ -198,22 +203,12 @@ def test_losses_are_float32_under_autocast_and_near_those_without() -> None:
 
 def test_losses_of_the_parts_of_a_batch_sum_to_the_loss_of_the_whole() -> None:
     model = build().eval()
-    boxes, labels, valid = gts()
-    whole = model.losses(model(images()), boxes, labels, valid)
-    halves = [slice(0, 1), slice(1, 2)]
-    counted: list[Tensor] = []
-
-    def remember(local: Tensor) -> Tensor:
-        counted.append(local)
-        return local
-
-    for half in halves:
-        model.losses(model(images()[half]), boxes[half], labels[half], valid[half], remember)
-    summed = torch.stack(counted).sum(dim=0)
+    targets = model.targets((64, 64), *gts())
     parts = [
-        model.losses(model(images()[h]), boxes[h], labels[h], valid[h], lambda _: summed) for h in halves
+        model.losses(model(images()[half]), targets[half], targets.counts())
+        for half in (slice(0, 1), slice(1, 2))
     ]
-    for name, loss in whole.items():
+    for name, loss in losses_of(model, images(), gts()).items():
         torch.testing.assert_close(parts[0][name] + parts[1][name], loss, rtol=1e-4, atol=1e-6)
 
 

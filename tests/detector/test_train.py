@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,15 +12,32 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+import torchvision
 from PIL import Image
 
 from detector import checkpoint
 from detector.coco import Split, read_data
-from detector.config import FPN, AdamW, Data, Detector, GIoU, Head, MaxIoU, OneCycle, ResNet, Schedule, Trial
-from detector.dataset import open_packed
-from detector.errors import CheckpointError, DivergedError
+from detector.config import (
+    FPN,
+    AdamW,
+    Data,
+    Detector,
+    GIoU,
+    Head,
+    MaxIoU,
+    OneCycle,
+    ResNet,
+    Schedule,
+    Trial,
+    Weights,
+)
+from detector.dataset import open_split
+from detector.dense_detector import DenseDetector
+from detector.errors import CheckpointError, DivergedError, WeightsError
+from detector.ranks import Ranks
 from detector.shapes import ShapesSpec, draw_dataset
-from detector.train import CheckpointReport, Notice, Ranks, RunOptions, StepReport, TrainReport, train
+from detector.train import CheckpointReport, Notice, RunOptions, StepReport, TrainReport, Validate, train
+from detector.weights import sha256_of
 
 BACKBONE = ResNet(
     block="basic",
@@ -44,6 +62,10 @@ TRIAL = Trial(
     Schedule(iterations=12, total_batch=4, optimizer=AdamW(), decay=OneCycle()),
     Data("0" * 12, short_side=32, max_long_side=48),
     seed=3,
+)
+# The paper's way with data: sizes drawn anew, images of one orientation in a batch, no empty ones.
+AUGMENTED = replace(
+    TRIAL, data=replace(TRIAL.data, min_short_side=20, group_by_aspect=True, skip_unannotated=True)
 )
 SPEC = ShapesSpec(image_size=48, num_train=10, num_val=2, max_objects=3)
 
@@ -77,12 +99,14 @@ def _crop_every_second(split: Split) -> None:
     split.annotations.write_text(json.dumps(content))
 
 
-def _training(drawn: Path, directory: Path, trial: Trial = TRIAL, **options: int) -> Any:
+def _training(
+    drawn: Path, directory: Path, trial: Trial = TRIAL, validate: Validate | None = None, **options: int
+) -> Any:
     paths = draw_dataset(SPEC, drawn)
     split = read_data(paths)[0]
-    images = open_packed(split, "train", trial.data, drawn / "cache")
+    images = open_split(split, "train", trial.data, drawn / "cache")
     chosen = {"report_every": 2, "checkpoint_every": 4, **options}
-    return train(trial, split, images, RunOptions(directory, **chosen))
+    return train(trial, split, images, RunOptions(directory, **chosen), validate)
 
 
 def _losses(reports: list[TrainReport]) -> dict[int, dict[str, float]]:
@@ -107,7 +131,7 @@ def _stop_after(training: Iterator[TrainReport], step: int) -> None:
             return
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_a_resumed_run_equals_one_that_never_stopped_bit_for_bit(
     drawn: Path, tmp_path: Path, precision: Any
 ) -> None:
@@ -165,24 +189,118 @@ def test_losses_fall_on_images_seen_again_and_again(drawn: Path, tmp_path: Path)
     assert losses[60]["loss"] < 0.8 * losses[10]["loss"]
 
 
-def _rank(rank: int, world: int, drawn: Path, folder: Path) -> None:
+@pytest.mark.parametrize("trial", [TRIAL, AUGMENTED], ids=["plain", "augmented"])
+def test_batches_prepared_ahead_are_those_prepared_when_needed(
+    drawn: Path, tmp_path: Path, trial: Trial
+) -> None:
+    inline = _losses(list(_training(drawn, tmp_path / "inline", trial)))
+    assert _losses(list(_training(drawn, tmp_path / "ahead", trial, loaders=2))) == inline
+
+
+@pytest.mark.parametrize("micro_batch", [1, 3, 100])
+def test_a_batch_in_parts_gives_the_same_losses(drawn: Path, tmp_path: Path, micro_batch: int) -> None:
+    whole = _losses(list(_training(drawn, tmp_path / "whole")))
+    _assert_close(_losses(list(_training(drawn, tmp_path / "parts", micro_batch=micro_batch))), whole)
+
+
+def test_a_validation_is_reported_and_changes_nothing(drawn: Path, tmp_path: Path) -> None:
+    def validate(model: DenseDetector) -> dict[str, float]:
+        assert not model.training
+        torch.rand(3)
+        return {"val_AP": 12.5}
+
+    plain = _losses(list(_training(drawn, tmp_path / "plain")))
+    reports = list(_training(drawn, tmp_path / "validated", validate=validate, validate_every=4))
+    validations = [r for r in reports if isinstance(r, StepReport) and "val_AP" in r.metrics]
+    assert validations == [StepReport(step, {"val_AP": 12.5}) for step in (4, 8)]
+    assert _losses([r for r in reports if r not in validations]) == plain
+
+
+def test_training_starts_from_the_pretrained_weights_and_resumes_without_them(
+    drawn: Path, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    path = tmp_path / "resnet50.pth"
+    published = torchvision.models.resnet50(weights=None).state_dict()
+    torch.save(published, path)
+    backbone = ResNet(depths=(3, 4, 6, 3))
+    trial = replace(
+        TRIAL,
+        detector=replace(TRIAL.detector, backbone=backbone),
+        schedule=Schedule(iterations=2, total_batch=2),
+        weights=Weights("torchvision", sha256_of(path)),
+    )
+    run = tmp_path / "run"
+    with pytest.raises(WeightsError, match="not given"):
+        next(_training(drawn, run, trial))
+    list(_training(drawn, run, trial, weights=path, checkpoint_every=1, report_every=1))
+    frozen = checkpoint.load(checkpoint.found(run)[0])["model"]["backbone.layer1.0.conv1.weight"]
+    assert torch.equal(frozen, published["layer1.0.conv1.weight"])
+    path.unlink()
+    again = next(_training(drawn, run, trial, weights=path))
+    assert again == Notice("goes on from the checkpoint of step 2")
+
+
+# --- several workers -------------------------------------------------------------------------------
+
+
+def _assert_close(ours: dict[int, dict[str, float]], theirs: dict[int, dict[str, float]]) -> None:
+    for step, losses in theirs.items():
+        for name, value in losses.items():
+            assert math.isclose(ours[step][name], value, rel_tol=1e-4), (step, name)
+
+
+def _rank(rank: int, world: int, drawn: Path, folder: Path, trial: Trial, options: dict[str, int]) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", f"file://{folder}/rendezvous-{world}", rank=rank, world_size=world)
-    reports = list(_training(drawn, folder / f"world-{world}"))
+    reports = list(_training(drawn, folder / f"world-{world}", trial, **options))
     if rank == 0:
         torch.save(_losses(reports), folder / f"losses-{world}.pt")
     dist.destroy_process_group()
 
 
+def _with_workers(
+    world: int, drawn: Path, folder: Path, trial: Trial, **options: int
+) -> dict[int, dict[str, float]]:
+    mp.spawn(_rank, args=(world, drawn, folder, trial, options), nprocs=world)
+    losses: dict[int, dict[str, float]] = torch.load(folder / f"losses-{world}.pt", weights_only=True)
+    return losses
+
+
 @pytest.mark.slow
-def test_one_two_and_four_workers_give_the_same_losses(drawn: Path, tmp_path: Path) -> None:
-    alone = _losses(list(_training(drawn, tmp_path / "alone")))
+@pytest.mark.parametrize("trial", [TRIAL, AUGMENTED], ids=["plain", "augmented"])
+def test_one_two_and_four_workers_give_the_same_losses(drawn: Path, tmp_path: Path, trial: Trial) -> None:
+    alone = _losses(list(_training(drawn, tmp_path / "alone", trial)))
     for world in (2, 4):
-        mp.spawn(_rank, args=(world, drawn, tmp_path), nprocs=world)
-        shared = torch.load(tmp_path / f"losses-{world}.pt", weights_only=True)
-        for step, losses in alone.items():
-            for name, value in losses.items():
-                assert math.isclose(shared[step][name], value, rel_tol=1e-4), (world, step, name)
+        _assert_close(_with_workers(world, drawn, tmp_path, trial), alone)
+
+
+@pytest.mark.slow
+def test_two_workers_in_parts_of_one_image_give_the_same_losses_and_resume(
+    drawn: Path, tmp_path: Path
+) -> None:
+    alone = _losses(list(_training(drawn, tmp_path / "alone")))
+    _assert_close(_with_workers(2, drawn, tmp_path, TRIAL, micro_batch=1), alone)
+    newest = checkpoint.found(tmp_path / "world-2")[0]
+    newest.path.unlink()
+    (tmp_path / "rendezvous-2").unlink(missing_ok=True)
+    resumed = _with_workers(2, drawn, tmp_path, TRIAL, micro_batch=1)
+    assert list(resumed) == [10, 12]
+    _assert_close(resumed, {step: alone[step] for step in resumed})
+
+
+@pytest.mark.slow
+def test_a_worker_without_objects_neither_hangs_nor_changes_the_result(drawn: Path, tmp_path: Path) -> None:
+    # One image a worker and every second image empty: ranks without ground truth in almost every step.
+    copy = tmp_path / "drawn"
+    shutil.copytree(drawn, copy)
+    annotations = draw_dataset(SPEC, copy).train.annotations
+    content = json.loads(annotations.read_text())
+    empty = {image["id"] for image in content["images"][::2]}
+    content["annotations"] = [a for a in content["annotations"] if a["image_id"] not in empty]
+    annotations.write_text(json.dumps(content))
+    alone = _losses(list(_training(copy, tmp_path / "alone")))
+    _assert_close(_with_workers(4, copy, tmp_path, TRIAL), alone)
 
 
 def test_more_workers_than_images_a_step_are_refused(

@@ -1,0 +1,315 @@
+"""A trained detector on images of one's own: `python -m detector.predict --checkpoint FILE image.jpg`.
+
+A checkpoint holds all that is needed: the trial's config, the class names and category ids, the weights.
+Images are resized as the trial's validation images are and tested one by one, in float32, without padding.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import pickle
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from detector import checkpoint as checkpoints
+from detector.build import build_detector
+from detector.config import RECIPE_VERSION, Evaluation, Trial
+from detector.dense_detector import DenseDetector
+from detector.errors import CheckpointError, DataError
+from detector.files import write_and_rename
+from detector.pictures import draw_by_class, write_png
+from detector.plain import from_plain
+from detector.postprocess import Detections, detect
+from detector.transforms import resized_size
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"})
+"""What is taken of a folder; a file named by itself may have any name."""
+
+MIN_PICTURE, MAX_PICTURE = 384, 1600
+"""Pixels: pictures are enlarged, by whole factors, to a short side of about the first, and reduced to a
+long side of the second, so that tags are legible and files small."""
+
+_LISTED = 3
+
+Pixels = NDArray[np.uint8]
+
+
+# --- the detector ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LoadedDetector:
+    """A trained detector and what its outputs mean.
+
+    Attributes:
+        model: in eval mode.
+        trial: what was trained, and at which image size.
+        class_names, category_ids: of label c, at place c.
+        notices: what a person should know about the checkpoint.
+    """
+
+    model: DenseDetector
+    trial: Trial
+    class_names: tuple[str, ...]
+    category_ids: tuple[int, ...]
+    notices: tuple[str, ...] = ()
+
+
+def load_detector(path: Path, device: str = "cpu") -> LoadedDetector:
+    """The detector of a checkpoint file, or of the newest whole checkpoint in a folder.
+
+    Reading executes no pickled code. A file's bytes must have the checksum in its name; one that was
+    renamed has none to check, and a notice says so.
+
+    Raises:
+        CheckpointError: there is no checkpoint; it is damaged, or not of a trained detector, or was written
+            by a version whose configs differ.
+    """
+    payload, name, notices = _newest(path) if path.is_dir() else _file(path)
+    try:
+        trial = from_plain(payload["config"], Trial)
+        if trial.recipe_version != RECIPE_VERSION:
+            raise ValueError(
+                f"of recipe version {trial.recipe_version}, this program computes version {RECIPE_VERSION}: "
+                "use the version that wrote it, or train again"
+            )
+        model = build_detector(trial.detector)
+        model.load_state_dict(payload["model"])
+        names, ids = tuple(payload["class_names"]), tuple(payload["category_ids"])
+    except KeyError as error:
+        raise CheckpointError(f"{name}: holds no trained detector, {error} is missing") from error
+    except (ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{name}: cannot be used: {error}") from error
+    return LoadedDetector(model.to(device).eval(), trial, names, ids, tuple(notices))
+
+
+def _newest(directory: Path) -> tuple[dict[str, Any], str, list[str]]:
+    file, payload, passed_over = checkpoints.load_latest_good(directory)
+    if file is None or payload is None:
+        why = "; ".join(passed_over) or "there is no step_*.pt in it"
+        raise CheckpointError(f"{directory}: no checkpoint to load: {why}")
+    return payload, file.path.name, [f"passed over a checkpoint: {why}" for why in passed_over]
+
+
+def _file(path: Path) -> tuple[dict[str, Any], str, list[str]]:
+    notices = []
+    named = next((c for c in checkpoints.found(path.parent) if c.path == path), None)
+    try:
+        if named is None:
+            # Its own checksum: what is left of the check is that it loads at all.
+            named = checkpoints.CheckpointFile(path, 0, hashlib.sha256(path.read_bytes()).hexdigest())
+            notices.append(f"{path.name}: no checksum in its name, so its bytes are not checked")
+        return checkpoints.load(named), path.name, notices
+    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not a checkpoint, or cut short"
+        raise CheckpointError(f"{path}: cannot be read: {reason}") from error
+
+
+@torch.no_grad()
+def predict_image(loaded: LoadedDetector, pixels: Pixels, evaluation: Evaluation | None = None) -> Detections:
+    """What the detector finds in one image.
+
+    Args:
+        loaded: of `load_detector`.
+        pixels: (H, W, 3) uint8 RGB, upright, of any size.
+        evaluation: thresholds, single scale; None for `Evaluation()`.
+
+    Returns:
+        Best first, on the CPU; boxes in pixels of `pixels`.
+    """
+    height, width = pixels.shape[:2]
+    data = loaded.trial.data
+    new_height, new_width = resized_size(width, height, data.short_side, data.max_long_side)
+    resized = Image.fromarray(pixels).resize((new_width, new_height), Image.Resampling.BILINEAR)
+    device = next(loaded.model.parameters()).device
+    image_13HW = torch.from_numpy(np.array(resized)).permute(2, 0, 1)[None].to(device)
+    outputs = loaded.model(image_13HW)
+    found = detect(outputs, [(new_height, new_width)], evaluation or Evaluation(), loaded.model.coder)[0]
+    back = torch.tensor([width / new_width, height / new_height]).repeat(2)
+    return Detections(found.boxes.cpu() * back, found.scores.cpu(), found.labels.cpu())
+
+
+# --- images ----------------------------------------------------------------------------------------
+
+
+def read_upright(path: Path) -> Pixels:
+    """An image file as (H, W, 3) uint8 RGB, turned as its EXIF orientation says.
+
+    Raises:
+        DataError: it cannot be decoded or is not of 8 bits a channel; names it.
+    """
+    try:
+        with Image.open(path) as stored:
+            image = ImageOps.exif_transpose(stored)
+            if image.mode[0] in "IF":
+                raise DataError(f"{path}: has more than 8 bits a channel ({image.mode}); convert it to 8")
+            return np.asarray(image.convert("RGB"))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"{path}: cannot be read as an image ({reason})") from error
+
+
+def image_files(paths: Sequence[Path]) -> list[Path]:
+    """The files among `paths`, and in place of each folder the images in it, in order of name.
+
+    Raises:
+        DataError: a folder has no image; or two images have one stem, so that their results would too.
+    """
+    files = [file for path in paths for file in (_images_in(path) if path.is_dir() else [path])]
+    by_stem: dict[str, Path] = {}
+    for file in files:
+        other = by_stem.setdefault(file.stem, file)
+        if other != file:
+            raise DataError(f"{other} and {file} would both write {file.stem}.json: rename one of them")
+    return list(by_stem.values())
+
+
+def _images_in(folder: Path) -> list[Path]:
+    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+    if not files:
+        raise DataError(f"{folder}: no image in it ({', '.join(sorted(IMAGE_SUFFIXES))})")
+    return files
+
+
+# --- results ---------------------------------------------------------------------------------------
+
+
+def to_record(path: Path, pixels: Pixels, detections: Detections, loaded: LoadedDetector) -> dict[str, Any]:
+    """What is written of one image: its name and size, and detections as COCO has them.
+
+    Returns:
+        "image", "width", "height", and "detections": a list, best first, of "category_id", "category" (its
+        name), "bbox" ([x, y, width, height] in original pixels) and "score".
+    """
+    rows = zip(detections.boxes.tolist(), detections.scores.tolist(), detections.labels.tolist(), strict=True)
+    return {
+        "image": path.name,
+        "width": pixels.shape[1],
+        "height": pixels.shape[0],
+        "detections": [
+            {
+                "category_id": loaded.category_ids[label],
+                "category": loaded.class_names[label],
+                "bbox": [round(side, 2) for side in (x0, y0, x1 - x0, y1 - y0)],
+                "score": round(score, 4),
+            }
+            for (x0, y0, x1, y1), score, label in rows
+        ],
+    }
+
+
+def _predict_file(path: Path, loaded: LoadedDetector, output: Path, min_score: float) -> str:
+    """Write the results of one image and return the line that is printed of it."""
+    pixels = read_upright(path)
+    found = predict_image(loaded, pixels)
+    found = found[found.scores >= min_score]
+    record = to_record(path, pixels, found, loaded)
+    tags = [f"{d['category']} {d['score']:.2f}" for d in record["detections"]]
+    height, width = pixels.shape[:2]
+    scale = min(max(1, MIN_PICTURE // min(height, width)), MAX_PICTURE / max(height, width))
+    picture = draw_by_class(pixels, found.boxes.numpy(), found.labels.numpy(), tags, scale)
+    write_png(picture, output / f"{path.stem}.png")
+    write_and_rename(output / f"{path.stem}.json", (json.dumps(record, indent=1) + "\n").encode())
+    best = ", ".join(tags[:_LISTED]) + (", ..." if len(tags) > _LISTED else "")
+    return f"{path}: {len(found)} with a score of at least {min_score:g}" + (f": {best}" if best else "")
+
+
+def predict_files(
+    files: Sequence[Path], loaded: LoadedDetector, output: Path, min_score: float
+) -> Iterator[str | DataError]:
+    """Predict image after image and write `<stem>.json` and `<stem>.png` of each into `output`.
+
+    Yields:
+        A line for each image, or why it cannot be read; the others are done all the same.
+    """
+    for path in files:
+        try:
+            yield _predict_file(path, loaded, output, min_score)
+        except DataError as error:
+            yield error
+
+
+# --- command line ----------------------------------------------------------------------------------
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code: 1 when anything could not be read."""
+    options = _parser().parse_args(arguments)
+    try:
+        files = image_files(options.images)
+        _refuse_overwriting(files, options.output)
+        loaded = load_detector(options.checkpoint, options.device)
+    except (CheckpointError, DataError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    for notice in loaded.notices:
+        print(f"note: {notice}", file=sys.stderr)
+    failed = False
+    for result in predict_files(files, loaded, options.output, options.min_score):
+        if isinstance(result, DataError):
+            failed = True
+            print(f"error: {result}", file=sys.stderr)
+        else:
+            print(result)
+    print(f"results in {options.output}/")
+    return int(failed)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m detector.predict",
+        description="Detect objects in images with a trained detector. Writes IMAGE.json and IMAGE.png.",
+        epilog="Photographs are turned upright as their EXIF data say; boxes are in pixels of that.",
+    )
+    parser.add_argument(
+        "images", nargs="+", type=Path, metavar="IMAGE", help="image files, or folders of them"
+    )
+    parser.add_argument(
+        "--checkpoint", required=True, type=Path, help="checkpoint file, or folder: the newest whole one"
+    )
+    parser.add_argument(
+        "--output", type=Path, default=Path("detections"), help="folder (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--min-score",
+        type=_score,
+        default=0.3,
+        help=f"detections below are left out (default: %(default)s; none is below "
+        f"{Evaluation().score_threshold})",
+    )
+    parser.add_argument("--device", type=_device, default="cpu", help="cpu or cuda (default: %(default)s)")
+    return parser
+
+
+def _score(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"must be from 0 to 1, got {text}")
+    return value
+
+
+def _device(text: str) -> str:
+    available = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    if text not in available:
+        raise argparse.ArgumentTypeError(f"must be one of {', '.join(available)} on this machine, got {text}")
+    return text
+
+
+def _refuse_overwriting(files: Sequence[Path], output: Path) -> None:
+    for file in files:
+        if (output / f"{file.stem}.png").resolve() == file.resolve():
+            raise DataError(f"{file}: its picture would be written over it; choose another --output")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,216 @@
+"""What a data set holds, in text and pictures."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from detector.coco import DataPaths, Split, read_data
+from detector.inspect_data import WIDTH, contact_sheet_of, inspect, report
+
+Content = dict[str, Any]
+
+
+def content() -> Content:
+    """Three images of 60 x 40, one of them without a box; two classes; small, medium and crowd boxes."""
+    return {
+        "images": [{"id": i, "file_name": f"{i}.png", "width": 60, "height": 40} for i in (1, 2, 3)],
+        "annotations": [
+            {"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 2, 10, 20], "area": 200, "iscrowd": 0},
+            {"id": 2, "image_id": 1, "category_id": 2, "bbox": [1, 2, 40, 30], "area": 1200, "iscrowd": 0},
+            {"id": 3, "image_id": 2, "category_id": 2, "bbox": [5, 5, 10, 10], "area": 100, "iscrowd": 0},
+            {"id": 4, "image_id": 2, "category_id": 1, "bbox": [0, 0, 60, 40], "area": 2400, "iscrowd": 1},
+        ],
+        "categories": [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}],
+    }
+
+
+def write(directory: Path, name: str, data: Content) -> Split:
+    """The split's files; every image of its own content."""
+    split = Split(directory / "annotations" / f"instances_{name}2017.json", directory / f"{name}2017")
+    for folder in (split.annotations.parent, split.images):
+        folder.mkdir(parents=True, exist_ok=True)
+    split.annotations.write_text(json.dumps(data))
+    for image in data["images"]:
+        colour = (image["id"], 7 if name == "train" else 9, 0)
+        Image.new("RGB", (image["width"], image["height"]), colour).save(split.images / image["file_name"])
+    return split
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> DataPaths:
+    return DataPaths(write(tmp_path, "train", content()), write(tmp_path, "val", content()))
+
+
+def edit_train(paths: DataPaths, edit: Callable[[Content], Any]) -> str:
+    data = content()
+    edit(data)
+    paths.train.annotations.write_text(json.dumps(data))
+    return report(*read_data(paths))
+
+
+def cells(text: str, label: str) -> list[str]:
+    """Columns of the line that begins with a label."""
+    (line,) = (line for line in text.splitlines() if line.strip().startswith(label))
+    return [cell.strip() for cell in line.strip().split("  ") if cell]
+
+
+def test_a_good_data_set_has_no_problem_and_its_numbers_are_counted(paths: DataPaths) -> None:
+    text = report(*read_data(paths))
+    assert text.startswith("Problems\n\nnone found\n")
+    assert cells(text, "images ")[1:] == ["3", "3"]
+    assert cells(text, "without a box")[1] == "1 (33%)"
+    assert cells(text, "portrait")[1] == "0 (0%)"
+    assert cells(text, "width")[1] == "60, 60, 60"
+    assert cells(text, "boxes    ")[1] == "3"
+    assert cells(text, "crowds")[1] == "1"
+    assert cells(text, "boxes of an image")[1] == "0, 1, 2"
+    assert cells(text, "small")[1] == "2 (67%)"
+    assert cells(text, "medium")[1] == "1 (33%)"
+    assert cells(text, "large")[1] == "0 (0%)"
+    # Roots of 100, 200 and 1200, and heights over widths of 3/4, 1 and 2.
+    assert cells(text, "root of area")[1] == "10, 12, 14, 24, 33"
+    assert cells(text, "height / width")[1] == "0.78, 0.88, 1.00, 1.50, 1.90"
+
+
+def test_classes_are_listed_most_frequent_first(paths: DataPaths) -> None:
+    lines = report(*read_data(paths)).splitlines()
+    assert [line.split() for line in lines[-2:]] == [["dog", "2", "2"], ["cat", "1", "1"]]
+
+
+def test_of_many_classes_the_ends_of_the_list_are_shown(paths: DataPaths) -> None:
+    def many(data: Content) -> None:
+        data["categories"] += [{"id": i, "name": f"class {i}"} for i in range(3, 61)]
+
+    edit_train(paths, lambda data: None)
+    for split in (paths.train, paths.val):
+        data = content()
+        many(data)
+        split.annotations.write_text(json.dumps(data))
+    text = report(*read_data(paths))
+    assert "Boxes of 60 classes" in text
+    assert "(30 between)" in text
+    assert "class 60" in text.splitlines()[-1]
+
+
+def test_a_class_without_boxes_in_a_split_is_a_problem(paths: DataPaths) -> None:
+    text = edit_train(paths, lambda data: data["annotations"].pop(0))
+    assert "train: classes without a box (1):\n  cat\n" in text
+    assert "val: classes without" not in text
+
+
+def test_repairs_are_problems(paths: DataPaths) -> None:
+    text = edit_train(paths, lambda data: data["annotations"][0].update(bbox=[50, 2, 20, 20]))
+    assert "train: boxes clipped to the image: 1\n" in text
+
+
+def test_a_box_given_twice_is_a_problem_and_a_crowd_over_a_box_is_not(paths: DataPaths) -> None:
+    text = edit_train(paths, lambda data: data["annotations"].append(data["annotations"][0] | {"id": 9}))
+    assert "train: images with the same box of the same class twice (1):\n  1.png\n" in text
+    crowd = {"id": 9, "iscrowd": 1}
+    text = edit_train(paths, lambda data: data["annotations"].append(data["annotations"][0] | crowd))
+    assert "twice" not in text
+
+
+def test_a_file_listed_twice_is_a_problem(paths: DataPaths) -> None:
+    text = edit_train(paths, lambda data: data["images"][2].update(file_name="1.png"))
+    assert "train: image files listed more than once (1):\n  1.png\n" in text
+
+
+def test_an_image_that_is_in_both_splits_is_a_leak_under_any_name(paths: DataPaths) -> None:
+    (paths.val.images / "3.png").write_bytes((paths.train.images / "2.png").read_bytes())
+    (paths.train.images / "1.png").write_bytes((paths.train.images / "2.png").read_bytes())
+    text = report(*read_data(paths))
+    assert "images that are in val too, which makes its AP too high (1):\n  1.png = 3.png\n" in text
+    assert "train: images that are there twice under two names (1):\n  1.png = 2.png\n" in text
+
+
+def test_splits_that_share_their_folder_leak_what_both_list(paths: DataPaths) -> None:
+    shared = DataPaths(paths.train, Split(paths.val.annotations, paths.train.images))
+    text = report(*read_data(shared))
+    assert "which makes its AP too high (3):\n  1.png = 1.png\n" in text
+
+
+def test_images_that_cannot_be_used_are_named_with_the_reason(paths: DataPaths) -> None:
+    (paths.val.images / "1.png").write_bytes(b"no image")
+    Image.new("RGB", (6, 4)).save(paths.val.images / "2.png")
+    text = report(*read_data(paths))
+    assert "val: images that cannot be used (2):\n  1.png: cannot be decoded" in text
+    assert "\n  2.png: is 6x4, but width x height of image id 2" in text
+
+
+def test_many_images_are_not_opened_and_the_report_says_so(
+    paths: DataPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("detector.inspect_data.MAX_OPENED", 5)
+    (paths.val.images / "1.png").write_bytes(b"no image")
+    text = report(*read_data(paths))
+    assert text.startswith("Problems\n\nimages were not opened: there are more than 5\n")
+
+
+def test_a_long_list_is_cut_and_lines_stay_narrow(paths: DataPaths) -> None:
+    def many(data: Content) -> None:
+        data["categories"] += [{"id": i, "name": f"a class of a long name {i}"} for i in range(3, 61)]
+
+    for split in (paths.train, paths.val):
+        data = content()
+        many(data)
+        split.annotations.write_text(json.dumps(data))
+    text = report(*read_data(paths))
+    assert "train: classes without a box (58):" in text
+    assert "and 48 more" in text
+    assert max(len(line) for line in text.splitlines()) <= WIDTH
+
+
+# --- the whole -------------------------------------------------------------------------------------
+
+
+def test_a_data_set_that_is_refused_gives_the_list_and_no_picture(paths: DataPaths, tmp_path: Path) -> None:
+    (paths.train.images / "1.png").unlink()
+    text = inspect(paths, tmp_path / "look")
+    assert text.startswith("Problems\n\n")
+    assert "images[0].file_name = '1.png'" in text
+    assert not (tmp_path / "look").exists()
+
+
+def test_a_report_comes_with_a_picture_of_each_split(paths: DataPaths, tmp_path: Path) -> None:
+    text = inspect(paths, tmp_path / "look")
+    assert report(*read_data(paths)) in text
+    assert sorted(p.name for p in (tmp_path / "look").iterdir()) == ["train.png", "val.png"]
+    assert str(tmp_path / "look" / "train.png") in text
+
+
+def test_a_test_split_is_checked_too(paths: DataPaths, tmp_path: Path) -> None:
+    test = write(tmp_path, "test", {k: v for k, v in content().items() if k != "annotations"})
+    with_test = DataPaths(paths.train, paths.val, test)
+    assert "The test split has 3 images, every file present." in inspect(with_test, tmp_path / "look")
+    (test.images / "2.png").unlink()
+    assert inspect(with_test, tmp_path / "look").startswith("Problems")
+
+
+def test_a_contact_sheet_leaves_out_what_cannot_be_decoded(paths: DataPaths, tmp_path: Path) -> None:
+    (paths.train.images / "3.png").write_bytes(b"no image")
+    train, val = read_data(paths)
+    assert contact_sheet_of(train, tmp_path / "train.png", "train")
+    assert contact_sheet_of(val, tmp_path / "val.png", "val")
+    two, three = (np.asarray(Image.open(tmp_path / f"{name}.png")) for name in ("train", "val"))
+    assert two.shape[1] < three.shape[1]
+    for n in (1, 2, 3):
+        (paths.train.images / f"{n}.png").write_bytes(b"no image")
+    assert not contact_sheet_of(train, tmp_path / "none.png", "train")
+    assert not (tmp_path / "none.png").exists()
+
+
+# --- real data -------------------------------------------------------------------------------------
+
+
+def test_coco_images_are_reported_with_the_classes_that_are_missing(shared: Path, tmp_path: Path) -> None:
+    text = inspect(DataPaths.from_directory(shared / "data" / "coco_mini"), tmp_path)
+    assert "train: classes without a box (9):" in text
+    assert "cannot be used" not in text and "AP too high" not in text
+    assert cells(text, "crowds")[1:] == ["10", "5"]
+    assert max(len(line) for line in text.splitlines() if "/" not in line) <= WIDTH
