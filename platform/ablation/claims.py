@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
+from statistics import fmean
 from typing import Literal, assert_never
 
 import numpy as np
@@ -109,7 +110,9 @@ def _verdict(study: Study, claim: Claim, cells: Mapping[CellRef, FilledCell], se
     )
     if not seeds:
         return pending
-    found = _find(claim, {ref: sample(cells[ref], seeds, setting.seed_noise) for ref in refs})
+    found = _find(claim, _samples(refs, cells, seeds, setting))
+    if any(cells[ref].imported for ref in refs):
+        found = replace(found, caveat="an evaluation server's numbers: no interval")
     notes = (found.detail, _partial(refs, cells, seeds), found.caveat, _damaged(refs, cells, seeds))
     return replace(
         pending,
@@ -221,6 +224,15 @@ def _common_seeds(refs: Sequence[CellRef], cells: Mapping[CellRef, FilledCell]) 
     return sorted(set.intersection(*having))
 
 
+def _samples(
+    refs: Sequence[CellRef], cells: Mapping[CellRef, FilledCell], seeds: Sequence[int], setting: Setting
+) -> dict[CellRef, Sample]:
+    """What each cell measured; means alone, of which no interval follows, where a number is imported."""
+    if any(cells[ref].imported for ref in refs):
+        return {ref: Sample(np.array([fmean(cells[ref].values[seed] for seed in seeds)])) for ref in refs}
+    return {ref: sample(cells[ref], seeds, setting.seed_noise) for ref in refs}
+
+
 def sample(cell: FilledCell, seeds: Sequence[int], seed_noise: float | None = None) -> Sample:
     """The measurements behind a cell at these seeds; replicates only where every seed kept them.
 
@@ -273,7 +285,9 @@ def _waits_for(refs: Sequence[CellRef], cells: Mapping[CellRef, FilledCell]) -> 
 
 
 def _why(cell: FilledCell | None) -> str:
-    return " (not planned)" if cell is None else f" ({cell.state})"
+    if cell is None:
+        return " (not planned)"
+    return " (an evaluation server's number)" if cell.state == "submit" else f" ({cell.state})"
 
 
 def _partial(refs: Sequence[CellRef], cells: Mapping[CellRef, FilledCell], seeds: Sequence[int]) -> str:

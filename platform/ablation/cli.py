@@ -1,4 +1,4 @@
-"""The command line: `ablation plan | run | status | tables | retry | ui`."""
+"""The command line: `ablation plan | run | status | tables | retry | import-scores | check-data | ui`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,11 @@ from ablation.render.results import FORMATS
 from ablation.report import print_report
 from ablation.run import EXIT_INTERRUPTED, run_study
 from ablation.scheduler import Options
-from ablation.session import SPLIT_PATHS, Selection, Session
+from ablation.scores import import_scores, waiting
+from ablation.session import SPLIT_PATHS, Selection, Session, load_study, named_data, nothing_has_run
+from ablation.store import Store
+from ablation.study import Overrides
+from ablation.tracking import Mirror
 from ablation.workspace import Workspace
 
 EXIT_USAGE = 2
@@ -48,16 +52,21 @@ def exit_with(command: Callable[[], int]) -> NoReturn:
 
 def selection_of(arguments: argparse.Namespace) -> Selection:
     """What the options of `selection_parser` name."""
-    paths = {name: getattr(arguments, name) for name in SPLIT_PATHS}
     return Selection(
         study=arguments.study,
         profile=arguments.profile,
         tables=arguments.tables,
         seeds=arguments.seeds,
         data=arguments.data,
-        split_paths={name: path for name, path in paths.items() if path is not None},
+        split_paths=_split_paths(arguments),
+        overrides=Overrides(arguments.max_iterations, arguments.short_side, arguments.weights),
         workspace=arguments.workspace,
     )
+
+
+def _split_paths(arguments: argparse.Namespace) -> dict[str, Path]:
+    given = {name: getattr(arguments, name) for name in SPLIT_PATHS}
+    return {name: path for name, path in given.items() if path is not None}
 
 
 # --- commands --------------------------------------------------------------------------------------------
@@ -73,15 +82,21 @@ def run_command(arguments: argparse.Namespace) -> int:
     """Train what is missing, and make the tables."""
     if arguments.dry_run:
         return plan_command(arguments)
-    options = Options(arguments.concurrency, arguments.workers_per_trial, arguments.cluster)
+    options = Options(
+        concurrency=arguments.concurrency,
+        workers_per_trial=arguments.workers_per_trial,
+        micro_batch=arguments.micro_batch,
+        cluster=arguments.cluster,
+    )
     command, retry = arguments.command_line, arguments.retry_failed
     with _alone(arguments) as session:
         return run_study(session, options, command, arguments.format, retry_failed=retry)
 
 
 def status_command(arguments: argparse.Namespace) -> int:
-    """Print how far the study is, and why what failed failed."""
-    plan = _look(arguments).plan
+    """Print how far the study is, why what failed failed, and what to submit."""
+    session = _look(arguments)
+    plan = session.plan
     counts = plan.counts()
     print(
         f"{plan.study.name} {plan.setting.profile} on {plan.setting.data_name}: "
@@ -94,7 +109,19 @@ def status_command(arguments: argparse.Namespace) -> int:
             print(f"  {trial.state:<9} {progress:>11}  {trial.key}  {trial.name}")
         if trial.error:
             print(f"            {last_line(trial.error)}")
+    _print_waiting(session)
     return 0
+
+
+def _print_waiting(session: Session) -> None:
+    """What to upload where numbers are an evaluation server's to give, and how to import them."""
+    found = waiting(session.plan, session.opened) if session.opened else []
+    if found:
+        print(f"Numbers that only an evaluation server can give, {len(found)} evaluations:")
+    for one in found:
+        print(f"  {one.name}")
+        print(f"      upload  {one.submission or '(it left no file)'}")
+        print(f"      then    {session.command('import-scores', one.key, 'FILE')}")
 
 
 def tables_command(arguments: argparse.Namespace) -> int:
@@ -114,6 +141,35 @@ def retry_command(arguments: argparse.Namespace) -> int:
             )
         freed = session.store.retry(set(arguments.trial) or failed)
     print(f"{len(freed)} trials wait to be run again: `ablation run` with the same options starts them.")
+    return 0
+
+
+def import_scores_command(arguments: argparse.Namespace) -> int:
+    """Take in the numbers that an evaluation server returned."""
+    workspace = Workspace.at(arguments.workspace)
+    if not workspace.store_path.exists():
+        raise nothing_has_run(workspace)
+    with workspace.driver_lock(arguments.command_line):
+        store = Store.open(workspace.store_path)
+        print(import_scores(store, workspace, arguments.key, arguments.file, replace=arguments.replace))
+        mirror = Mirror.of(store, workspace)
+        if not mirror.try_sync():
+            print(f"MLflow does not have it yet ({mirror.last_error}); the next run copies it.")
+    return 0
+
+
+def check_data_command(arguments: argparse.Namespace) -> int:
+    """Report what a data set holds and what is wrong with it."""
+    study = load_study(arguments.study)
+    if study.check_data is None:
+        raise UserError(f"The study {study.name!r} has no check for data sets.")
+    data = named_data(arguments.path, _split_paths(arguments))
+    if data is None:
+        raise UserError("Name the data set: its folder, or its four files and folders.")
+    try:
+        print(study.check_data(data, arguments.output))
+    except OSError as error:
+        raise UserError(f"{error.filename or arguments.output}: {error.strerror or error}.") from error
     return 0
 
 
@@ -160,6 +216,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_format(tables)
     retry = _add(commands, "retry", retry_command, shared)
     retry.add_argument("--trial", nargs="+", default=(), metavar="KEY", help="only these (default: all)")
+    _add_import_scores(commands)
+    _add_check_data(commands)
     ui = _add(commands, "ui", ui_command, [_workspace()])
     ui.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     ui.add_argument("--port", type=_port, default=5000, help="port to listen on (default: %(default)s)")
@@ -197,6 +255,13 @@ def _add_run(
         help="processes that train one trial together (default: 1)",
     )
     run.add_argument(
+        "--micro-batch",
+        type=_positive,
+        metavar="N",
+        help="images that a worker holds at a time, where its share of a batch does not fit its memory: "
+        "gradients add up, results stay (default: the whole share)",
+    )
+    run.add_argument(
         "--cluster",
         nargs="?",
         const="auto",
@@ -205,11 +270,42 @@ def _add_run(
     )
 
 
+def _add_import_scores(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    scores = _add(commands, "import-scores", import_scores_command, [_workspace()])
+    scores.add_argument(
+        "key", metavar="KEY", help="of the evaluation or the start of it; see `ablation status`"
+    )
+    scores.add_argument(
+        "file",
+        type=Path,
+        metavar="FILE",
+        help="what the server returned: the 12 lines that pycocotools prints, or JSON with AP, AP50, AP75, "
+        "APS, APM, APL (fractions, or percent when one is above 1)",
+    )
+    scores.add_argument("--replace", action="store_true", help="in the place of numbers imported earlier")
+
+
+def _add_check_data(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    check = _add(commands, "check-data", check_data_command, [])
+    _add_study(check)
+    check.add_argument(
+        "path", type=Path, nargs="?", metavar="PATH", help="folder of a COCO-format data set, as for --data"
+    )
+    _add_split_paths(check, "PATH")
+    check.add_argument(
+        "--output",
+        type=Path,
+        default=Path("data-check"),
+        metavar="DIR",
+        help="where the pictures go (default: ./%(default)s)",
+    )
+
+
 def selection_parser() -> argparse.ArgumentParser:
     """The options that every command on a study has: a parent of its parser."""
     parser = argparse.ArgumentParser(add_help=False, parents=[_workspace()])
     what = parser.add_argument_group("what to work on")
-    what.add_argument("--study", default="atss", metavar="NAME", help="(default: %(default)s)")
+    _add_study(what)
     what.add_argument(
         "--profile",
         metavar="NAME",
@@ -222,10 +318,30 @@ def selection_parser() -> argparse.ArgumentParser:
     what.add_argument(
         "--data", type=Path, metavar="DIR", help="COCO-format data set to use instead of the profile's"
     )
+    _add_split_paths(what, "--data")
+    change = parser.add_argument_group("changes to the profile; their numbers are kept apart")
+    change.add_argument("--max-iterations", type=_positive, metavar="N", help="train at most N iterations")
+    change.add_argument(
+        "--short-side", type=_positive, metavar="N", help="resize images to this short side, in pixels"
+    )
+    change.add_argument(
+        "--weights", metavar="SOURCE", help='what backbones start from; "none" for random weights'
+    )
+    return parser
+
+
+def _add_study(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument(
+        "--study", default="atss", metavar="NAME", help="paper to reproduce (default: %(default)s)"
+    )
+
+
+def _add_split_paths(parser: argparse._ActionsContainer, instead_of: str) -> None:
     for name in SPLIT_PATHS:
         flag = "--" + name.replace("_", "-")
-        what.add_argument(flag, type=Path, metavar="PATH", help="instead of --data; all four together")
-    return parser
+        parser.add_argument(
+            flag, type=Path, metavar="PATH", help=f"instead of {instead_of}; all four together"
+        )
 
 
 def _workspace() -> argparse.ArgumentParser:

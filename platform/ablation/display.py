@@ -144,7 +144,7 @@ class Board:
         return self._clock() - active.since
 
     def tables(self) -> dict[str, tuple[int, int]]:
-        """(cells with a number at every seed, cells) of each planned table."""
+        """(cells tested at every seed, cells) of each planned table."""
         return {
             table: (sum(needed <= self._evaluated for needed in cells), len(cells))
             for table, cells in self._cells.items()

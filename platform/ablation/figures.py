@@ -180,10 +180,13 @@ def _numbers(filled: FilledTable) -> list[float] | None:
 
 
 def _halves(columns: Sequence[Sequence[FilledCell]]) -> dict[FilledCell, float]:
-    """Half the length of each cell's bar; nothing for cells that share no seed or have no interval."""
+    """Half the length of each cell's bar; nothing for cells that share no seed or have no interval.
+
+    A number that an evaluation server gave has none, and so has no distance from a mean that it is in.
+    """
     cells = [cell for column in columns for cell in column if cell.values]
     seeds = sorted(set.intersection(*(set(cell.values) for cell in cells))) if cells else []
-    if not seeds:
+    if not seeds or any(cell.imported for cell in cells):
         return {}
     samples = {cell: sample(cell, seeds) for cell in cells}
     middle = average(list(samples.values()))

@@ -7,7 +7,7 @@ command, so an edited study, more seeds and failures run again are all the same 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ablation.errors import UserError, last_line
@@ -19,11 +19,16 @@ from ablation.study import Cell, Row, Setting, Study, Table, Variant
 
 @dataclass(frozen=True, slots=True)
 class PlannedEvaluation:
-    """One way in which a trained trial is tested."""
+    """One way in which a trained trial is tested.
+
+    Attributes:
+        name: of the first planned row that cites it: "table8 ResNet-101, seed 0".
+    """
 
     key: str
     config: Any
     config_json: str
+    name: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,14 +247,14 @@ def _drafts(
                 for column, cell in zip(table.columns, row.cells, strict=True):
                     found = resolved[cell.variant, seed]
                     label = f"{row.label} {column}" if several else row.label
-                    draft = drafts.setdefault(
-                        found.trial_key, _Draft(f"{table.id} {label}, seed {seed}", seed, found)
-                    )
+                    name = f"{table.id} {label}, seed {seed}"
+                    draft = drafts.setdefault(found.trial_key, _Draft(name, seed, found))
                     if draft.seed != seed:
                         raise ValueError(f"{draft.name}: the trial config does not hold the seed")
                     draft.tables[table.id] = None
                     if table in tables:
-                        draft.evaluations[found.evaluation.key] = found.evaluation
+                        named = replace(found.evaluation, name=name)
+                        draft.evaluations.setdefault(named.key, named)
     return {trial_key: draft for trial_key, draft in drafts.items() if draft.evaluations}
 
 

@@ -32,6 +32,8 @@ class Request:
         directory: where this trial's checkpoints and artifacts live, for every attempt at it.
         context: what decides where and how it runs but not the result (paths, intervals); picklable.
         workers: processes that train this one trial.
+        micro_batch: samples that a worker takes through the network at a time, its share of a batch in
+            several goes, for want of memory; None for all at once.
     """
 
     trial_key: str
@@ -40,6 +42,7 @@ class Request:
     directory: Path
     context: Any = None
     workers: int = 1
+    micro_batch: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +65,10 @@ class Checkpointed:
 
 @dataclass(frozen=True, slots=True)
 class Evaluated:
-    """An evaluation is done: its numbers (AP in percent) and the files behind them, by kind."""
+    """An evaluation is done: its numbers (AP in percent) and the files behind them, by kind.
+
+    No numbers at all mean that only an evaluation server can give them, from the file "submission".
+    """
 
     key: str
     metrics: dict[str, float]

@@ -39,8 +39,7 @@ def run_study(
     print(session.plan.describe(), flush=True)
     facts = provenance.collect(command)
     invocation = store.start_invocation(command, facts)
-    workspace = session.workspace
-    mirror = Mirror(store, workspace.mlflow_uri, (workspace.root / "mlruns").as_uri())
+    mirror = Mirror.of(store, session.workspace)
     mirror.start()
     try:
         summary = _train(session, options, console, facts, invocation)

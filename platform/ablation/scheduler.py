@@ -66,6 +66,7 @@ class Options:
     Attributes:
         concurrency: trials at a time; as many as the CPUs (or a cluster's GPUs) allow when None.
         workers_per_trial: processes that train one trial together.
+        micro_batch: see `protocol.Request`.
         cluster: address of a running Ray cluster, "auto" to find it; None starts Ray on this machine.
         max_retries: how often a trial starts again after its process died. A Python exception would only
             come again, so such a trial fails at once.
@@ -73,6 +74,7 @@ class Options:
 
     concurrency: int | None = None
     workers_per_trial: int = 1
+    micro_batch: int | None = None
     cluster: str | None = None
     max_retries: int = 2
 
@@ -81,6 +83,8 @@ class Options:
             raise ValueError(f"concurrency must be >= 1, got {self.concurrency}")
         if self.workers_per_trial < 1:
             raise ValueError(f"workers_per_trial must be >= 1, got {self.workers_per_trial}")
+        if self.micro_batch is not None and self.micro_batch < 1:
+            raise ValueError(f"micro_batch must be >= 1, got {self.micro_batch}")
         if self.max_retries < 0:
             raise ValueError(f"max_retries must be >= 0, got {self.max_retries}")
 
@@ -268,7 +272,8 @@ def _request(trial: PlannedTrial, context: Any, workspace: Workspace, options: O
     directory = workspace.trial_directory(trial.key)
     directory.mkdir(parents=True, exist_ok=True)
     evaluations = tuple(EvaluationRequest(e.key, e.config) for e in trial.missing)
-    return Request(trial.key, trial.config, evaluations, directory, context, options.workers_per_trial)
+    workers, micro_batch = options.workers_per_trial, options.micro_batch
+    return Request(trial.key, trial.config, evaluations, directory, context, workers, micro_batch)
 
 
 # --- Ray ---------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from pathlib import Path
 from ablation.errors import UserError
 from ablation.plan import Plan, make_plan
 from ablation.store import Store
-from ablation.study import Profile, Setting, Study
+from ablation.study import Overrides, Profile, Setting, Study
 from ablation.workspace import Workspace
 
 SPLIT_PATHS = ("train_annotations", "train_images", "val_annotations", "val_images")
@@ -33,6 +33,7 @@ class Selection:
         seeds: how many, counted from 0.
         data: directory of a COCO-format data set.
         split_paths: instead of `data`, by the names of `SPLIT_PATHS`.
+        overrides: what to change of the profile.
     """
 
     study: str = "atss"
@@ -41,6 +42,7 @@ class Selection:
     seeds: int | None = None
     data: Path | None = None
     split_paths: Mapping[str, Path] = field(default_factory=dict)
+    overrides: Overrides = field(default_factory=Overrides)
     workspace: Path | None = None
 
 
@@ -67,7 +69,8 @@ class Session:
                 written but the cache: the data set's fingerprint is part of every key.
 
         Raises:
-            UserError: an unknown study, profile or table; a data set or a store that cannot be used.
+            UserError: an unknown study, profile or table; a data set or a store that cannot be used; an
+                override that the profile cannot take.
         """
         study = load_study(selection.study)
         name = selection.profile or study.default_profile
@@ -76,7 +79,8 @@ class Session:
             raise UserError(f"There is no profile {name!r}. --profile is one of\n{known}")
         profile = study.profiles[name]
         workspace = Workspace.at(selection.workspace)
-        setting = _prepared(profile, workspace, _data(selection))
+        data = named_data(selection.data, selection.split_paths)
+        setting = _prepared(profile, workspace, data, selection.overrides)
         _results(study, setting, workspace)  # a name that makes no folder fails before anything trains
         for notice in setting.notices:
             print(f"note: {notice}", file=sys.stderr)
@@ -90,7 +94,7 @@ class Session:
     def store(self) -> Store:
         """The store; UserError when there is none to look at."""
         if self.opened is None:
-            raise UserError(f"Nothing has run in {self.workspace.root} yet: `ablation run` does.")
+            raise nothing_has_run(self.workspace)
         return self.opened
 
     def replanned(self) -> Session:
@@ -106,9 +110,12 @@ class Session:
     @property
     def ui_hint(self) -> str:
         """The command that shows this workspace in MLflow."""
-        if self.workspace == Workspace.at(None):
-            return "make ui"
-        return shlex.join(["ablation", "ui", "--workspace", str(self.workspace.root)])
+        return "make ui" if self.workspace == Workspace.at(None) else self.command("ui")
+
+    def command(self, *words: str) -> str:
+        """An `ablation` command on this workspace, as a person types it."""
+        given = [] if self.workspace == Workspace.at(None) else ["--workspace", str(self.workspace.root)]
+        return shlex.join(["ablation", *words, *given])
 
 
 def load_study(name: str) -> Study:
@@ -121,10 +128,28 @@ def load_study(name: str) -> Study:
     return make()
 
 
-def _prepared(profile: Profile, workspace: Workspace, data: Mapping[str, Path] | None) -> Setting:
+def nothing_has_run(workspace: Workspace) -> UserError:
+    """Why there is no store to look at."""
+    return UserError(f"Nothing has run in {workspace.root} yet: `ablation run` does.")
+
+
+def named_data(directory: Path | None, split_paths: Mapping[str, Path]) -> Mapping[str, Path] | None:
+    """The data set given: a directory, all four of `SPLIT_PATHS`, or None; a UserError for a mixture."""
+    flags = {name: "--" + name.replace("_", "-") for name in SPLIT_PATHS}
+    if directory and split_paths:
+        raise UserError(f"Give a folder, or the four of {', '.join(flags.values())}; not both.")
+    missing = [flag for name, flag in flags.items() if name not in split_paths]
+    if split_paths and missing:
+        raise UserError(f"A data set named by its files takes all four; missing: {', '.join(missing)}.")
+    return {"directory": directory} if directory else split_paths or None
+
+
+def _prepared(
+    profile: Profile, workspace: Workspace, data: Mapping[str, Path] | None, overrides: Overrides
+) -> Setting:
     try:
         with _said_when_slow("Preparing the data set (drawn or decoded once) ..."):
-            return profile.prepare(workspace.root, data)
+            return profile.prepare(workspace.root, data, overrides)
     except OSError as error:
         raise UserError(
             f"The data set cannot be prepared: {error.strerror or error} "
@@ -148,18 +173,6 @@ def _results(study: Study, setting: Setting, workspace: Workspace) -> Path:
     """A folder for each profile, and under it for each data set that is not the profile's own."""
     name = setting.profile if setting.own_data is None else f"{setting.profile}-{setting.own_data}"
     return workspace.results_directory(study.name, name)
-
-
-def _data(selection: Selection) -> Mapping[str, Path] | None:
-    """What was given as data set: nothing, a directory, or all four paths."""
-    given, directory = selection.split_paths, selection.data
-    flags = {name: "--" + name.replace("_", "-") for name in SPLIT_PATHS}
-    if directory and given:
-        raise UserError(f"Give --data, or the four of {', '.join(flags.values())}; not both.")
-    missing = [flag for name, flag in flags.items() if name not in given]
-    if given and missing:
-        raise UserError(f"A data set named by its files takes all four; missing: {', '.join(missing)}.")
-    return {"directory": directory} if directory else given or None
 
 
 def _table_ids(tables: Sequence[str] | None) -> list[str] | None:

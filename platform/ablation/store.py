@@ -7,7 +7,8 @@ read at the same time. States of a trial:
        ^------------------|  |--fail-----> FAILED   --retry--> WAITING
         release, reclaim_all
 
-An attempt that has ended never changes again; only what the MLflow mirror has of it does.
+An attempt that has ended never changes again; only what the MLflow mirror has of it does, and the
+numbers of an evaluation that left them to an evaluation server (`import_scores`).
 """
 
 from __future__ import annotations
@@ -54,6 +55,10 @@ SILENCE = timedelta(seconds=30)
 """A driver says much more often than this that its attempts are alive."""
 CHECKPOINT = "checkpoint"
 """The kind of artifact that a `Checkpointed` report leaves."""
+SUBMISSION = "submission"
+"""The kind of artifact that an evaluation without numbers leaves: what an evaluation server takes."""
+SCORES = "scores"
+"""The kind of artifact that holds what an evaluation server returned."""
 
 _ADVICE = (
     ("disk is full", "Free some space there, or move the workspace with --workspace."),
@@ -141,7 +146,8 @@ class EvaluationRow:
     """An evaluation that is done.
 
     Attributes:
-        metrics: AP and its kin in percent; NaN where there is nothing to average.
+        metrics: AP and its kin in percent; NaN where there is nothing to average; empty while an
+            evaluation server has yet to give them.
         artifacts: path of each kind of file behind it, relative to the workspace (`Store.resolve`).
     """
 
@@ -152,6 +158,16 @@ class EvaluationRow:
     metrics: dict[str, float]
     artifacts: dict[str, str]
     time: datetime
+
+    @property
+    def awaits_scores(self) -> bool:
+        """Whether it has no numbers, because only an evaluation server can give them."""
+        return not self.metrics
+
+    @property
+    def imported(self) -> bool:
+        """Whether an evaluation server gave its numbers."""
+        return SCORES in self.artifacts
 
 
 @dataclass(frozen=True, slots=True)
@@ -483,6 +499,29 @@ class Store:
         with self._transaction(writes=True) as connection:
             trial_key = self._touch(connection, attempt_id, {"state": "INTERRUPTED", "ended": _now()})
             _set_trial_state(connection, trial_key, "WAITING")
+
+    def import_scores(self, evaluation_key: str, metrics: Mapping[str, float], path: str) -> None:
+        """Gives an evaluation the numbers that an evaluation server returned, in the place of earlier ones.
+
+        Args:
+            evaluation_key: of an evaluation without numbers, or with imported ones.
+            metrics: in percent.
+            path: what was returned, in the workspace.
+
+        Raises:
+            ValueError: the evaluation has no result yet, or its numbers were measured here.
+        """
+        e, a = schema.evaluations, schema.attempts
+        row = self.evaluations([evaluation_key]).get(evaluation_key)
+        if row is None or not (row.awaits_scores or row.imported):
+            raise ValueError(f"evaluation {evaluation_key} does not wait for an evaluation server's numbers")
+        file = _file_row(SCORES, self._relative(path), _sha256(self.root / path), evaluation_key=row.key)
+        ids = {"trial_key": row.trial_key, "attempt_id": row.attempt_id, "time": _now()}
+        numbers = {name: _to_null(value) for name, value in metrics.items()}
+        with self._transaction(writes=True) as connection:
+            connection.execute(e.update().where(e.c.key == row.key).values(metrics=numbers))
+            connection.execute(schema.artifacts.insert().values(ids | file))
+            connection.execute(a.update().where(a.c.id == row.attempt_id).values(mirrored_state=None))
 
     def _touch(self, connection: Connection, attempt_id: int, values: Mapping[str, Any]) -> str:
         """Changes a running attempt and returns its trial's key; no ended attempt passes here."""

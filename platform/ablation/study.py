@@ -8,7 +8,7 @@ trained once and cited by many cells.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -163,7 +163,9 @@ class Setting(Protocol):
     """A profile bound to a workspace and a data set: how a paper's row becomes a trial that runs.
 
     Attributes:
-        profile: the profile's name.
+        profile: names the profile and what the user changed of it ("coco-90its"), no other combination
+            likewise: part of folder names, of the store and of MLflow's experiments.
+        at_paper_scale: whether nothing is smaller than in the paper, so that a cell's tolerance applies.
         data_name: the data set's name, for people.
         own_data: names the user's data set in folder names, no other data set likewise; None when the
             data set is the profile's own. Tables of different data sets never mix.
@@ -176,6 +178,9 @@ class Setting(Protocol):
 
     @property
     def profile(self) -> str:  # noqa: D102
+        ...
+    @property
+    def at_paper_scale(self) -> bool:  # noqa: D102
         ...
     @property
     def data_name(self) -> str:  # noqa: D102
@@ -206,25 +211,48 @@ class Setting(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Overrides:
+    """What a user may change of a profile; None leaves it as it is.
+
+    All of it is part of a trial's identity, for it ends up in the resolved config.
+
+    Attributes:
+        max_iterations: train at most so many.
+        short_side: of images as trained and tested on, in pixels.
+        weights: what backbones start from; the profile knows which sources there are.
+    """
+
+    max_iterations: int | None = None
+    short_side: int | None = None
+    weights: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Profile:
     """A scale at which a study can run.
 
     Attributes:
         summary: one line of help.
         seeds: number of seeds when the user names none.
-        prepare: `(workspace, data)` to a setting; makes or checks the data set. `data` is what the
-            user gave with --data (None for the profile's own), raises ablation.errors.UserError.
+        prepare: `(workspace, data, overrides)` to a setting; makes or checks the data set. `data` is what
+            the user gave with --data (None for the profile's own). Raises ablation.errors.UserError,
+            for an override that the profile cannot take too.
     """
 
     name: str
     summary: str
     seeds: int
-    prepare: Callable[[Path, Mapping[str, Path] | None], Setting]
+    prepare: Callable[[Path, Mapping[str, Path] | None, Overrides], Setting]
 
 
 @dataclass(frozen=True, slots=True)
 class Study:
-    """A paper: its tables, its claims, the profiles it can run at, and what trains a trial."""
+    """A paper: its tables, its claims, the profiles it can run at, and what trains a trial.
+
+    Attributes:
+        check_data: `(data, folder)` to a report on a data set that a user wants to use, pictures of it in
+            the folder; raises ablation.errors.UserError. None where the study cannot check one.
+    """
 
     name: str
     title: str
@@ -233,7 +261,8 @@ class Study:
     profiles: Mapping[str, Profile]
     default_profile: str
     train: TrainFunction
-    paper_note: str = field(default="")
+    paper_note: str = ""
+    check_data: Callable[[Mapping[str, Path], Path], str] | None = None
 
     def table(self, table_id: str) -> Table:
         """The table of that id; KeyError with the ids there are."""

@@ -14,11 +14,14 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
+from ablation.store import SUBMISSION, AttemptRow, EvaluationRow, Store, TrialRow
 from ablation.study import Cell, Row, Setting, Study, Table
 
 if TYPE_CHECKING:
     from ablation.plan import Plan
-    from ablation.store import AttemptRow, EvaluationRow, Store, TrialRow
+
+IMPORTED_MARK = "†"
+"""Beside a number that an evaluation server gave."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +30,14 @@ class Source:
 
     Attributes:
         value: the metric in percent; None while there is none.
-        state: "complete", "waiting", "running", "failed", or "undefined" where the data set has
-            nothing to measure (AP of small objects without small objects).
+        state: "complete", "imported" (complete, but an evaluation server's number), "waiting", "running",
+            "failed", "submit" where only an evaluation server can give it, or "undefined" where the data
+            set has nothing to measure (AP of small objects without small objects).
         fraction: share of the training done, 0..1.
         commit: of the code that evaluated it, "+changes" behind it when not all was committed; "" where
             unknown.
         bootstrap: path of its image-bootstrap replicates; None where there are none.
+        submission: what to upload, relative to the workspace; "" where there is nothing.
     """
 
     seed: int
@@ -43,6 +48,7 @@ class Source:
     fraction: float = 0.0
     commit: str = ""
     bootstrap: Path | None = None
+    submission: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,21 +88,33 @@ class FilledCell:
         return None if mean is None or self.paper is None else mean - self.paper
 
     @property
+    def reproduced(self) -> bool | None:
+        """Whether ours, as shown, is within tolerance of the paper's; None where one is missing."""
+        if self.mean is None or self.paper is None:
+            return None
+        return abs(round(self.mean, 1) - self.paper) < self.cell.tolerance + 1e-6
+
+    @property
     def complete(self) -> bool:
         """Whether every seed has its value."""
         return len(self.values) == len(self.sources)
 
     @property
+    def imported(self) -> bool:
+        """Whether a value is an evaluation server's: nothing here says how sure it is."""
+        return any(source.state == "imported" for source in self.sources)
+
+    @property
     def state(self) -> str:
-        """What keeps the missing seeds, a failure named first; "complete" where none is missing."""
+        """What keeps the missing seeds, a failure named first; "complete" or "imported" where none is."""
         missing = [source for source in self.sources if source.value is None]
         states = {source.state for source in missing}
         if not missing:
-            return "complete"
+            return "imported" if self.imported else "complete"
         if "running" in states and "failed" not in states:
             share = fmean(source.fraction for source in missing if source.state == "running")
             return f"running {math.floor(100 * share)} %"
-        return next(state for state in ("failed", "waiting", "undefined") if state in states)
+        return next(state for state in ("failed", "waiting", "submit", "undefined") if state in states)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +122,7 @@ class Heading:
     """Under what conditions the numbers of a table were measured."""
 
     profile: str
+    at_paper_scale: bool
     data_name: str
     note: str
     paper_note: str
@@ -128,6 +147,11 @@ class Heading:
         note = f" ({self.paper_note})" if self.paper_note else ""
         return f"Each cell: {ours}, then the paper's number at its own scale and ours minus it{note}."
 
+    @property
+    def text(self) -> str:
+        """All of it, as a paragraph."""
+        return " ".join(sentence for sentence in (self.conditions, self.note, self.legend) if sentence)
+
 
 @dataclass(frozen=True, slots=True)
 class FilledTable:
@@ -144,10 +168,20 @@ class FilledTable:
 
     @property
     def caption(self) -> str:
-        """What stands below the title: the conditions, and how to read a cell."""
-        heading = self.heading
-        sentences = [heading.conditions, heading.note, heading.legend]
-        return " ".join(sentence for sentence in sentences if sentence)
+        """What stands below the title: the conditions, how to read a cell, what is special here."""
+        return " ".join([self.heading.text, *self.notes])
+
+    @property
+    def notes(self) -> list[str]:
+        """Sentences that other tables need not have: reproduced cells, numbers of an evaluation server."""
+        notes = []
+        compared = [cell.reproduced for cell in self.cells if cell.reproduced is not None]
+        if self.heading.at_paper_scale and compared:
+            share = f"{compared.count(True)} of {len(compared)} cells"
+            notes.append(f"Within their tolerance of the paper's number: {share}.")
+        if any(cell.imported for cell in self.cells):
+            notes.append(f"{IMPORTED_MARK} An evaluation server's number, so differences have no interval.")
+        return notes + _to_submit(self.cells)
 
     @property
     def cells(self) -> tuple[FilledCell, ...]:
@@ -157,6 +191,20 @@ class FilledTable:
     def cell(self, row: str, column: str) -> FilledCell:
         """The cell of that row label and column name."""
         return next(cell for cell in self.cells if (cell.row, cell.column) == (row, column))
+
+
+def _to_submit(cells: Sequence[FilledCell]) -> list[str]:
+    """What to do about cells that only an evaluation server can fill: one is told, others are counted."""
+    sources = [source for cell in cells for source in cell.sources if source.state == "submit"]
+    files = {source.evaluation_key: source.submission for source in sources}
+    if not files:
+        return []
+    key, file = next(iter(files.items()))
+    more = f" {len(files) - 1} more likewise: ablation status lists them." if len(files) > 1 else ""
+    return [
+        f'"submit": only an evaluation server can give the number. Upload {file or "its detections"} of the '
+        f"workspace, then run ablation import-scores {key} FILE with what comes back.{more}"
+    ]
 
 
 Item = str | bool | FilledCell
@@ -215,6 +263,9 @@ class _Reader:
         """What these two keys give to a cell of that metric."""
         source = Source(seed, trial_key, evaluation_key)
         evaluation = self.evaluations.get(evaluation_key)
+        if evaluation is not None and evaluation.awaits_scores:
+            submission = evaluation.artifacts.get(SUBMISSION, "")
+            return replace(source, state="submit", fraction=1.0, submission=submission)
         if evaluation is not None and metric in evaluation.metrics:
             return self._measured(source, evaluation, evaluation.metrics[metric])
         trial = self.trials.get(trial_key)
@@ -232,7 +283,7 @@ class _Reader:
         return replace(
             source,
             value=value,
-            state="complete",
+            state="imported" if evaluation.imported else "complete",
             fraction=1.0,
             commit="" if attempt is None else _commit(attempt.provenance),
             bootstrap=None if bootstrap is None else self.root / bootstrap,
@@ -285,6 +336,7 @@ def _heading(study: Study, plan: Plan, rows: Sequence[Sequence[FilledCell]]) -> 
     commits = {source.commit for row in rows for cell in row for source in cell.sources if source.commit}
     return Heading(
         setting.profile,
+        setting.at_paper_scale,
         setting.data_name,
         setting.caption,
         study.paper_note,

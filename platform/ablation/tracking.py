@@ -18,6 +18,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ablation.store import AttemptRow, EvaluationRow, InvocationRow, Store, TrialRow
+from ablation.workspace import Workspace
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -59,6 +60,11 @@ class Mirror:
     _thread: threading.Thread | None = None
     _ended: set[str] = field(default_factory=set)  # parent runs that are known to have ended
     _client: MlflowClient | None = None
+
+    @classmethod
+    def of(cls, store: Store, workspace: Workspace) -> Mirror:
+        """The mirror that lies beside a workspace's store."""
+        return cls(store, workspace.mlflow_uri, (workspace.root / "mlruns").as_uri())
 
     def start(self) -> None:
         """Copy every `interval` seconds in the background, until `close`."""

@@ -24,7 +24,7 @@ from ablation.errors import UserError
 from ablation.fingerprint import KEY_LENGTH
 
 _KEY = re.compile(rf"[0-9a-f]{{{KEY_LENGTH}}}")
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +82,8 @@ class Workspace:
         for name in (study, profile):
             if not _NAME.fullmatch(name):
                 raise UserError(
-                    f"Study and profile names become folder names: letters, digits, '_', '-' and '.' "
-                    f"are allowed, not '.' first; got {name!r}."
+                    f"Study and profile names become folder names: at most 100 letters, digits, '_', '-' "
+                    f"and '.' are allowed, not '-' or '.' first; got {name!r}."
                 )
         return self.results / f"{study}-{profile}"
 

@@ -112,3 +112,33 @@ def test_every_claim_names_cells_that_exist(make_workspace):
     for claim in study.claims:
         for ref in references(claim):
             study.cell(ref)
+
+
+def test_a_claim_on_a_cell_to_submit_is_pending_and_says_so(make_workspace):
+    workspace = make_workspace()
+    workspace.measure("base", 42.5)
+    workspace.submit("other")
+    verdict = judge(workspace)["greater"]
+    assert verdict.verdict == "pending"
+    assert verdict.detail == "needs table1 'other' (an evaluation server's number)"
+
+
+@pytest.mark.parametrize("seeds", [(0,), (0, 1)])
+def test_imported_numbers_have_a_difference_and_no_interval_so_nothing_is_decided(make_workspace, seeds):
+    workspace = make_workspace(seeds)
+    workspace.setting.seed_noise = 0.1
+    for seed in seeds:
+        workspace.measure("base", 42.5, seed=seed)
+        workspace.measure("gn", 43.4, seed=seed)
+        for method in ("other", "giou"):
+            for key in workspace.submit(method, seed):
+                workspace.give(key, 47.8 + seed)
+    judged = judge(workspace)
+    mean = sum(47.8 + seed for seed in seeds) / len(seeds)
+    for claim, estimate in {"greater": mean - 42.5, "chain": 0.9}.items():
+        verdict = judged[claim]
+        assert (verdict.verdict, verdict.interval) == ("undecided", None)
+        assert verdict.estimate == pytest.approx(estimate)
+        assert verdict.points_the_papers_way
+        assert "an evaluation server's numbers: no interval" in verdict.detail
+        assert "[" not in verdict.detail

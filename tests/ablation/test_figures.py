@@ -1,3 +1,4 @@
+import pytest
 from PIL import Image
 
 from ablation.figures import draw, write_figures
@@ -37,3 +38,15 @@ def test_bars_leave_out_the_noise_that_all_cells_share(full):
 def test_a_row_without_a_number_says_why(partial):
     (figure,) = (draw(t) for t in assemble(partial.study, partial.plan, partial.store, ["table1"]))
     assert {text.get_text() for text in figure.axes[0].texts} == {"running 41 %", "failed"}
+
+
+def test_numbers_of_an_evaluation_server_are_drawn_without_bars(make_workspace):
+    workspace = make_workspace((0, 1))
+    for seed in (0, 1):
+        for method, value in {"k3": 49.3, "k5": 49.5, "k7": 49.7}.items():
+            workspace.give(*workspace.submit(method, seed), value + seed / 10)
+    (figure,) = (draw(t) for t in assemble(workspace.study, workspace.plan, workspace.store, ["table4"]))
+    ours = figure.axes[0]
+    assert list(ours.lines[0].get_ydata()) == pytest.approx([49.35, 49.55, 49.75])
+    (bars,) = ours.collections
+    assert all(segment[0][1] == segment[1][1] for segment in bars.get_segments())

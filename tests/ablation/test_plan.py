@@ -33,6 +33,7 @@ class Trial:
 @dataclass(frozen=True)
 class PlainSetting:
     profile: str = "tiny"
+    at_paper_scale: bool = False
     data_name: str = "dots"
     own_data: str | None = None
     seed_noise: float | None = None
@@ -293,3 +294,11 @@ def test_a_config_without_identity_is_refused_with_its_row() -> None:
     with pytest.raises(TypeError, match="topk") as caught:
         make_plan(bad, SETTING, (0,))
     assert caught.value.__notes__ == ["in t, row 'x'"]
+
+
+def test_an_evaluation_is_named_after_the_first_row_that_cites_it() -> None:
+    (nine,) = plan(tables=["table3"]).trials
+    assert [(e.config.multi_scale, e.name) for e in nine.evaluations] == [
+        (False, "table3 single, seed 0"),
+        (True, "table3 multi, seed 0"),
+    ]

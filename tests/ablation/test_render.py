@@ -62,6 +62,38 @@ def test_several_seeds_show_their_spread_and_missing_ones_are_counted(partial):
     assert (text.ours(running), text.reference(running)) == ("running 41 %", "37.8")
 
 
+@pytest.fixture
+def served(make_workspace):
+    """table4 with an imported number, one to submit, and one that waits."""
+    workspace = make_workspace()
+    workspace.give(*workspace.submit("k3"), 43.6)
+    workspace.submit("k5")
+    return workspace
+
+
+def test_a_number_of_an_evaluation_server_is_marked_in_every_format(served):
+    (table,) = tables_of(served, ["table4"])
+    assert text.ours(table.cell("k=3", "AP")) == "43.6†"
+    assert "43.6† (39.3, +4.3)" in markdown.table(table)
+    assert r"43.6$\dagger$" in latex.table(table)
+    assert r"$\dagger$ An evaluation server's number" in latex.table(table)
+    assert ">43.6†" in html.table(table)
+    assert [line["state"] for line in stdlib_csv.DictReader(io.StringIO(csv.table(table)))] == [
+        "imported",
+        "submit",
+        "waiting",
+    ]
+
+
+def test_the_terminal_says_below_a_table_what_to_submit(served):
+    shown = " ".join(printed(terminal.tables(tables_of(served, ["table4", "table1"]))).split())
+    before, after = shown.split("Table 4")
+    assert "43.6†" in after
+    assert "ablation import-scores" in after
+    assert "ablation import-scores" not in before
+    assert '<span class="submit">submit</span>' in html.table(tables_of(served, ["table4"])[0])
+
+
 # --- Markdown -----------------------------------------------------------------------------------------
 
 

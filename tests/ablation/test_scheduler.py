@@ -31,7 +31,7 @@ PATIENCE_S = 120
 # --- without Ray ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("field", ["concurrency", "workers_per_trial"])
+@pytest.mark.parametrize("field", ["concurrency", "workers_per_trial", "micro_batch"])
 def test_options_refuse_what_could_never_run(field: str) -> None:
     with pytest.raises(ValueError, match=f"{field} must be >= 1, got 0"):
         Options(**{field: 0})

@@ -98,3 +98,55 @@ def test_tables_that_are_not_planned_are_filled_too_and_wait_where_nothing_has_r
 
 def test_named_tables_alone_are_assembled(full):
     assert [t.name for t in assemble(full.study, full.plan, full.store, ["table2"])] == ["Table 2"]
+
+
+# --- an evaluation server's numbers -------------------------------------------------------------------
+
+
+def test_a_cell_that_only_a_server_can_fill_says_submit_and_the_caption_what_to_do(make_workspace):
+    workspace = make_workspace()
+    key, *_ = workspace.submit("k3")
+    workspace.submit("k5")
+    table = tables_of(workspace)["table4"]
+    assert [cell.state for cell in table.cells] == ["submit", "submit", "waiting"]
+    assert table.cell("k=3", "AP").mean is None
+    file = f"artifacts/{workspace.trial_key('k3')}/submission.zip"
+    assert f"Upload {file} of the workspace, then run ablation import-scores {key} FILE" in table.caption
+    assert "1 more likewise" in table.caption
+    assert "import-scores" not in tables_of(workspace)["table1"].caption
+
+
+def test_an_imported_number_is_a_number_that_is_marked(make_workspace):
+    workspace = make_workspace()
+    workspace.give(*workspace.submit("k5"), 43.6)
+    table = tables_of(workspace)["table4"]
+    cell = table.cell("k=5", "AP")
+    assert (cell.mean, cell.state, cell.complete, cell.imported) == (43.6, "imported", True, True)
+    assert cell.difference == pytest.approx(43.6 - 39.5)
+    assert cell.sources[0].bootstrap is None
+    assert "† An evaluation server's number" in table.caption
+    assert "†" not in tables_of(workspace)["table1"].caption
+
+
+def test_one_seed_to_submit_leaves_the_others_mean(make_workspace):
+    workspace = make_workspace((0, 1))
+    workspace.give(*workspace.submit("k5"), 43.6)
+    workspace.submit("k5", seed=1)
+    cell = tables_of(workspace)["table4"].cell("k=5", "AP")
+    assert (cell.mean, cell.complete, cell.state) == (43.6, False, "submit")
+
+
+# --- the paper's own scale ----------------------------------------------------------------------------
+
+
+def test_cells_within_tolerance_are_counted_at_the_papers_own_scale_alone(make_workspace):
+    workspace = make_workspace()
+    for method, value in {"k3": 39.64, "k5": 39.1}.items():  # the paper's: 39.3 and 39.5, within 0.3
+        workspace.measure(method, value)
+    sentence = "Within their tolerance of the paper's number: 1 of 2 cells."
+    assert sentence not in tables_of(workspace)["table4"].caption
+    workspace.setting.at_paper_scale = True
+    table = tables_of(workspace)["table4"]
+    assert [cell.reproduced for cell in table.cells] == [True, False, None]
+    assert sentence in table.caption
+    assert "tolerance" not in tables_of(workspace)["table1"].caption

@@ -210,3 +210,21 @@ def test_metric_names_lose_what_mlflow_refuses() -> None:
 def test_settings_flatten_to_dotted_names() -> None:
     config = {"__type__": "Trial", "a": {"__type__": "Box", "b": 1}, "c": [1, 2]}
     assert list(flatten(config)) == [("a", "Box"), ("a.b", "1"), ("c", "[1, 2]")]
+
+
+def test_imported_numbers_arrive_though_the_attempt_was_copied_before(
+    store: Store, mirror: Mirror, tmp_path: Path
+) -> None:
+    attempt = _start(store)
+    store.record(attempt, [Evaluated(EVALUATION, {}, {})])
+    store.finish(attempt)
+    mirror.sync()
+    returned = tmp_path / "scores.txt"
+    returned.write_text("AP 43.6")
+    store.import_scores(EVALUATION, {"AP": 43.6}, str(returned))
+    assert mirror.sync() == 1
+    client, runs = _runs(mirror)
+    (run,) = [run for run in runs if "attempt" in run.data.tags]
+    assert (run.data.metrics["AP"], run.info.status) == (43.6, "FINISHED")
+    assert [f.path for f in client.list_artifacts(run.info.run_id, "evaluation")] == ["evaluation/scores.txt"]
+    assert mirror.sync() == 0

@@ -106,6 +106,7 @@ class ToySetting:
 
     profile, data_name, caption, notices, context = "toy", "none", "counting", (), None
     own_data = seed_noise = None
+    at_paper_scale = False
 
     def trial(self, training: Toy, seed: int) -> Toy:
         return Toy(training.name, training.steps, training.step_seconds, training.fault, seed)
@@ -118,7 +119,7 @@ def toy_study(toys: list[Toy]) -> Study:
     """One table, a row for each."""
     rows = tuple(Row(toy.name, (toy.name,), (Cell(Variant(toy, Count()), "AP"),)) for toy in toys)
     table = Table("table1", "Counting", ("method",), ("AP",), rows)
-    profile = Profile("toy", "counts", 1, lambda workspace, data: ToySetting())
+    profile = Profile("toy", "counts", 1, lambda workspace, data, overrides: ToySetting())
     return Study("toy", "Counting", (table,), (), {"toy": profile}, "toy", train)
 
 

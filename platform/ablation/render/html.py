@@ -36,7 +36,7 @@ td.best { background: var(--best); } td small { display: block; color: var(--sof
 td i { font-size: .75rem; font-style: normal; color: var(--soft); }
 .complete { color: inherit; } .waiting, .undefined, .pending { color: var(--soft); font-style: italic; }
 .running { color: var(--busy); font-style: italic; } .failed, .refuted { color: var(--bad); }
-.supported { color: var(--good); } .undecided { color: var(--open); }
+.supported { color: var(--good); } .undecided, .submit { color: var(--open); }
 """
 
 

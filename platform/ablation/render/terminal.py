@@ -15,14 +15,16 @@ from ablation.table import FilledCell, FilledTable, Item, grid, num_heading_colu
 
 VERDICT_STYLE = {"supported": "green", "refuted": "red", "undecided": "yellow", "pending": "dim"}
 LONG_NAME = 30
-_STATE_STYLE = {"failed": "red", "running": "cyan"}
+_STATE_STYLE = {"failed": "red", "running": "cyan", "submit": "yellow"}
 
 
 def tables(filled: Sequence[FilledTable]) -> RenderableType:
     """Every table, and below them once what they have in common."""
-    drawn: list[RenderableType] = [part for one in filled for part in (table(one), "")]
+    drawn: list[RenderableType] = []
+    for one in filled:
+        drawn += [table(one), *(Text(note, style="dim") for note in one.notes), ""]
     if filled:
-        drawn.append(Text(f"{filled[0].caption} * is the best of a column.", style="dim"))
+        drawn.append(Text(f"{filled[0].heading.text} * is the best of a column.", style="dim"))
     return Group(*drawn)
 
 

@@ -7,7 +7,7 @@ ours minus it. A number that not all seeds have given yet shows how many have: "
 from __future__ import annotations
 
 from ablation.claims import Verdict
-from ablation.table import FilledCell
+from ablation.table import IMPORTED_MARK, FilledCell
 
 CHECK = "✓"
 MINUS = "−"
@@ -25,8 +25,10 @@ def signed(value: float) -> str:
 
 
 def ours(cell: FilledCell) -> str:
-    """Our number; while there is none, why."""
-    return cell.state if cell.mean is None else number(cell.mean)
+    """Our number, marked where an evaluation server gave it; while there is none, why."""
+    if cell.mean is None:
+        return cell.state
+    return number(cell.mean) + (IMPORTED_MARK if cell.imported else "")
 
 
 def spread(cell: FilledCell) -> str:
