@@ -1,20 +1,19 @@
-"""Profiles: the scales at which the study runs, and how each maps the paper's rows to its own.
+"""The profiles of a laptop: the paper's rows with small images, small networks and few iterations.
 
-A profile keeps the paper's geometry (five levels, anchors in strides, k, thresholds) and every switch
-that a row turns; it shrinks images, widths and iterations. `shapes` draws its own COCO-format data set.
+They keep the paper's geometry (five levels, anchors in strides, k, thresholds) and every switch that a
+row turns. `shapes` draws its own COCO-format data set.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from ablation.errors import UserError
-from ablation.study import Profile
-from detector.coco import CheckedSplit, DataPaths, Split, fingerprint, read_data
+from ablation.study import Overrides, Profile
+from detector.coco import DataPaths
 from detector.config import (
     FPN,
     AdamW,
@@ -29,10 +28,9 @@ from detector.config import (
     SingleScale,
     Trial,
 )
-from detector.dataset import open_packed
-from detector.errors import DataError
 from detector.shapes import ShapesSpec, draw_dataset
 from experiments.atss.presets import Recipe
+from experiments.data import Context, DataSet, changed_name, effective, named_paths, open_data
 
 Precision = Literal["fp32", "bf16"]
 
@@ -119,16 +117,6 @@ SCALES = (SHAPES, SHAPES_LONG, SMOKE)
 
 
 @dataclass(frozen=True, slots=True)
-class Context:
-    """Where a trial finds its data and how often it reports: nothing that changes its result."""
-
-    paths: DataPaths
-    cache: Path
-    report_every: int
-    checkpoint_every: int
-
-
-@dataclass(frozen=True, slots=True)
 class ScaledSetting:
     """A scale with its data set at hand: an `ablation.study.Setting`."""
 
@@ -144,8 +132,13 @@ class ScaledSetting:
 
     @property
     def profile(self) -> str:
-        """The profile's name."""
+        """The profile's name, and what the user changed of it."""
         return self.scale.name
+
+    @property
+    def at_paper_scale(self) -> bool:
+        """See `ablation.study.Setting`."""
+        return False
 
     @property
     def seed_noise(self) -> float | None:
@@ -159,7 +152,8 @@ class ScaledSetting:
         return Trial(detector, schedule, self.data, seed)
 
     def evaluation(self, evaluation: Evaluation) -> Evaluation:
-        """The paper's test; its 13 sizes become five, each with its own range of areas."""
+        """The paper's test on the validation split; 13 sizes become five, each with its areas."""
+        evaluation = replace(evaluation, split="val")
         match evaluation.scales:
             case SingleScale():
                 return evaluation
@@ -214,39 +208,62 @@ def small_backbone(paper: ResNet, scale: Scale) -> ResNet:
 # --- preparing a setting -----------------------------------------------------------------------------
 
 
-def prepare(scale: Scale, workspace: Path, data: Mapping[str, Path] | None) -> ScaledSetting:
+def prepare(
+    scale: Scale, workspace: Path, data: Mapping[str, Path] | None, overrides: Overrides
+) -> ScaledSetting:
     """The scale bound to a data set: drawn on first use, or the user's own, checked and decoded once.
 
     Args:
         workspace: holds drawn data sets and decoded images.
-        data: None for drawn shapes; {"directory": path} for the standard layout; or the four paths
-            "train_annotations", "train_images", "val_annotations", "val_images".
+        data: None for drawn shapes, else as `named_paths` takes it.
+        overrides: what the user changed of the scale.
 
     Raises:
-        UserError: the data set cannot be used; lists what is wrong with it.
+        UserError: the data set cannot be used, or an override means nothing here.
     """
+    scale = changed(scale, overrides, own=bool(data))
     cache = workspace / "cache"
-    try:
-        paths = _paths(scale, cache, data)
-        train, val = read_data(paths)
-        described = describe(scale, fingerprint(train, val), own=bool(data))
-        for name, split in (("train", train), ("val", val)):
-            open_packed(split, name, described, cache)
-    except DataError as error:
-        raise UserError(str(error)) from error
-    name = _name(paths) if data else "shapes"
+
+    def find() -> DataPaths:
+        return named_paths(data) if data else draw_dataset(scale.shapes, cache)
+
+    def described(fingerprint: str) -> Data:
+        return describe(scale, fingerprint, own=bool(data))
+
+    dataset = open_data(find, described, cache, name=None if data else "shapes")
     precision, fallback = supported_precision()
-    notices = [*_repairs("train", train), *_repairs("val", val), *fallback]
     return ScaledSetting(
         scale=scale,
-        data=described,
-        data_name=name,
-        own_data=_folder_name(name, described) if data else None,
-        num_classes=len(train.class_names),
+        data=dataset.data,
+        data_name=dataset.name,
+        own_data=dataset.folder_name if data else None,
+        num_classes=len(dataset.train.class_names),
         precision=precision,
-        caption=_caption(scale, name, described, train, val, precision),
-        notices=notices,
-        context=Context(paths, cache, scale.report_every, scale.checkpoint_every),
+        caption=_caption(scale, dataset, precision),
+        notices=[*dataset.repairs, *fallback],
+        context=Context(dataset.paths, cache, scale.report_every, scale.checkpoint_every),
+    )
+
+
+def changed(scale: Scale, overrides: Overrides, *, own: bool) -> Scale:
+    """The scale with what the user changed, which its name then says.
+
+    Raises:
+        UserError: pretrained weights, or another size for drawn images.
+    """
+    overrides = effective(overrides, scale.schedule.iterations, scale.own_short_side, "none")
+    if overrides.weights:
+        raise UserError(f"The small networks of {scale.name} start from random weights; leave out --weights.")
+    if overrides.short_side and not own:
+        raise UserError(f"{scale.name} draws its images at their size; --short-side needs --data.")
+    schedule, side = scale.schedule, overrides.short_side or scale.own_short_side
+    iterations = overrides.max_iterations or schedule.iterations
+    return replace(
+        scale,
+        name=changed_name(scale.name, overrides),
+        schedule=replace(schedule, iterations=iterations),
+        own_short_side=side,
+        own_max_long_side=round(side * scale.own_max_long_side / scale.own_short_side),
     )
 
 
@@ -258,17 +275,6 @@ def supported_precision(cpuinfo: Path = Path("/proc/cpuinfo")) -> tuple[Precisio
     if "avx512_bf16" in flags or "amx_bf16" in flags:
         return "bf16", []
     return "fp32", ["this processor has no bf16 arithmetic: training in fp32, about twice as long"]
-
-
-def _paths(scale: Scale, cache: Path, data: Mapping[str, Path] | None) -> DataPaths:
-    if not data:
-        return draw_dataset(scale.shapes, cache)
-    if "directory" in data:
-        return DataPaths.from_directory(data["directory"])
-    return DataPaths(
-        Split(data["train_annotations"], data["train_images"]),
-        Split(data["val_annotations"], data["val_images"]),
-    )
 
 
 def describe(scale: Scale, fingerprint: str, *, own: bool) -> Data:
@@ -286,38 +292,19 @@ def describe(scale: Scale, fingerprint: str, *, own: bool) -> Data:
     )
 
 
-def _name(paths: DataPaths) -> str:
-    """What people call their data set: its folder's name, or the file's where no folder has one."""
-    annotations = paths.train.annotations.resolve()
-    return annotations.parent.parent.name or annotations.stem
-
-
-def _folder_name(name: str, data: Data) -> str:
-    """The name as part of a path, and what is in the data set: two of one name have two folders."""
-    plain = re.sub(r"[^A-Za-z0-9_-]+", "-", name)[:40].strip("-")
-    return f"{plain or 'data'}-{data.fingerprint[:6]}"
-
-
-def _repairs(split: str, checked: CheckedSplit) -> list[str]:
-    return [f"{split}: {count} {what}" for what, count in checked.repairs.items() if count]
-
-
-def _caption(
-    scale: Scale, name: str, data: Data, train: CheckedSplit, val: CheckedSplit, precision: Precision
-) -> str:
+def _caption(scale: Scale, dataset: DataSet, precision: Precision) -> str:
     schedule = scale.schedule
     return (
-        f"{len(train.images)} training and {len(val.images)} validation images of {name}, "
-        f"short side {data.short_side}, {schedule.iterations} iterations of {schedule.total_batch}, "
-        f"{precision}, from scratch."
+        f"{dataset.summary}, short side {dataset.data.short_side}, {schedule.iterations} iterations of "
+        f"{schedule.total_batch}, {precision}, from scratch."
     )
 
 
 def _profile(scale: Scale) -> Profile:
-    def bound(workspace: Path, data: Mapping[str, Path] | None) -> ScaledSetting:
-        return prepare(scale, workspace, data)
+    def bound(workspace: Path, data: Mapping[str, Path] | None, overrides: Overrides) -> ScaledSetting:
+        return prepare(scale, workspace, data, overrides)
 
     return Profile(scale.name, scale.summary, scale.seeds, bound)
 
 
-PROFILES = {scale.name: _profile(scale) for scale in SCALES}
+SMALL_PROFILES = tuple(_profile(scale) for scale in SCALES)

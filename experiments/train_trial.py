@@ -14,16 +14,20 @@ import torch
 
 from ablation.protocol import Checkpointed, Evaluated, EvaluationRequest, Noticed, Progress, Report, Request
 from detector.bootstrap import bootstrap, match_data
-from detector.coco import CheckedSplit, DataPaths, read_data, to_coco_dict
-from detector.coco_eval import Results, judge, save_arrays, scores
-from detector.config import Evaluation, Trial
-from detector.dataset import PackedImages, open_packed
+from detector.coco import CheckedSplit, DataPaths, read_data, read_test, to_coco_dict
+from detector.coco_eval import Results, judge, quick_scores, save_arrays, scores
+from detector.config import Evaluation, Trial, Weights
+from detector.dataset import SplitImages, open_split
 from detector.dense_detector import DenseDetector
 from detector.inference import detect_split
 from detector.pictures import contact_sheet, draw_detections
-from detector.train import CheckpointReport, Notice, Ranks, RunOptions, StepReport, TrainReport, train
+from detector.train import CheckpointReport, Notice, RunOptions, StepReport, TrainReport, Validate, train
 from detector.transforms import scale_boxes, xywh_to_xyxy
-from experiments.profiles import Context
+from detector.weights import download
+from experiments.data import Context
+
+SUBMISSION = "detections_test-dev2017_atss_results.json"
+"""COCO's server wants detections_<images>_<method>_results.json, zipped."""
 
 PICTURED_IMAGES = 6
 PICTURE_SIDE = 384
@@ -38,27 +42,61 @@ def train_trial(request: Request) -> Iterator[Report]:
     trial: Trial = request.config
     context: Context = request.context
     splits = _read(context.paths)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    images = open_packed(splits[0], "train", trial.data, context.cache)
-    options = RunOptions(
-        request.directory / "checkpoints", device, context.report_every, context.checkpoint_every
-    )
-    training = train(trial, splits[0], images, options)
+    images = open_split(splits["train"], "train", trial.data, context.cache)
+    validate = _validation(trial, splits["val"], context) if context.validate_every else None
+    training = train(trial, splits["train"], images, _options(request), validate)
     while True:
         try:
             yield _report(next(training), trial)
         except StopIteration as finished:
             model: DenseDetector = finished.value
             break
-    held_out = open_packed(splits[1], "val", trial.data, context.cache)
     for wanted in request.evaluations:
-        yield _evaluate(model, trial, wanted, splits[1], held_out, request.directory)
+        yield _evaluate(model, trial, wanted, splits, request)
+
+
+def _options(request: Request) -> RunOptions:
+    context: Context = request.context
+    return RunOptions(
+        directory=request.directory / "checkpoints",
+        device="cuda" if torch.cuda.is_available() else "cpu",
+        report_every=context.report_every,
+        checkpoint_every=context.checkpoint_every,
+        micro_batch=request.micro_batch,
+        loaders=context.loaders,
+        weights=_weights_file(request.config.weights, context),
+        validate_every=context.validate_every,
+    )
+
+
+def _weights_file(weights: Weights | None, context: Context) -> Path | None:
+    """Where the trial's pretrained weights lie, downloaded where they are torchvision's."""
+    if weights is None:
+        return None
+    source = context.weights[weights.sha256]
+    return source if isinstance(source, Path) else download(source, context.cache)
 
 
 @lru_cache(maxsize=2)
-def _read(paths: DataPaths) -> tuple[CheckedSplit, CheckedSplit]:
-    """Both splits; a process that trains several trials of one data set reads it once."""
-    return read_data(paths)
+def _read(paths: DataPaths) -> dict[str, CheckedSplit]:
+    """All splits; a process that trains several trials of one data set reads it once."""
+    train_split, val = read_data(paths)
+    test = {"test": read_test(paths.test, train_split)} if paths.test else {}
+    return {"train": train_split, "val": val, **test}
+
+
+def _validation(trial: Trial, split: CheckedSplit, context: Context) -> Validate:
+    """The paper's test of the unfinished model, by the quick evaluator: tables never show its numbers."""
+
+    def validate(model: DenseDetector) -> dict[str, float]:
+        images = open_split(split, "val", trial.data, context.cache)
+        results = detect_split(model, images, split, Evaluation(), trial.schedule.precision, context.loaders)
+        if results is None:
+            return {}
+        found = quick_scores(to_coco_dict(split), results, trial.data.small_side, trial.data.medium_side)
+        return {f"val_{name}": value for name, value in found.metrics.items()}
+
+    return validate
 
 
 def _report(report: TrainReport, trial: Trial) -> Report:
@@ -75,33 +113,39 @@ def _evaluate(
     model: DenseDetector,
     trial: Trial,
     wanted: EvaluationRequest,
-    split: CheckedSplit,
-    images: PackedImages,
-    directory: Path,
+    splits: dict[str, CheckedSplit],
+    request: Request,
 ) -> Evaluated:
-    """One evaluation and the files behind it. Only rank 0 of a worker group does the work."""
-    if Ranks.current().rank != 0:
-        return Evaluated(wanted.key, {})
+    """One evaluation and the files behind it; all ranks detect, the first one scores."""
     evaluation: Evaluation = wanted.config
-    results = detect_split(model, images, split, evaluation, trial.schedule.precision)
-    judged = judge(to_coco_dict(split), results, trial.data.small_side, trial.data.medium_side)
-    folder = directory / "evaluations" / wanted.key
+    context: Context = request.context
+    split = splits[evaluation.split]
+    images = open_split(split, evaluation.split, trial.data, context.cache)
+    results = detect_split(model, images, split, evaluation, trial.schedule.precision, context.loaders)
+    if results is None:
+        return Evaluated(wanted.key, {})
+    folder = request.directory / "evaluations" / wanted.key
     folder.mkdir(parents=True, exist_ok=True)
-    paths = {
-        "detections": folder / "detections.npz",
-        "matches": folder / "matches.npz",
-        "bootstrap": folder / "bootstrap.npz",
-        "picture": folder / "detections.png",
-    }
+    paths = {"detections": folder / "detections.npz", "picture": folder / "detections.png"}
     results.save(paths["detections"])
+    _picture(images, results, split, paths["picture"])
+    if evaluation.split == "test":
+        paths["submission"] = folder / SUBMISSION
+        results.write_json(paths["submission"])
+        return Evaluated(wanted.key, {}, _as_text(paths))
+    judged = judge(to_coco_dict(split), results, trial.data.small_side, trial.data.medium_side)
+    paths |= {"matches": folder / "matches.npz", "bootstrap": folder / "bootstrap.npz"}
     matches = match_data(judged)
     matches.save(paths["matches"])
     save_arrays(paths["bootstrap"], {"replicates": bootstrap(matches)})
-    _picture(images, results, split, paths["picture"])
-    return Evaluated(wanted.key, scores(judged).metrics, {kind: str(path) for kind, path in paths.items()})
+    return Evaluated(wanted.key, scores(judged).metrics, _as_text(paths))
 
 
-def _picture(images: PackedImages, results: Results, split: CheckedSplit, path: Path) -> None:
+def _as_text(paths: dict[str, Path]) -> dict[str, str]:
+    return {kind: str(path) for kind, path in paths.items()}
+
+
+def _picture(images: SplitImages, results: Results, split: CheckedSplit, path: Path) -> None:
     """A few validation images with their ground truth and the detections worth a look."""
     drawn = []
     for index in range(min(PICTURED_IMAGES, len(images))):
@@ -110,7 +154,7 @@ def _picture(images: PackedImages, results: Results, split: CheckedSplit, path: 
         boxes = xywh_to_xyxy(results.boxes_xywh[own])
         drawn.append(
             draw_detections(
-                images[index],
+                images.at(index),
                 scale_boxes(boxes, (record.height, record.width), (height, width)),
                 results.scores[own],
                 np.searchsorted(split.category_ids, results.category_ids[own]),

@@ -12,11 +12,12 @@ import torch
 from numpy.typing import NDArray
 
 from ablation.study import Setting, StatisticResult
-from detector.anchors import anchor_grid, feature_sizes
+from detector.anchors import AnchorGrid, anchor_grid, feature_sizes
+from detector.assigners import Assigner as RunnableAssigner
 from detector.build import build_assigner
 from detector.coco import read_split
 from detector.config import ATSS, Anchors, Assigner, MaxIoU, SpatialScale
-from detector.dataset import load_batch, open_packed
+from detector.dataset import open_split
 from experiments.atss.presets import Recipe, atss
 
 IMAGES = 400
@@ -67,19 +68,21 @@ def count_positives(
     """
     context, trial = setting.context, setting.trial(Recipe(atss()), 0)
     split = read_split(context.paths.train)
-    images = open_packed(split, "train", trial.data, context.cache)
-    count = min(IMAGES, len(images))
-    batch = load_batch(images, range(count), [False] * count)
+    images = open_split(split, "train", trial.data, context.cache)
+    boxes = images.boxes[:IMAGES]
+    corners = np.concatenate(boxes).astype(np.float64)
+    areas = (corners[:, 2] - corners[:, 0]) * (corners[:, 3] - corners[:, 1])
     strides = trial.detector.strides
-    height, width = batch.images.shape[-2:]
-    grid = anchor_grid(Anchors(), strides, feature_sizes(height, width, strides), "cpu")
-    valid = batch.valid_NG
-    sides = batch.boxes_NG4[valid]
-    areas = (sides[:, 2] - sides[:, 0]) * (sides[:, 3] - sides[:, 1])
-    counts = {}
-    for name, rule in rules.items():
-        match_NA = build_assigner(rule)(grid, batch.boxes_NG4, valid)
-        one_hot = torch.zeros(*valid.shape, dtype=torch.int64)
-        one_hot.scatter_add_(1, match_NA.clamp(min=0), (match_NA >= 0).long())
-        counts[name] = one_hot[valid].numpy()
-    return areas.double().sqrt().numpy(), counts
+    counts: dict[str, list[NDArray[np.int64]]] = {name: [] for name in rules}
+    for own, size in zip(boxes, images.sizes, strict=False):
+        grid = anchor_grid(Anchors(), strides, feature_sizes(*size, strides), "cpu")
+        for name, rule in rules.items():
+            counts[name].append(_per_object(build_assigner(rule), grid, own))
+    return np.sqrt(areas), {name: np.concatenate(found) for name, found in counts.items()}
+
+
+def _per_object(rule: RunnableAssigner, grid: AnchorGrid, boxes: NDArray[np.float32]) -> NDArray[np.int64]:
+    """Number of anchors matched to each box of one image."""
+    valid = torch.ones(1, len(boxes), dtype=torch.bool)
+    match_A = rule(grid, torch.from_numpy(boxes)[None], valid)[0]
+    return np.bincount(match_A[match_A >= 0].numpy(), minlength=len(boxes))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ablation.study import Study
 from experiments.atss.claims import CLAIMS
 from experiments.atss.tables import TABLES
+from experiments.data import check_data
 from experiments.profiles import PROFILES
 from experiments.train_trial import train_trial
 
@@ -20,5 +21,6 @@ def study() -> Study:
         profiles=PROFILES,
         default_profile="shapes",
         train=train_trial,
+        check_data=check_data,
         paper_note="the paper's: COCO minival, Table 8 COCO test-dev",
     )

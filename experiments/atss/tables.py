@@ -162,7 +162,7 @@ def _table8() -> Table:
         "ResNeXt-64x4d-101-DCN": (presets.RESNEXT_101_64X4D_DCN, (47.7, 66.5, 51.9, 29.7, 50.8, 59.4)),
     }
     made = [
-        _row(label, (label, ""), Variant(presets.large(backbone), SINGLE_SCALE), paper)
+        _row(label, (label, ""), Variant(presets.large(backbone), replace(SINGLE_SCALE, split="test")), paper)
         for label, (backbone, paper) in rows.items()
     ]
     multi_scale = {
@@ -170,7 +170,7 @@ def _table8() -> Table:
         "ResNeXt-64x4d-101-DCN": (50.7, 68.9, 56.3, 33.2, 52.9, 62.4),
     }
     for label, paper in multi_scale.items():
-        variant = Variant(presets.large(rows[label][0]), MULTI_SCALE)
+        variant = Variant(presets.large(rows[label][0]), replace(MULTI_SCALE, split="test"))
         made.append(_row(f"{label} (multi-scale testing)", (label, "multi-scale"), variant, paper))
     title = "ATSS with larger backbones"
     return Table("table8", title, ("Backbone", "Testing"), COCO_AP, tuple(made))

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,15 +12,24 @@ import pytest
 from ablation.errors import UserError
 from ablation.fingerprint import key
 from ablation.protocol import Checkpointed, Evaluated, EvaluationRequest, Progress, Request
+from ablation.study import Overrides
 from detector.coco import DataPaths
 from detector.shapes import ShapesSpec, draw_dataset
+from experiments import small
 from experiments.atss import positives, presets
 from experiments.atss.positives import fair_positives
 from experiments.atss.presets import MULTI_SCALE, SINGLE_SCALE, Recipe
-from experiments.profiles import SHAPES, SMOKE, ScaledSetting, prepare, small_backbone, supported_precision
+from experiments.small import SHAPES, SMOKE, Scale, ScaledSetting, small_backbone, supported_precision
 from experiments.train_trial import train_trial
 
+UNCHANGED = Overrides()
 TINY = replace(SMOKE, shapes=ShapesSpec(image_size=64, num_train=12, num_val=4, min_size=8))
+
+
+def prepare(
+    scale: Scale, workspace: Path, data: Mapping[str, Path] | None, overrides: Overrides = UNCHANGED
+) -> ScaledSetting:
+    return small.prepare(scale, workspace, data, overrides)
 
 
 @pytest.fixture(scope="module")
@@ -151,3 +161,19 @@ def test_the_fairness_claim_without_enough_objects_is_not_measurable(
 def test_the_fairness_claim_names_all_three_rules(setting: ScaledSetting) -> None:
     result = fair_positives(setting)
     assert all(name in result.detail for name in ("ATSS", "IoU", "SSC"))
+
+
+def test_a_shorter_training_has_a_name_and_keys_of_its_own(setting: ScaledSetting, tmp_path: Path) -> None:
+    shorter = prepare(TINY, tmp_path, None, Overrides(max_iterations=3))
+    assert (shorter.profile, setting.profile) == ("smoke-3its", "smoke")
+    assert shorter.trial(Recipe(presets.atss()), 0).schedule.iterations == 3
+    assert prepare(TINY, tmp_path, None, Overrides(max_iterations=10_000)).profile == "smoke"
+
+
+def test_small_profiles_refuse_what_they_cannot_change(dataset: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="leave out --weights"):
+        prepare(TINY, tmp_path, None, Overrides(weights="torchvision"))
+    with pytest.raises(UserError, match="--short-side needs --data"):
+        prepare(TINY, tmp_path, None, Overrides(short_side=32))
+    own = prepare(TINY, tmp_path, {"directory": dataset}, Overrides(short_side=32))
+    assert (own.profile, own.data.short_side) == ("smoke-32px", 32)

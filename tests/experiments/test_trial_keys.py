@@ -10,7 +10,8 @@ from ablation.plan import Plan, make_plan
 from detector.coco import DataPaths, Split
 from experiments.atss.study import study
 from experiments.atss.tables import TABLES
-from experiments.profiles import SCALES, Context, Scale, ScaledSetting, describe
+from experiments.data import Context
+from experiments.small import SCALES, Scale, ScaledSetting, describe
 
 GOLDEN = Path(__file__).parent / "golden_keys.json"
 

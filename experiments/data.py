@@ -1,0 +1,170 @@
+"""A data set made ready for a profile: found, checked, decoded once, and named."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ablation.errors import UserError
+from ablation.study import Overrides
+from detector.coco import CheckedSplit, DataPaths, Split, fingerprint, read_data, read_test
+from detector.config import Data
+from detector.dataset import open_split
+from detector.errors import DataError
+from detector.inspect_data import inspect
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """Where a trial finds what it needs and how often it reports: nothing that changes its result.
+
+    Attributes:
+        report_every, checkpoint_every, validate_every: in iterations.
+        loaders: threads of each worker that prepare batches ahead.
+        weights: file of pretrained weights, or torchvision's name for them, by their hash.
+    """
+
+    paths: DataPaths
+    cache: Path
+    report_every: int
+    checkpoint_every: int
+    validate_every: int | None = None
+    loaders: int = 0
+    weights: Mapping[str, Path | str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class DataSet:
+    """A data set that can be trained on.
+
+    Attributes:
+        name: what people call it.
+        test: images whose annotations an evaluation server has, where there are any.
+        data: what a trial's key holds of it, for the 1x schedule.
+    """
+
+    name: str
+    paths: DataPaths
+    train: CheckedSplit
+    val: CheckedSplit
+    test: CheckedSplit | None
+    data: Data
+
+    @property
+    def repairs(self) -> list[str]:
+        """What was repaired, with counts."""
+        splits = {"train": self.train, "val": self.val}
+        return [f"{n}: {count} {what}" for n, s in splits.items() for what, count in s.repairs.items()]
+
+    @property
+    def folder_name(self) -> str:
+        """The name as part of a path, and what is in the data set: two of one name have two folders."""
+        return f"{_plain(self.name)[:40] or 'data'}-{self.data.fingerprint[:6]}"
+
+    @property
+    def summary(self) -> str:
+        """How many images of what, for captions."""
+        return (
+            f"{len(self.train.images)} training and {len(self.val.images)} validation images of {self.name}"
+        )
+
+
+def named_paths(data: Mapping[str, Path]) -> DataPaths:
+    """What the user named: {"directory": path} in the standard layout, or the four paths.
+
+    Raises:
+        DataError: a directory without that layout.
+    """
+    if "directory" in data:
+        return DataPaths.from_directory(data["directory"])
+    return DataPaths(
+        Split(data["train_annotations"], data["train_images"]),
+        Split(data["val_annotations"], data["val_images"]),
+    )
+
+
+def open_data(
+    find: Callable[[], DataPaths], describe: Callable[[str], Data], cache: Path, name: str | None = None
+) -> DataSet:
+    """Read and check a data set, and decode every image of it once, as every later run will find it.
+
+    Args:
+        find: says where it lies.
+        describe: from its fingerprint to what trials see of it.
+        cache: holds decoded images.
+        name: of the data set; its folder's when None.
+
+    Raises:
+        UserError: the data set cannot be used; lists what is wrong with it.
+    """
+    try:
+        paths = find()
+        train, val = read_data(paths)
+        test = read_test(paths.test, train) if paths.test else None
+        data = describe(fingerprint(train, val))
+        for split_name, split in (("train", train), ("val", val), ("test", test)):
+            if split:
+                open_split(split, split_name, data, cache)
+    except DataError as error:
+        raise UserError(str(error)) from error
+    return DataSet(name or _name(paths), paths, train, val, test, data)
+
+
+def check_data(data: Mapping[str, Path], folder: Path) -> str:
+    """A report on a data set before anything trains on it; pictures of it go into `folder`.
+
+    Raises:
+        UserError: it cannot be read; lists what is wrong with it.
+    """
+    try:
+        return inspect(named_paths(data), folder)
+    except DataError as error:
+        raise UserError(str(error)) from error
+
+
+def _name(paths: DataPaths) -> str:
+    """The folder's name, or the file's where no folder has one."""
+    annotations = paths.train.annotations.resolve()
+    return annotations.parent.parent.name or annotations.stem
+
+
+def effective(overrides: Overrides, iterations: int, short_side: int, weights: str) -> Overrides:
+    """The overrides without those that ask for what a profile does anyway.
+
+    Args:
+        iterations: of the profile's longest training.
+        short_side, weights: the profile's own.
+    """
+    fewer = overrides.max_iterations is not None and overrides.max_iterations < iterations
+    return Overrides(
+        max_iterations=overrides.max_iterations if fewer else None,
+        short_side=None if overrides.short_side == short_side else overrides.short_side,
+        weights=None if overrides.weights == weights else overrides.weights,
+    )
+
+
+def changed_name(profile: str, overrides: Overrides) -> str:
+    """A profile's name with what the user changed of it, as folders and tables show it."""
+    parts = [profile]
+    if overrides.max_iterations:
+        parts.append(f"{overrides.max_iterations}its")
+    if overrides.short_side:
+        parts.append(f"{overrides.short_side}px")
+    if overrides.weights:
+        parts.append(_weights_name(overrides.weights))
+    return "-".join(parts)
+
+
+def _weights_name(source: str) -> str:
+    """Two sources of one name have two names here."""
+    if source == "none":
+        return "scratch"
+    place = str(Path(source).resolve())
+    return f"{_plain(Path(source).stem)[:20]}-{hashlib.sha256(place.encode()).hexdigest()[:4]}"
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-")

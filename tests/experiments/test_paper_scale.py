@@ -1,0 +1,151 @@
+"""The paper's own scale, on a data set of the same format that a test draws."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torchvision.models import get_model
+
+from ablation.errors import UserError
+from ablation.fingerprint import key
+from ablation.plan import make_plan
+from ablation.protocol import Evaluated, EvaluationRequest, Progress, Request
+from ablation.study import Overrides
+from detector.coco import DataPaths
+from detector.config import SGD, Data, StepDecay, Weights
+from detector.shapes import ShapesSpec, draw_dataset
+from detector.weights import DETECTRON_MEAN, TORCHVISION
+from experiments.atss import presets
+from experiments.atss.presets import MULTI_SCALE, SINGLE_SCALE, Recipe
+from experiments.atss.study import study
+from experiments.paper_scale import PaperSetting, prepare, starting_from
+from experiments.train_trial import SUBMISSION, train_trial
+
+UNCHANGED = Overrides()
+SHORT = Overrides(max_iterations=2, short_side=64, weights="none")
+
+
+@pytest.fixture(scope="module")
+def paths(tmp_path_factory: pytest.TempPathFactory) -> DataPaths:
+    spec = ShapesSpec(image_size=64, num_train=4, num_val=2, max_objects=3, min_size=8)
+    return draw_dataset(spec, tmp_path_factory.mktemp("drawn"))
+
+
+@pytest.fixture(scope="module")
+def dataset(paths: DataPaths) -> Path:
+    return paths.train.annotations.parent.parent
+
+
+def with_test_dev(dataset: Path, folder: Path) -> Path:
+    """A copy of the data set with its validation images as test-dev, which has no annotations."""
+    (folder / "annotations").mkdir(parents=True)
+    for name in ("train2017", "val2017"):
+        (folder / name).symlink_to(dataset / name)
+        annotations = f"annotations/instances_{name}.json"
+        (folder / annotations).symlink_to(dataset / annotations)
+    (folder / "test2017").symlink_to(dataset / "val2017")
+    content = json.loads((dataset / "annotations" / "instances_val2017.json").read_text())
+    del content["annotations"]
+    (folder / "annotations" / "image_info_test-dev2017.json").write_text(json.dumps(content))
+    return folder
+
+
+def setting_of(dataset: Path, tmp_path: Path, overrides: Overrides = UNCHANGED) -> PaperSetting:
+    return prepare(tmp_path / "workspace", {"directory": dataset}, overrides)
+
+
+def test_the_recipe_is_the_papers(dataset: Path, tmp_path: Path) -> None:
+    setting = setting_of(dataset, tmp_path)
+    once = setting.trial(Recipe(presets.atss()), 0)
+    assert (once.schedule.iterations, once.schedule.total_batch) == (90_000, 16)
+    assert once.schedule.optimizer == SGD(lr=0.01, momentum=0.9, weight_decay=1e-4, bias_lr_factor=2)
+    decay = once.schedule.decay
+    assert isinstance(decay, StepDecay)
+    assert [round(m * 90_000) for m in decay.milestones] == [60_000, 80_000]
+    assert (decay.warmup, decay.warmup_factor) == (500, pytest.approx(1 / 3))
+    fingerprint = once.data.fingerprint
+    assert once.data == Data(fingerprint, 800, 1333, group_by_aspect=True, skip_unannotated=True)
+    assert once.detector.backbone.frozen_stages == 2
+    assert once.detector.backbone.norm == "frozen_bn"
+    assert once.weights == Weights("torchvision", TORCHVISION["resnet50"].sha256)
+
+    twice = setting.trial(presets.large(presets.RESNEXT_101_64X4D_DCN), 0)
+    assert twice.schedule.iterations == 180_000
+    assert (twice.data.min_short_side, twice.data.short_side) == (640, 800)
+    assert twice.weights == Weights("torchvision", TORCHVISION["resnext101_64x4d"].sha256)
+
+
+def test_the_whole_grid_is_39_trainings_and_41_evaluations(dataset: Path, tmp_path: Path) -> None:
+    counts = make_plan(study(), setting_of(dataset, tmp_path), [0]).counts()
+    assert (counts.trainings, counts.evaluations) == (39, 41)
+
+
+def test_without_a_data_set_the_profile_says_what_it_needs(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--data DIR"):
+        prepare(tmp_path, None, UNCHANGED)
+
+
+def test_what_the_user_changes_is_in_the_name_and_in_the_identity(dataset: Path, tmp_path: Path) -> None:
+    plain, short = setting_of(dataset, tmp_path), setting_of(dataset, tmp_path, SHORT)
+    assert (plain.profile, short.profile) == ("coco", "coco-2its-64px-scratch")
+    assert not plain.at_paper_scale  # these are not COCO's 118,287 images
+    recipe = Recipe(presets.atss())
+    assert key(plain.trial(recipe, 0)) != key(short.trial(recipe, 0))
+    same = setting_of(dataset, tmp_path, Overrides(180_000, 800, "torchvision"))
+    assert (same.profile, key(same.trial(recipe, 0))) == (plain.profile, key(plain.trial(recipe, 0)))
+    trial = short.trial(presets.large(presets.RESNET_101), 0)
+    assert (trial.data.min_short_side, trial.data.short_side, trial.data.max_long_side) == (51, 64, 107)
+
+
+def test_a_made_weight_file_serves_its_backbone_and_names_itself(dataset: Path, tmp_path: Path) -> None:
+    path = tmp_path / "mine.pth"
+    torch.save(get_model("resnet50").state_dict(), path)
+    setting = setting_of(dataset, tmp_path, replace(UNCHANGED, weights=str(path)))
+    assert setting.profile.startswith("coco-mine-")
+    weights = setting.trial(Recipe(presets.atss()), 0).weights
+    assert weights is not None
+    assert setting.context.weights[weights.sha256] == path
+    others = setting.trial(presets.large(presets.RESNET_101), 0).weights
+    assert others == Weights("torchvision", TORCHVISION["resnet101"].sha256)
+    assert any(f"resnet50: weights of {path}" in notice for notice in setting.notices)
+    with pytest.raises(UserError, match=r"--weights: .*no such file"):
+        setting_of(dataset, tmp_path, replace(UNCHANGED, weights=str(tmp_path / "absent.pth")))
+
+
+def test_the_detector_follows_the_layout_of_its_weights() -> None:
+    detector = presets.atss()
+    caffe = starting_from(Weights("detectron", "0" * 8), detector)
+    assert caffe.backbone.stride_in_1x1
+    assert caffe.pixel_mean == DETECTRON_MEAN
+    assert not starting_from(Weights("torchvision", "0" * 8), detector).backbone.stride_in_1x1
+    scratch = starting_from(None, detector)
+    assert (scratch.backbone.norm, scratch.backbone.frozen_stages) == ("group_norm", 0)
+
+
+def test_table_8_is_tested_on_test_dev_where_its_images_are(dataset: Path, tmp_path: Path) -> None:
+    wanted = replace(MULTI_SCALE, split="test")
+    without = setting_of(dataset, tmp_path)
+    assert without.evaluation(wanted).split == "val"
+    assert any("Table 8" in notice for notice in without.notices)
+    assert setting_of(with_test_dev(dataset, tmp_path / "coco"), tmp_path).evaluation(wanted) == wanted
+
+
+@pytest.mark.slow
+def test_a_trial_trains_validates_and_leaves_a_submission_for_test_dev(dataset: Path, tmp_path: Path) -> None:
+    setting = setting_of(with_test_dev(dataset, tmp_path / "coco"), tmp_path, SHORT)
+    context = replace(setting.context, report_every=1, checkpoint_every=1, validate_every=1)
+    wanted = (
+        EvaluationRequest("val", SINGLE_SCALE),
+        EvaluationRequest("dev", replace(SINGLE_SCALE, split="test")),
+    )
+    trial = setting.trial(Recipe(presets.atss()), 0)
+    reports = list(train_trial(Request("0" * 12, trial, wanted, tmp_path / "trial", context, 1, 3)))
+    assert any("val_AP" in r.metrics for r in reports if isinstance(r, Progress))
+    val, dev = (r for r in reports if isinstance(r, Evaluated))
+    assert 0 <= val.metrics["AP"] <= 100
+    assert dev.metrics == {}
+    submission = Path(dev.artifacts["submission"])
+    assert submission.name == SUBMISSION
+    assert {"image_id", "category_id", "bbox", "score"} == set(json.loads(submission.read_text())[0])
