@@ -6,13 +6,14 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: reproduce test checks install ui lock clean
+.PHONY: reproduce test checks bench install ui lock clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make reproduce   train the grid and print the paper's tables (ARGS=\"--profile smoke\" for a quick look)"
 	@echo "make test        every test"
 	@echo "make checks      ruff and mypy"
+	@echo "make bench       the detector's speed beside torchvision's and mmdet's, about 12 minutes"
 	@echo "make ui          the MLflow UI on 127.0.0.1"
 	@echo "make install     only set up $(VENV)"
 
@@ -43,6 +44,25 @@ test: install
 
 checks: install
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+# mmdet sees the packages of $(VENV) through a .pth file, so torch is not installed a second time.
+PEERS := $(VENV)/peers
+
+$(PEERS)/.installed: $(STAMP) benchmarks/requirements-peers.txt
+	@$(BIN)/python -m venv $(PEERS)
+	@$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > \
+	  "$$($(PEERS)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/ours.pth"
+	@$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
+	  -r benchmarks/requirements-peers.txt
+	@touch $@
+
+bench: install $(PEERS)/.installed
+	@$(BIN)/python -m benchmarks.loading
+	@$(BIN)/python -m benchmarks.evaluation
+	@$(BIN)/python -m benchmarks.assignment
+	@$(BIN)/python -m benchmarks.focal_loss
+	@$(BIN)/python -m benchmarks.training_step --all
+	@$(BIN)/python -m benchmarks.gpu
 
 ui: install
 	@$(BIN)/ablation ui $(ARGS)

@@ -222,9 +222,11 @@ def nearest_candidates(grid: AnchorGrid, boxes_NG4: Tensor, topk: int) -> Candid
     column_M, row_M = _slots(topk, boxes_NG4.device)
     center_NG2 = (boxes_NG4[..., :2].double() + boxes_NG4[..., 2:]) / 2
     nearest, squared = _nearest_along_axes(center_NG2[:, :, None, :, None], stride_L11, size_L21, topk)
-    squared_NGLM = squared[..., 0, :][..., column_M] + squared[..., 1, :][..., row_M]
+    squared_NGLM = squared[..., 0, :].index_select(-1, column_M) + squared[..., 1, :].index_select(-1, row_M)
     width_L1 = size_L21[:, 0]
-    cell_NGLM = nearest[..., 1, :][..., row_M] * width_L1 + nearest[..., 0, :][..., column_M]
+    row_NGLM = nearest[..., 1, :].index_select(-1, row_M)
+    column_NGLM = nearest[..., 0, :].index_select(-1, column_M)
+    cell_NGLM = row_NGLM * width_L1 + column_NGLM
     chosen = _smallest(squared_NGLM, cell_NGLM, topk)
     present_NGLk = squared_NGLM.gather(-1, chosen).isfinite()
     first_NGLk = start_L1 + cell_NGLM.gather(-1, chosen).long() * per_location

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from detector import config as cfg
 from detector.dcn import DeformConv2d
 from detector.norms import FrozenBatchNorm2d, group_norm
+from detector.pointwise import Pointwise
 
 BOTTLENECK_EXPANSION = 4
 
@@ -98,11 +99,11 @@ class Bottleneck(nn.Module):
         out_channels = _out_channels(config, index)
         conv = _deformable_3x3 if config.deformable[index] else _conv3x3
         first, second = (stride, 1) if config.stride_in_1x1 else (1, stride)
-        self.conv1 = nn.Conv2d(in_channels, width, 1, first, bias=False)
+        self.conv1 = Pointwise(in_channels, width, first)
         self.bn1 = _norm(config, width)
         self.conv2 = conv(width, width, stride=second, groups=config.groups)
         self.bn2 = _norm(config, width)
-        self.conv3 = nn.Conv2d(width, out_channels, 1, bias=False)
+        self.conv3 = Pointwise(width, out_channels)
         self.bn3 = _norm(config, out_channels)
         self.downsample = _shortcut(config, in_channels, out_channels, stride)
 
@@ -138,7 +139,7 @@ def _out_channels(config: cfg.ResNet, index: int) -> int:
 def _shortcut(config: cfg.ResNet, in_channels: int, out_channels: int, stride: int) -> nn.Module:
     if stride == 1 and in_channels == out_channels:
         return nn.Identity()
-    conv = nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
+    conv = Pointwise(in_channels, out_channels, stride)
     return nn.Sequential(conv, _norm(config, out_channels))
 
 

@@ -1,0 +1,1 @@
+"""Benchmarks of the detector against the implementations people would use instead; see README.md."""
