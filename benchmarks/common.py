@@ -14,7 +14,8 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import distributions
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,7 +27,7 @@ RESULTS = Path(__file__).parent / "results"
 PEERS_PYTHON = Path(sys.prefix) / "peers" / "bin" / "python"
 """The environment with mmdet that `make bench` sets up beside ours."""
 
-PACKAGES = ("torch", "torchvision", "numpy", "mmdet", "pycocotools")
+PACKAGES = ("torch", "torchvision", "numpy", "pillow", "pycocotools", "hotcoco", "mmdet", "mmcv-lite")
 
 Row = Mapping[str, str | float]
 Notes = dict[str, str | float]
@@ -48,6 +49,12 @@ class Batch(NamedTuple):
     images_N3HW: Tensor
     boxes_NG4: Tensor
     labels_NG: Tensor
+
+    @property
+    def sizes_N2(self) -> Tensor:
+        """Height and width of each image, (N, 2) int64: none has padding."""
+        count, _, height, width = self.images_N3HW.shape
+        return torch.tensor([(height, width)] * count, device=self.images_N3HW.device)
 
     @property
     def normalised(self) -> Tensor:
@@ -169,16 +176,15 @@ def _medians(laps: Sequence[Laps]) -> Laps:
 
 
 def machine() -> dict[str, str]:
-    """The processor, its instructions that matter here, the GPU if any, and the software."""
+    """The processor, its instructions that matter here, the GPU if any, and the software, peers included."""
     found = {"processor": _processor(), "instructions": torch.backends.cpu.get_cpu_capability()}
     if torch.cuda.is_available():
         found["GPU"] = torch.cuda.get_device_name()
     found["python"] = platform.python_version()
+    places = [*sys.path, *map(str, PEERS_PYTHON.parents[1].glob("lib/python*/site-packages"))]
     for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
+        for distribution in islice(distributions(name=package, path=places), 1):
+            found[package] = distribution.version
     return found
 
 
@@ -199,13 +205,14 @@ def report(name: str, title: str, rows: Sequence[Row], notes: Notes) -> None:
     Args:
         name: of the benchmark, and of the file.
         title: what was measured, in a line.
-        rows: all with the same columns.
+        rows: all with the same columns; none where nothing could be measured.
         notes: ratios and settings, a line each.
     """
     described = machine()
     print(f"\n{title}")
     print("; ".join(f"{key} {value}" for key, value in described.items()))
-    print_table(rows)
+    if rows:
+        print_table(rows)
     for key, value in notes.items():
         print(f"{key}: {_shown(value)}")
     RESULTS.mkdir(exist_ok=True)

@@ -1,8 +1,8 @@
 """A training step on the CPU, one thread, against torchvision's RetinaNet and FCOS and mmdet's ATSS.
 
 Each contender lives in a process of its own, and they step in turns. All have ResNet-50 with the stride in
-the 3x3, frozen batch norm, stem and C2, 80 classes, 20 boxes an image, and SGD with momentum. Ours is in the
-channels-last format, which `build_detector` chooses.
+the 3x3, frozen batch norm, stem and C2, 80 classes, 20 boxes an image, and torch's
+default SGD with momentum. Ours is in the channels-last format, which `build_detector` chooses.
 """
 
 from __future__ import annotations
@@ -86,6 +86,7 @@ class Ours:
         config: Detector = replace(base, backbone=backbones[backbone], head=head)
         self._model = build_detector(config)
         self._batch = batch
+        self._sizes_N2 = batch.sizes_N2
         self._valid_NG = torch.ones_like(batch.labels_NG, dtype=torch.bool)
         self._bf16 = bf16
         self.parameters = [p for p in self._model.parameters() if p.requires_grad]
@@ -95,7 +96,7 @@ class Ours:
         images_N3HW, boxes_NG4, labels_NG = self._batch
         with torch.autocast("cpu", torch.bfloat16, enabled=self._bf16):
             hook = self._model.head.register_forward_pre_hook(lambda *_: watch.mark("backbone + FPN"))
-            outputs = self._model(images_N3HW)
+            outputs = self._model(images_N3HW, self._sizes_N2)
             hook.remove()
             watch.mark("head")
         canvas = (images_N3HW.shape[2], images_N3HW.shape[3])
@@ -125,10 +126,7 @@ def _work(name: str, size: str) -> None:
     torch.manual_seed(0)
     images, height, width = map(int, size.split("x"))
     contender = _contender(name, make_batch(images, height, width, BOXES))
-    fused = name.startswith("ours")  # as detector.optim has it; the peers leave torch's default
-    optimizer = torch.optim.SGD(
-        contender.parameters, LEARNING_RATE, momentum=0.9, weight_decay=1e-4, fused=fused or None
-    )
+    optimizer = torch.optim.SGD(contender.parameters, LEARNING_RATE, momentum=0.9, weight_decay=1e-4)
     serve(partial(_step, contender, optimizer))
 
 

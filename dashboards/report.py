@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from html import escape
 from pathlib import Path
@@ -94,10 +94,14 @@ def _trial(trial: PlannedTrial, store: Store) -> str:
 
 def _results(trial: PlannedTrial, store: Store) -> str:
     rows = [
-        [key, *(f"{name} {value:.2f}" for name, value in row.metrics.items())]
+        [key, *(["submit"] if row.awaits_scores else _shown(row.metrics))]
         for key, row in store.evaluations([evaluation.key for evaluation in trial.evaluations]).items()
     ]
     return _plain_table("Evaluation", rows)
+
+
+def _shown(metrics: Mapping[str, float]) -> list[str]:
+    return [f"{name} {value:.2f}" for name, value in metrics.items()]
 
 
 def _attempts(attempts: Sequence[AttemptRow]) -> str:

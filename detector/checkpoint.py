@@ -81,7 +81,7 @@ def load(checkpoint: CheckpointFile) -> dict[str, Any]:
     try:
         payload: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise CheckpointError(f"{checkpoint.path.name}: refused, holds more than weights: {error}") from error
+        raise CheckpointError(f"{checkpoint.path.name}: refused, it holds more than weights") from error
     return payload
 
 

@@ -1,9 +1,10 @@
 """Reading a data set in COCO's format, checked before anything is trained on it.
 
 What can be repaired (a box beyond the image, a box without area) is repaired and counted; what cannot
-stops with a `DataError` that lists the entries. Images without boxes are kept and train as background.
-The reference drops them, because its losses fail on them; but whoever labelled nothing in an image says
-that there is nothing, and false detections there count against a detector in every evaluation.
+stops with a `DataError` that lists the entries. Images without boxes are kept and train as background,
+unless `Data.skip_unannotated` leaves them out of training as the reference does, whose losses fail on them.
+Whoever labelled nothing in an image says that there is nothing, and false detections there count against a
+detector in every evaluation.
 
 Axes: n boxes of one image. Pixels are those of the original image, coordinates continuous.
 """
@@ -57,6 +58,8 @@ class DataPaths:
 
     Attributes:
         test: images whose annotations are not public, as of COCO's test-dev; None where there are none.
+            Only the standard layout has a place for them: a user who names files and folders one by one
+            names those of train and val.
     """
 
     train: Split

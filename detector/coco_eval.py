@@ -39,6 +39,7 @@ AREA_LABELS = ("all", "small", "medium", "large")
 
 _ABSENT = -1.0  # pycocotools' value of a number that no ground truth defines
 _LARGEST_AREA = 1e5**2
+_JSON_ROWS = 100_000
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -88,16 +89,28 @@ class Results:
         )
 
     def to_coco(self) -> list[dict[str, Any]]:
-        """COCO's results list, as its evaluation server and every COCO tool read it."""
-        columns = (
-            column.tolist() for column in (self.image_ids, self.category_ids, self.boxes_xywh, self.scores)
-        )
+        """COCO's results list, as every COCO tool reads it."""
+        return list(self._rows(slice(None)))
+
+    def _rows(self, part: slice) -> Iterator[dict[str, Any]]:
+        columns = (getattr(self, field.name)[part].tolist() for field in fields(self))
         names = ("image_id", "category_id", "bbox", "score")
-        return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
+        return (dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True))
 
     def write_json(self, path: Path) -> None:
-        """Write COCO's results file; floats are written so that they read back unchanged."""
-        write_and_rename(path, json.dumps(self.to_coco()).encode())
+        """Write COCO's results file, for an evaluation server.
+
+        Multi-scale testing of test-dev gives up to 20 million detections, so they are written in parts.
+        Floats are written so that they read back unchanged.
+        """
+        write_and_rename(path, self._json_parts())
+
+    def _json_parts(self) -> Iterator[bytes]:
+        yield b"["
+        for start in range(0, len(self), _JSON_ROWS):
+            rows = json.dumps(list(self._rows(slice(start, start + _JSON_ROWS))))
+            yield (", " if start else "").encode() + rows[1:-1].encode()
+        yield b"]"
 
     def save(self, path: Path) -> None:
         """Write the columns as a compressed .npz; equal detections give equal bytes."""

@@ -399,7 +399,7 @@ class Weights:
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """Everything that decides a training's result, and nothing else: what a trial key hashes.
+    """Everything that decides a training's numbers, and nothing else: what a trial key hashes.
 
     Attributes:
         weights: what the backbone starts from; None for random weights drawn from the seed.
@@ -464,6 +464,7 @@ class Evaluation:
 
     Attributes:
         split: "val", or "test" for images whose annotations only an evaluation server has (test-dev).
+        test_fingerprint: hash of the test split; `Data.fingerprint` is of the other two.
         score_threshold: on the class probability, before centerness.
         pre_nms_topk: (location, class) pairs kept per level.
         nms_iou: IoU above which the lower-scored box of the same class goes.
@@ -471,6 +472,7 @@ class Evaluation:
     """
 
     split: Literal["val", "test"] = "val"
+    test_fingerprint: str | None = None
     scales: SingleScale | MultiScale = SingleScale()
     score_threshold: float = 0.05
     pre_nms_topk: int = 1000

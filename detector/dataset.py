@@ -36,6 +36,10 @@ from detector.transforms import flip_boxes, resized_size, scale_boxes
 MAX_PACKED_BYTES = 32 * 2**30
 """Larger splits are not packed; nor are those that would take more than half of the disk's free space."""
 
+PIXELS = 2
+"""Version of what `detector.decode` makes of a file: part of the names in the cache, so that what was packed
+before JPEGs were resized by torch is not read on. To be raised with every change that moves a pixel."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SplitImages:
@@ -45,8 +49,6 @@ class SplitImages:
         records: the images as annotated, in original pixels (crowds included).
         sizes: (height, width) of each at training size.
         short_side: what their short sides were resized to, where the long side allowed it.
-        max_long_side: what their long sides were limited to.
-        boxes: per image (n, 4) float32, pixels of the image at training size, without crowds.
         labels: per image (n,) int64, without crowds.
         directory: of the image files.
         packed: per image its pixels at training size, mapped from disk; None where the split is not packed.
@@ -55,8 +57,6 @@ class SplitImages:
     records: tuple[ImageRecord, ...]
     sizes: tuple[tuple[int, int], ...]
     short_side: int
-    max_long_side: int
-    boxes: tuple[NDArray[np.float32], ...]
     labels: tuple[NDArray[np.int64], ...]
     directory: Path
     packed: Sequence[Pixels] | None
@@ -81,6 +81,12 @@ class SplitImages:
         if self.packed is not None and size == self.sizes[index]:
             return self.packed[index]
         return load_resized(self.directory, self.records[index], size)
+
+    def boxes_at(self, index: int, size: tuple[int, int] | None = None) -> NDArray[np.float32]:
+        """(n, 4) float32, xyxy, pixels of one image as `at` gives it, without crowds; `labels` are theirs."""
+        record = self.records[index]
+        own = (record.height, record.width)
+        return scale_boxes(record.boxes[~record.crowd], own, size or self.sizes[index])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -139,9 +145,8 @@ def load_batch(
         The batch, in this order, on the CPU.
     """
     chosen = [int(i) for i in indices]
-    records = [images.records[i] for i in chosen]
     sizes = [images.sizes[i] for i in chosen] if sizes is None else sizes
-    boxes = [_boxes_at(record, size) for record, size in zip(records, sizes, strict=True)]
+    boxes = [images.boxes_at(i, size) for i, size in zip(chosen, sizes, strict=True)]
     boxes_NG4, labels_NG, valid_NG = _padded(boxes, [images.labels[i] for i in chosen])
     flipped_NG = np.asarray(flips, dtype=np.bool_)[:, None] & valid_NG
     widths_N1 = np.array([[width] for _, width in sizes], dtype=np.float32)
@@ -152,12 +157,8 @@ def load_batch(
         boxes_NG4=torch.from_numpy(boxes_NG4),
         labels_NG=torch.from_numpy(labels_NG),
         valid_NG=torch.from_numpy(valid_NG),
-        image_ids=torch.tensor([record.id for record in records]),
+        image_ids=torch.tensor([images.records[i].id for i in chosen]),
     )
-
-
-def _boxes_at(record: ImageRecord, size: tuple[int, int]) -> NDArray[np.float32]:
-    return scale_boxes(record.boxes[~record.crowd], (record.height, record.width), size)
 
 
 def _largest(sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
@@ -197,10 +198,11 @@ def _padded(
 def open_split(checked: CheckedSplit, split_name: str, data: config.Data, cache_dir: Path) -> SplitImages:
     """A split at the size `data` asks for, decoding every image if nobody has yet.
 
-    The file's name says what is in it: split, size and the fingerprint of what was annotated. It is
-    written beside and renamed, so two processes may build it at once; one of the wrong length is built
-    again. Pixels are not part of the name: delete the file after replacing images by others of the same
-    name and size.
+    The file's name says what is in it: split, size, the fingerprint of what was annotated and `PIXELS`. It
+    is written beside and renamed, so two processes may build it at once; one of the wrong length is built
+    again. The images' bytes are not part of the name: delete the file after replacing images by others of
+    the same name and size. A split once found too large is marked so and stays unpacked: were room found
+    later, each rank of a training might begin a copy.
 
     Args:
         checked: the split.
@@ -216,29 +218,29 @@ def open_split(checked: CheckedSplit, split_name: str, data: config.Data, cache_
         resized_size(r.width, r.height, data.short_side, data.max_long_side) for r in checked.images
     )
     cache_dir.mkdir(parents=True, exist_ok=True)
-    name = f"{split_name}-{fingerprint(checked)}-{data.short_side}x{data.max_long_side}"
-    path, total = cache_dir / f"{name}.rgb", sum(3 * h * w for h, w in sizes)
-    if _is_complete(path, total) or _fits(total, cache_dir):
-        if not _is_complete(path, total):
+    name = f"{split_name}-{fingerprint(checked)}-{data.short_side}x{data.max_long_side}-v{PIXELS}"
+    path, unpacked = cache_dir / f"{name}.rgb", cache_dir / f"{name}.decodes"
+    total = sum(3 * h * w for h, w in sizes)
+    if not _is_complete(path, total) and not unpacked.is_file():
+        if _fits(total, cache_dir):
             _write_beside(path, partial(_decode_all, checked, sizes))
-        packed = _mapped(path, sizes)
-    else:
-        packed = None
-        passed = cache_dir / f"{name}.decodes"
-        if not passed.is_file():
-            own = [(record.height, record.width) for record in checked.images]  # nothing to resize
-            _decode_all(checked, own, None)
-            passed.touch()
+        else:
+            _refuse_images(checked, unusable_images(checked))
+            unpacked.touch()
     return SplitImages(
         records=checked.images,
         sizes=sizes,
         short_side=data.short_side,
-        max_long_side=data.max_long_side,
-        boxes=tuple(_boxes_at(record, size) for record, size in zip(checked.images, sizes, strict=True)),
         labels=tuple(record.labels[~record.crowd] for record in checked.images),
         directory=checked.source.images,
-        packed=packed,
+        packed=_mapped(path, sizes) if _is_complete(path, total) else None,
     )
+
+
+def unusable_images(checked: CheckedSplit) -> list[str]:
+    """Why images of a split cannot be decoded or have another size than the JSON says; decodes every one."""
+    own = [(record.height, record.width) for record in checked.images]  # nothing to resize
+    return [image for image in _decoded(checked, own) if isinstance(image, str)]
 
 
 def _is_complete(path: Path, total: int) -> bool:
@@ -256,15 +258,24 @@ def _mapped(path: Path, sizes: Sequence[tuple[int, int]]) -> list[Pixels]:
     return [flat[end - 3 * h * w : end].reshape(h, w, 3) for end, (h, w) in zip(ends, sizes, strict=True)]
 
 
-def _decode_all(checked: CheckedSplit, sizes: Sequence[tuple[int, int]], file: BinaryIO | None) -> None:
-    """Decode every image, in order, into `file` if there is one; then refuse all that failed."""
+def _decode_all(checked: CheckedSplit, sizes: Sequence[tuple[int, int]], file: BinaryIO) -> None:
+    """Decode every image, in order, into `file`; then refuse all that failed."""
     faults: list[str] = []
-    for image in _in_parallel(partial(_decoded_or_fault, checked, sizes), len(sizes)):
+    for image in _decoded(checked, sizes):
         if isinstance(image, str):
             faults.append(image)
-        elif file is not None and not faults:
+        elif not faults:
             file.write(image.tobytes())
+    _refuse_images(checked, faults)
+
+
+def _refuse_images(checked: CheckedSplit, faults: Sequence[str]) -> None:
     refuse(checked.source.annotations, [Finding("images that cannot be used", faults)], limit=None)
+
+
+def _decoded(checked: CheckedSplit, sizes: Sequence[tuple[int, int]]) -> Iterator[Pixels | str]:
+    """Every image at its size, in order; in place of one that cannot be used the reason."""
+    return _in_parallel(partial(_decoded_or_fault, checked, sizes), len(sizes))
 
 
 def _decoded_or_fault(checked: CheckedSplit, sizes: Sequence[tuple[int, int]], index: int) -> Pixels | str:

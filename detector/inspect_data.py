@@ -6,12 +6,9 @@ Crowds are counted and otherwise left out, as training leaves them out. Sizes ar
 from __future__ import annotations
 
 import hashlib
-import os
 import textwrap
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +16,23 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from detector.coco import MAX_LISTED, CheckedSplit, DataPaths, ImageRecord, read_data, read_test
+from detector.coco import (
+    MAX_LISTED,
+    CheckedSplit,
+    DataPaths,
+    Finding,
+    ImageRecord,
+    read_data,
+    read_test,
+    refuse,
+)
+from detector.dataset import unusable_images
 from detector.decode import load_resized
 from detector.errors import DataError
 from detector.pictures import contact_sheet, draw_by_class
 
 MAX_OPENED = 20_000
-"""Images of both splits together up to which every file is opened: a minute or two on two cores."""
+"""Images of all splits together up to which every file is opened: a minute or two on two cores."""
 
 WIDTH = 100
 """Characters of a line, unless a name alone is longer."""
@@ -48,33 +55,40 @@ def inspect(paths: DataPaths, folder: Path) -> str:
         folder: of the contact sheets; made if absent.
 
     Returns:
-        The report; of a data set that cannot be used, the list of why, and nothing is drawn.
+        The report, and where the pictures are.
 
     Raises:
+        DataError: the data set cannot be used; lists why, and nothing is drawn.
         OSError: the folder cannot be written to.
     """
-    try:
-        train, val = read_data(paths)
-        test = read_test(paths.test, train) if paths.test is not None else None
-    except DataError as error:
-        return f"Problems\n\n{error}\n"
-    lines = [report(train, val)]
-    if test is not None:
-        lines.append(f"The test split has {_count(len(test.images))} images, every file present.\n")
+    train, val = read_data(paths)
+    test = read_test(paths.test, train) if paths.test is not None else None
+    lines = [report(train, val, test)]
     for name, split in (("train", train), ("val", val)):
         if contact_sheet_of(split, folder / f"{name}.png", name):
             lines.append(f"Images with their boxes: {folder / f'{name}.png'}")
     return "\n".join(lines) + "\n"
 
 
-def report(train: CheckedSplit, val: CheckedSplit) -> str:
+def report(train: CheckedSplit, val: CheckedSplit, test: CheckedSplit | None = None) -> str:
     """Problems first, then tables of images, boxes and classes, at most `WIDTH` characters wide.
 
     Every image is opened where there are at most `MAX_OPENED`; with more, the report says that none was.
+
+    Args:
+        train, val: what the tables are of.
+        test: its images are opened and counted.
+
+    Raises:
+        DataError: images that were opened and cannot be used, every one with the reason.
     """
     splits = {"train": train, "val": val}
-    problems = list(_problems(splits))
+    opened = _open_all(splits if test is None else {**splits, "test": test})
+    problems = [*_problems(splits), *(_duplicates(splits) if opened else [_not_opened()])]
     blocks = [["Problems", "", *(problems or ["none found"])], _image_table(splits), _class_table(train, val)]
+    if test is not None:
+        checked = "every one decodes" if opened else "every file is there"
+        blocks.append([f"The test split has {_count(len(test.images))} images; {checked}."])
     return "\n".join("\n".join([*block, ""]) for block in blocks)
 
 
@@ -111,6 +125,15 @@ def _picture(split: CheckedSplit, record: ImageRecord) -> Image.Image | None:
 # --- problems --------------------------------------------------------------------------------------
 
 
+def _open_all(splits: dict[str, CheckedSplit]) -> bool:
+    """Open every image unless they are too many; returns whether they were."""
+    if sum(len(split.images) for split in splits.values()) > MAX_OPENED:
+        return False
+    findings = [Finding(f"{name}: images", unusable_images(split)) for name, split in splits.items()]
+    refuse("the data set", findings, limit=None)
+    return True
+
+
 def _problems(splits: dict[str, CheckedSplit]) -> Iterator[str]:
     for name, split in splits.items():
         for what, count in split.repairs.items():
@@ -123,12 +146,10 @@ def _problems(splits: dict[str, CheckedSplit]) -> Iterator[str]:
         yield from _listed(f"{name}: image files listed more than once", twice)
         repeated = [record.file_name for record in split.images if _has_equal_boxes(record)]
         yield from _listed(f"{name}: images with the same box of the same class twice", repeated)
-    if sum(len(split.images) for split in splits.values()) > MAX_OPENED:
-        yield f"images were not opened: there are more than {_count(MAX_OPENED)}"
-        return
-    for name, split in splits.items():
-        yield from _listed(f"{name}: images that cannot be used", _undecodable(split))
-    yield from _duplicates(splits)
+
+
+def _not_opened() -> str:
+    return f"images were not opened: there are more than {_count(MAX_OPENED)}"
 
 
 def _listed(what: str, cases: Sequence[str], separator: str | None = None) -> list[str]:
@@ -152,19 +173,6 @@ def _wrapped(line: str) -> str:
 def _has_equal_boxes(record: ImageRecord) -> bool:
     rows = np.column_stack((record.xywh, record.labels))[~record.crowd]
     return len(np.unique(rows, axis=0)) < len(rows)
-
-
-def _undecodable(split: CheckedSplit) -> list[str]:
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return [fault for fault in pool.map(partial(_fault, split.source.images), split.images) if fault]
-
-
-def _fault(directory: Path, record: ImageRecord) -> str | None:
-    try:
-        load_resized(directory, record, (record.height, record.width))
-    except DataError as error:
-        return str(error).removeprefix(f"{directory}{os.sep}")
-    return None
 
 
 def _duplicates(splits: dict[str, CheckedSplit]) -> Iterator[str]:

@@ -30,7 +30,9 @@ def build_optimizer(model: nn.Module, schedule: Schedule) -> torch.optim.Optimiz
         case SGD():
             scale = schedule.total_batch / PAPER_BATCH
             groups = _sgd_groups(model, config, scale)
-            return torch.optim.SGD(groups, momentum=config.momentum, fused=True)
+            # On a CPU the fused kernel is the slower one on channels-last weights.
+            fused = next(model.parameters()).device.type == "cuda"
+            return _with_momentum(torch.optim.SGD(groups, momentum=config.momentum, fused=fused))
         case AdamW():
             groups = _adamw_groups(model, config)
             return torch.optim.AdamW(groups, betas=(0.9, config.beta2), fused=True)
@@ -71,6 +73,18 @@ def learning_rate_factor(schedule: Schedule, step: int) -> float:
 
 def _trainable(model: nn.Module) -> Iterable[tuple[str, nn.Parameter]]:
     return ((name, p) for name, p in model.named_parameters() if p.requires_grad)
+
+
+def _with_momentum(optimizer: torch.optim.SGD) -> torch.optim.SGD:
+    """With momenta of zero, which give the same first step as none.
+
+    torch makes them in the first step and leaves them unset when that step overflows in float16; the next
+    step would take whatever the memory held.
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
 
 
 def _sgd_groups(model: nn.Module, config: SGD, scale: float) -> list[dict[str, object]]:

@@ -58,7 +58,7 @@ def _rebuilt(data: Any, place: str) -> Any:
 
 
 def _instance(data: dict[str, Any], place: str) -> Any:
-    kind = _CLASSES.get(data.get("type"))
+    kind = _CLASSES.get(str(data.get("type")))
     if kind is None:
         raise ValueError(f"{place}: no config class is called {data.get('type')!r}; {_OTHER_VERSION}")
     hints = get_type_hints(kind)

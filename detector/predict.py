@@ -9,8 +9,8 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import pickle
 import sys
+import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +18,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from torch import Tensor
 
 from detector import checkpoint as checkpoints
 from detector.build import build_detector
 from detector.config import RECIPE_VERSION, Evaluation, Trial
+from detector.decode import Decoded, read_upright
 from detector.dense_detector import DenseDetector
 from detector.errors import CheckpointError, DataError
 from detector.files import write_and_rename
@@ -41,7 +41,8 @@ long side of the second, so that tags are legible and files small."""
 
 _LISTED = 3
 
-Pixels = NDArray[np.uint8]
+_KINDS = {"config": dict, "class_names": list, "category_ids": list, "model": dict}
+"""What a checkpoint must hold to predict with."""
 
 
 # --- the detector ----------------------------------------------------------------------------------
@@ -76,6 +77,7 @@ def load_detector(path: Path, device: str = "cpu") -> LoadedDetector:
             by a version whose configs differ.
     """
     payload, name, notices = _newest(path) if path.is_dir() else _file(path)
+    _refuse_other_contents(payload, name)
     try:
         trial = from_plain(payload["config"], Trial)
         if trial.recipe_version != RECIPE_VERSION:
@@ -86,11 +88,27 @@ def load_detector(path: Path, device: str = "cpu") -> LoadedDetector:
         model = build_detector(trial.detector)
         model.load_state_dict(payload["model"])
         names, ids = tuple(payload["class_names"]), tuple(payload["category_ids"])
-    except KeyError as error:
-        raise CheckpointError(f"{name}: holds no trained detector, {error} is missing") from error
-    except (ValueError, RuntimeError) as error:
+        if not len(names) == len(ids) == trial.detector.num_classes:
+            classes = trial.detector.num_classes
+            raise ValueError(f"{len(names)} class names and {len(ids)} category ids for {classes} classes")
+    except (TypeError, ValueError, RuntimeError) as error:  # TypeError: of a config's values
         raise CheckpointError(f"{name}: cannot be used: {error}") from error
     return LoadedDetector(model.to(device).eval(), trial, names, ids, tuple(notices))
+
+
+def _refuse_other_contents(payload: object, name: str) -> None:
+    """Whatever `torch.save` can write may be in a file that a user names."""
+    what = f"{name}: holds no trained detector"
+    if not isinstance(payload, dict):
+        raise CheckpointError(f"{what} but a {type(payload).__name__}")
+    for key, kind in _KINDS.items():
+        if key not in payload:
+            raise CheckpointError(f"{what}, {key!r} is missing")
+        if not isinstance(payload[key], kind):
+            found = type(payload[key]).__name__
+            raise CheckpointError(f"{what}, {key!r} is of type {found}, not {kind.__name__}")
+    if not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in payload["model"].items()):
+        raise CheckpointError(f"{what}, 'model' is not weights by name")
 
 
 def _newest(directory: Path) -> tuple[dict[str, Any], str, list[str]]:
@@ -109,54 +127,39 @@ def _file(path: Path) -> tuple[dict[str, Any], str, list[str]]:
             # Its own checksum: what is left of the check is that it loads at all.
             named = checkpoints.CheckpointFile(path, 0, hashlib.sha256(path.read_bytes()).hexdigest())
             notices.append(f"{path.name}: no checksum in its name, so its bytes are not checked")
+            if not zipfile.is_zipfile(path):  # torch would take any other bytes for a pickle, and fail anyhow
+                raise RuntimeError("no archive")
         return checkpoints.load(named), path.name, notices
-    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not a checkpoint, or cut short"
-        raise CheckpointError(f"{path}: cannot be read: {reason}") from error
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+    except (EOFError, RuntimeError) as error:
+        raise CheckpointError(f"{path}: cannot be read: not a checkpoint, or cut short") from error
 
 
 @torch.no_grad()
-def predict_image(loaded: LoadedDetector, pixels: Pixels, evaluation: Evaluation | None = None) -> Detections:
+def predict_image(loaded: LoadedDetector, image: Decoded, evaluation: Evaluation | None = None) -> Detections:
     """What the detector finds in one image.
 
     Args:
         loaded: of `load_detector`.
-        pixels: (H, W, 3) uint8 RGB, upright, of any size.
+        image: upright, of any size.
         evaluation: thresholds, single scale; None for `Evaluation()`.
 
     Returns:
-        Best first, on the CPU; boxes in pixels of `pixels`.
+        Best first, on the CPU; boxes in pixels of `image`.
     """
-    height, width = pixels.shape[:2]
+    height, width = image.size
     data = loaded.trial.data
-    new_height, new_width = resized_size(width, height, data.short_side, data.max_long_side)
-    resized = Image.fromarray(pixels).resize((new_width, new_height), Image.Resampling.BILINEAR)
+    size = resized_size(width, height, data.short_side, data.max_long_side)
     device = next(loaded.model.parameters()).device
-    image_13HW = torch.from_numpy(np.array(resized)).permute(2, 0, 1)[None].to(device)
+    image_13HW = torch.from_numpy(np.array(image.at(size))).permute(2, 0, 1)[None].to(device)
     outputs = loaded.model(image_13HW)
-    found = detect(outputs, [(new_height, new_width)], evaluation or Evaluation(), loaded.model.coder)[0]
-    back = torch.tensor([width / new_width, height / new_height]).repeat(2)
+    found = detect(outputs, [size], evaluation or Evaluation(), loaded.model.coder)[0]
+    back = torch.tensor([width / size[1], height / size[0]]).repeat(2)
     return Detections(found.boxes.cpu() * back, found.scores.cpu(), found.labels.cpu())
 
 
 # --- images ----------------------------------------------------------------------------------------
-
-
-def read_upright(path: Path) -> Pixels:
-    """An image file as (H, W, 3) uint8 RGB, turned as its EXIF orientation says.
-
-    Raises:
-        DataError: it cannot be decoded or is not of 8 bits a channel; names it.
-    """
-    try:
-        with Image.open(path) as stored:
-            image = ImageOps.exif_transpose(stored)
-            if image.mode[0] in "IF":
-                raise DataError(f"{path}: has more than 8 bits a channel ({image.mode}); convert it to 8")
-            return np.asarray(image.convert("RGB"))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise DataError(f"{path}: cannot be read as an image ({reason})") from error
 
 
 def image_files(paths: Sequence[Path]) -> list[Path]:
@@ -184,8 +187,16 @@ def _images_in(folder: Path) -> list[Path]:
 # --- results ---------------------------------------------------------------------------------------
 
 
-def to_record(path: Path, pixels: Pixels, detections: Detections, loaded: LoadedDetector) -> dict[str, Any]:
+def to_record(
+    path: Path, size: tuple[int, int], detections: Detections, loaded: LoadedDetector
+) -> dict[str, Any]:
     """What is written of one image: its name and size, and detections as COCO has them.
+
+    Args:
+        path: of the image.
+        size: its (height, width).
+        detections: in pixels of the image.
+        loaded: what detected.
 
     Returns:
         "image", "width", "height", and "detections": a list, best first, of "category_id", "category" (its
@@ -194,8 +205,8 @@ def to_record(path: Path, pixels: Pixels, detections: Detections, loaded: Loaded
     rows = zip(detections.boxes.tolist(), detections.scores.tolist(), detections.labels.tolist(), strict=True)
     return {
         "image": path.name,
-        "width": pixels.shape[1],
-        "height": pixels.shape[0],
+        "width": size[1],
+        "height": size[0],
         "detections": [
             {
                 "category_id": loaded.category_ids[label],
@@ -210,14 +221,13 @@ def to_record(path: Path, pixels: Pixels, detections: Detections, loaded: Loaded
 
 def _predict_file(path: Path, loaded: LoadedDetector, output: Path, min_score: float) -> str:
     """Write the results of one image and return the line that is printed of it."""
-    pixels = read_upright(path)
-    found = predict_image(loaded, pixels)
+    image = read_upright(path)
+    found = predict_image(loaded, image)
     found = found[found.scores >= min_score]
-    record = to_record(path, pixels, found, loaded)
+    record = to_record(path, image.size, found, loaded)
     tags = [f"{d['category']} {d['score']:.2f}" for d in record["detections"]]
-    height, width = pixels.shape[:2]
-    scale = min(max(1, MIN_PICTURE // min(height, width)), MAX_PICTURE / max(height, width))
-    picture = draw_by_class(pixels, found.boxes.numpy(), found.labels.numpy(), tags, scale)
+    scale = min(max(1, MIN_PICTURE // min(image.size)), MAX_PICTURE / max(image.size))
+    picture = draw_by_class(image.at(image.size), found.boxes.numpy(), found.labels.numpy(), tags, scale)
     write_png(picture, output / f"{path.stem}.png")
     write_and_rename(output / f"{path.stem}.json", (json.dumps(record, indent=1) + "\n").encode())
     best = ", ".join(tags[:_LISTED]) + (", ..." if len(tags) > _LISTED else "")

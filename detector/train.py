@@ -52,7 +52,7 @@ class RunOptions:
         micro_batch: images that a worker takes through the network at a time, adding up their gradients;
             None for its whole share of the batch.
         loaders: threads that prepare batches ahead; 0 prepares each when it is needed.
-        weights: the file that `Trial.weights` describes.
+        weights: gives the file that `Trial.weights` describes; asked only where a training starts.
         validate_every: steps between two calls of `validate`, whose numbers are reported.
     """
 
@@ -62,7 +62,7 @@ class RunOptions:
     checkpoint_every: int = 200
     micro_batch: int | None = None
     loaders: int = 0
-    weights: Path | None = None
+    weights: Callable[[], Path] | None = None
     validate_every: int | None = None
 
     @property
@@ -154,12 +154,12 @@ class Training:
         return [*reports, Notice(f"goes on from the checkpoint of step {file.step}")]
 
     def _load_weights(self) -> None:
-        wanted, path = self.trial.weights, self.options.weights
+        wanted, find = self.trial.weights, self.options.weights
         if wanted is None:
             return
-        if path is None:
+        if find is None:
             raise WeightsError(f"the file of the pretrained weights {wanted.sha256} is not given")
-        load_backbone(self.model.backbone, path, wanted)
+        load_backbone(self.model.backbone, find(), wanted)
 
     def save(self) -> CheckpointReport:
         """Write a checkpoint (rank 0 alone) and prune old ones.
@@ -250,21 +250,29 @@ class Training:
             DivergedError: a loss was not finite; names the step and the last checkpoint.
         """
         steps = len(self.history)
-        losses = self.ranks.sum(torch.stack(self.history)).cpu()
+        losses = self._finite(self.ranks.sum(torch.stack(self.history)).cpu())
         self.history.clear()
-        self._check_finite(losses)
-        metrics = dict(zip(self.loss_names, losses.double().mean(dim=0).tolist(), strict=True))
+        means = losses.double().mean(dim=0).tolist() if len(losses) else []
+        metrics = dict(zip(self.loss_names, means, strict=False))
         metrics["learning_rate"] = float(self.optimizer.param_groups[0]["lr"])
         metrics["images_per_second"] = steps * self.trial.schedule.total_batch / max(seconds, 1e-9)
         return StepReport(self.step, metrics)
 
-    def _check_finite(self, losses: Tensor) -> None:
-        bad = (~losses.isfinite()).any(dim=1).nonzero()
-        if len(bad) == 0:
-            return
-        step = self.step - len(losses) + int(bad[0]) + 1
-        total = self.trial.schedule.iterations
-        raise DivergedError(f"the loss is not finite at step {step} of {total}; {self._last_checkpoint()}")
+    def _finite(self, losses: Tensor) -> Tensor:
+        """The losses, (steps, kinds). In float16 without those of steps that overflowed and were left out."""
+        good = losses.isfinite().all(dim=1)
+        if self.scaler.is_enabled():
+            if self.scaler.get_scale() < 1:
+                raise DivergedError(
+                    f"float16 overflows step after step, up to step {self.step}; {self._last_checkpoint()}"
+                )
+        elif not good.all():
+            step = self.step - len(losses) + int((~good).nonzero()[0]) + 1
+            total = self.trial.schedule.iterations
+            raise DivergedError(
+                f"the loss is not finite at step {step} of {total}; {self._last_checkpoint()}"
+            )
+        return losses[good]
 
     def _last_checkpoint(self) -> str:
         found = checkpoints.found(self.options.directory)
@@ -317,9 +325,10 @@ def train(
                 now = time.perf_counter()
                 yield training.report(now - since)
                 since = now
-            if last or training.step % options.checkpoint_interval == 0:
-                yield training.save()
             if validate and not last and training.step % (options.validate_every or total) == 0:
                 yield training.validation(validate)
+                since = time.perf_counter()
+            if last or training.step % options.checkpoint_interval == 0:
+                yield training.save()
                 since = time.perf_counter()
     return training.model.eval()

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal, get_args
 
 from ablation.errors import UserError
 from ablation.study import Overrides
@@ -15,6 +16,9 @@ from detector.config import Data
 from detector.dataset import open_split
 from detector.errors import DataError
 from detector.inspect_data import inspect
+
+Precision = Literal["fp32", "bf16", "fp16"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +121,7 @@ def check_data(data: Mapping[str, Path], folder: Path) -> str:
     """A report on a data set before anything trains on it; pictures of it go into `folder`.
 
     Raises:
-        UserError: it cannot be read; lists what is wrong with it.
+        UserError: it cannot be used; lists what is wrong with it.
     """
     try:
         return inspect(named_paths(data), folder)
@@ -131,39 +135,57 @@ def _name(paths: DataPaths) -> str:
     return annotations.parent.parent.name or annotations.stem
 
 
-def effective(overrides: Overrides, iterations: int, short_side: int, weights: str) -> Overrides:
+def effective(
+    overrides: Overrides, iterations: int, short_side: int, weights: str, precision: str
+) -> Overrides:
     """The overrides without those that ask for what a profile does anyway.
 
     Args:
         iterations: of the profile's longest training.
-        short_side, weights: the profile's own.
+        short_side, weights, precision: the profile's own.
+
+    Raises:
+        UserError: there is no such precision.
     """
+    if overrides.precision not in (None, *PRECISIONS):
+        raise UserError(f"--precision is one of {', '.join(PRECISIONS)}, got {overrides.precision!r}.")
     fewer = overrides.max_iterations is not None and overrides.max_iterations < iterations
     return Overrides(
         max_iterations=overrides.max_iterations if fewer else None,
         short_side=None if overrides.short_side == short_side else overrides.short_side,
         weights=None if overrides.weights == weights else overrides.weights,
+        precision=None if overrides.precision == precision else overrides.precision,
     )
 
 
-def changed_name(profile: str, overrides: Overrides) -> str:
-    """A profile's name with what the user changed of it, as folders and tables show it."""
+def precision_of(overrides: Overrides, own: Precision) -> Precision:
+    """The one asked for, else the profile's own."""
+    return next((p for p in PRECISIONS if p == overrides.precision), own)
+
+
+def changed_name(profile: str, overrides: Overrides, weights: str = "") -> str:
+    """A profile's name with what the user changed of it, as folders and tables show it.
+
+    Args:
+        weights: names the user's own weights by what is in them; empty for none of those.
+    """
     parts = [profile]
     if overrides.max_iterations:
         parts.append(f"{overrides.max_iterations}its")
     if overrides.short_side:
         parts.append(f"{overrides.short_side}px")
-    if overrides.weights:
-        parts.append(_weights_name(overrides.weights))
+    if overrides.precision:
+        parts.append(overrides.precision)
+    if overrides.weights == "none":
+        parts.append("scratch")
+    if weights:
+        parts.append(f"weights-{weights}")
     return "-".join(parts)
 
 
-def _weights_name(source: str) -> str:
-    """Two sources of one name have two names here."""
-    if source == "none":
-        return "scratch"
-    place = str(Path(source).resolve())
-    return f"{_plain(Path(source).stem)[:20]}-{hashlib.sha256(place.encode()).hexdigest()[:4]}"
+def combined_digest(digests: Iterable[str]) -> str:
+    """Six hex digits that several hashes have together."""
+    return hashlib.sha256(" ".join(digests).encode()).hexdigest()[:6]
 
 
 def _plain(name: str) -> str:

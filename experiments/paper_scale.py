@@ -14,11 +14,22 @@ from pathlib import Path
 
 from ablation.errors import UserError
 from ablation.study import Overrides, Profile
+from detector.coco import fingerprint
 from detector.config import Data, Detector, Evaluation, Schedule, Trial, Weights
 from detector.errors import WeightsError
 from detector.weights import TORCHVISION, as_pretrained, backbone_name, find_all, layout_of, sha256_of
 from experiments.atss.presets import Recipe
-from experiments.data import Context, DataSet, changed_name, effective, named_paths, open_data
+from experiments.data import (
+    Context,
+    DataSet,
+    Precision,
+    changed_name,
+    combined_digest,
+    effective,
+    named_paths,
+    open_data,
+    precision_of,
+)
 
 NAME = "coco"
 SHORT_SIDE, MAX_LONG_SIDE = 800, 1333
@@ -51,12 +62,15 @@ class PaperSetting:
     @property
     def profile(self) -> str:
         """The profile's name, and what the user changed of it."""
-        return changed_name(NAME, self.overrides)
+        published = all(w.sha256 == TORCHVISION[name].sha256 for name, w in self.weights.items())
+        own = "" if published else combined_digest(w.sha256 for w in self.weights.values())
+        return changed_name(NAME, self.overrides, own)
 
     @property
     def at_paper_scale(self) -> bool:
-        """Whether this is COCO with nothing changed."""
-        return self.overrides == Overrides() and len(self.dataset.train.images) == COCO_TRAIN_IMAGES
+        """Whether this is COCO at full size and length, from ImageNet weights, whosever they are."""
+        smaller = self.overrides.max_iterations or self.overrides.short_side or not self.weights
+        return not smaller and len(self.dataset.train.images) == COCO_TRAIN_IMAGES
 
     @property
     def data_name(self) -> str:
@@ -69,13 +83,18 @@ class PaperSetting:
         return self.dataset.folder_name
 
     @property
+    def whole_gpus(self) -> bool:
+        """See `ablation.study.Setting`."""
+        return True
+
+    @property
     def caption(self) -> str:
         """Images, sizes and schedules, for tables."""
-        data, start = self.dataset.data, "ImageNet weights" if self.weights else "random weights"
+        data, start = self.dataset.data, "pretrained weights" if self.weights else "random weights"
         once, twice = (f"{self._iterations(schedule):,}" for schedule in ("1x", "2x"))
         return (
             f"{self.dataset.summary}, short side {data.short_side} (Table 8: from {self._min_short_side}), "
-            f"{once} iterations of 16 (Table 8: {twice}), fp32, from {start}."
+            f"{once} iterations of 16 (Table 8: {twice}), {self._precision}, from {start}."
         )
 
     def trial(self, training: Recipe, seed: int) -> Trial:
@@ -85,16 +104,23 @@ class PaperSetting:
         data = self.dataset.data
         if training.schedule == "2x":
             data = replace(data, min_short_side=self._min_short_side)
-        schedule = Schedule(iterations=self._iterations(training.schedule))
+        schedule = Schedule(iterations=self._iterations(training.schedule), precision=self._precision)
         return Trial(starting_from(weights, detector), schedule, data, seed, weights)
 
     def evaluation(self, evaluation: Evaluation) -> Evaluation:
         """The paper's test; on the validation images where there are no test images."""
-        return evaluation if self.dataset.test else replace(evaluation, split="val")
+        if evaluation.split == "val" or self.dataset.test is None:
+            return replace(evaluation, split="val")
+        return replace(evaluation, test_fingerprint=fingerprint(self.dataset.test))
 
     def _iterations(self, schedule: str) -> int:
         full = ITERATIONS[schedule]
         return min(full, self.overrides.max_iterations or full)
+
+    @property
+    def _precision(self) -> Precision:
+        """The paper's, unless the user asks for another."""
+        return precision_of(self.overrides, "fp32")
 
     @property
     def _min_short_side(self) -> int:
@@ -128,9 +154,9 @@ def prepare(workspace: Path, data: Mapping[str, Path] | None, overrides: Overrid
             "and val2017/ in it; with annotations/image_info_test-dev2017.json and test2017/ Table 8 is "
             "tested as in the paper)."
         )
-    overrides = effective(overrides, max(ITERATIONS.values()), SHORT_SIDE, "torchvision")
+    overrides = effective(overrides, max(ITERATIONS.values()), SHORT_SIDE, "torchvision", "fp32")
     cache = workspace / "cache"
-    dataset = open_data(lambda: named_paths(data), lambda f: _described(f, overrides), cache)
+    dataset = open_data(lambda: named_paths(data), lambda digest: _described(digest, overrides), cache)
     weights, files, said = pretrained(overrides.weights)
     notices = [*dataset.repairs, *said]
     if not dataset.test:
@@ -182,9 +208,11 @@ def _own_files(place: Path) -> dict[str, Path]:
 
 
 def _described_weights(name: str, path: Path | None) -> Weights:
+    published = Weights("torchvision", TORCHVISION[name].sha256)
     if path is None:
-        return Weights("torchvision", TORCHVISION[name].sha256)
-    return Weights(layout_of(path), sha256_of(path))
+        return published
+    digest = sha256_of(path)
+    return published if digest.startswith(published.sha256) else Weights(layout_of(path), digest)
 
 
 PAPER_PROFILE = Profile(

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 from ablation.errors import UserError
 from ablation.study import Overrides, Profile
@@ -30,9 +29,16 @@ from detector.config import (
 )
 from detector.shapes import ShapesSpec, draw_dataset
 from experiments.atss.presets import Recipe
-from experiments.data import Context, DataSet, changed_name, effective, named_paths, open_data
-
-Precision = Literal["fp32", "bf16"]
+from experiments.data import (
+    Context,
+    DataSet,
+    Precision,
+    changed_name,
+    effective,
+    named_paths,
+    open_data,
+    precision_of,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +151,11 @@ class ScaledSetting:
         """See `ablation.study.Setting`. What drawings showed is taken for the user's images too."""
         return self.scale.seed_noise
 
+    @property
+    def whole_gpus(self) -> bool:
+        """See `ablation.study.Setting`."""
+        return False
+
     def trial(self, training: Recipe, seed: int) -> Trial:
         """The row at this scale. The paper's 1x and 2x schedules are one here."""
         detector = shrink(training.detector, self.scale, self.num_classes)
@@ -221,7 +232,9 @@ def prepare(
     Raises:
         UserError: the data set cannot be used, or an override means nothing here.
     """
-    scale = changed(scale, overrides, own=bool(data))
+    supported, fallback = supported_precision()
+    overrides = effective(overrides, scale.schedule.iterations, scale.own_short_side, "none", supported)
+    scale, precision = changed(scale, overrides, own=bool(data)), precision_of(overrides, supported)
     cache = workspace / "cache"
 
     def find() -> DataPaths:
@@ -231,7 +244,6 @@ def prepare(
         return describe(scale, fingerprint, own=bool(data))
 
     dataset = open_data(find, described, cache, name=None if data else "shapes")
-    precision, fallback = supported_precision()
     return ScaledSetting(
         scale=scale,
         data=dataset.data,
@@ -251,7 +263,6 @@ def changed(scale: Scale, overrides: Overrides, *, own: bool) -> Scale:
     Raises:
         UserError: pretrained weights, or another size for drawn images.
     """
-    overrides = effective(overrides, scale.schedule.iterations, scale.own_short_side, "none")
     if overrides.weights:
         raise UserError(f"The small networks of {scale.name} start from random weights; leave out --weights.")
     if overrides.short_side and not own:

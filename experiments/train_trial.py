@@ -6,7 +6,7 @@ It joins the detector, which knows nothing of trials, to the platform, which kno
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -64,15 +64,13 @@ def _options(request: Request) -> RunOptions:
         checkpoint_every=context.checkpoint_every,
         micro_batch=request.micro_batch,
         loaders=context.loaders,
-        weights=_weights_file(request.config.weights, context),
+        weights=partial(_weights_file, request.config.weights, context),
         validate_every=context.validate_every,
     )
 
 
-def _weights_file(weights: Weights | None, context: Context) -> Path | None:
-    """Where the trial's pretrained weights lie, downloaded where they are torchvision's."""
-    if weights is None:
-        return None
+def _weights_file(weights: Weights, context: Context) -> Path:
+    """Where pretrained weights lie, downloaded where they are torchvision's."""
     source = context.weights[weights.sha256]
     return source if isinstance(source, Path) else download(source, context.cache)
 
@@ -158,7 +156,7 @@ def _picture(images: SplitImages, results: Results, split: CheckedSplit, path: P
                 scale_boxes(boxes, (record.height, record.width), (height, width)),
                 results.scores[own],
                 np.searchsorted(split.category_ids, results.category_ids[own]),
-                images.boxes[index],
+                images.boxes_at(index),
                 images.labels[index],
                 split.class_names,
                 scale=max(1, PICTURE_SIDE // min(height, width)),

@@ -69,7 +69,7 @@ def count_positives(
     context, trial = setting.context, setting.trial(Recipe(atss()), 0)
     split = read_split(context.paths.train)
     images = open_split(split, "train", trial.data, context.cache)
-    boxes = images.boxes[:IMAGES]
+    boxes = [images.boxes_at(index) for index in range(min(IMAGES, len(images)))]
     corners = np.concatenate(boxes).astype(np.float64)
     areas = (corners[:, 2] - corners[:, 0]) * (corners[:, 3] - corners[:, 1])
     strides = trial.detector.strides

@@ -11,7 +11,7 @@ from experiments.atss.presets import MULTI_SCALE, SINGLE_SCALE, Recipe
 
 COCO_AP = ("AP", "AP50", "AP75", "APS", "APM", "APL")
 
-SEED_NOISE = 0.3
+TOLERANCE = 0.3
 """Points of AP within which a run at the paper's scale counts as reproduced. Seeds of one model spread
 by a standard deviation of about 0.1; other sources of a difference (layout, versions) reach 0.3."""
 
@@ -19,7 +19,7 @@ by a standard deviation of about 0.1; other sources of a difference (layout, ver
 def _row(label: str, headers: tuple[str | bool, ...], variant: Variant, paper: tuple[float, ...]) -> Row:
     """A row whose columns are the numbers of one evaluation: AP alone, or all six."""
     metrics = COCO_AP[: len(paper)]
-    cells = (Cell(variant, m, p, SEED_NOISE) for m, p in zip(metrics, paper, strict=True))
+    cells = (Cell(variant, m, p, TOLERANCE) for m, p in zip(metrics, paper, strict=True))
     return Row(label, headers, tuple(cells))
 
 
@@ -53,7 +53,7 @@ def _table2() -> Table:
     rows = []
     for (label, paper), assigner in zip(papers.items(), assigners, strict=True):
         cells = (
-            Cell(_one_x(presets.improved(assigner, start)), "AP", ap, SEED_NOISE)
+            Cell(_one_x(presets.improved(assigner, start)), "AP", ap, TOLERANCE)
             for start, ap in zip(starts, paper, strict=True)
         )
         rows.append(Row(label, (label,), tuple(cells)))

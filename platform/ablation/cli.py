@@ -59,8 +59,17 @@ def selection_of(arguments: argparse.Namespace) -> Selection:
         seeds=arguments.seeds,
         data=arguments.data,
         split_paths=_split_paths(arguments),
-        overrides=Overrides(arguments.max_iterations, arguments.short_side, arguments.weights),
+        overrides=_overrides(arguments),
         workspace=arguments.workspace,
+    )
+
+
+def _overrides(arguments: argparse.Namespace) -> Overrides:
+    return Overrides(
+        max_iterations=arguments.max_iterations,
+        short_side=arguments.short_side,
+        weights=arguments.weights,
+        precision=arguments.precision,
     )
 
 
@@ -94,7 +103,7 @@ def run_command(arguments: argparse.Namespace) -> int:
 
 
 def status_command(arguments: argparse.Namespace) -> int:
-    """Print how far the study is, why what failed failed, and what to submit."""
+    """Print how far each training is, why some failed, and what to upload to an evaluation server."""
     session = _look(arguments)
     plan = session.plan
     counts = plan.counts()
@@ -120,7 +129,7 @@ def _print_waiting(session: Session) -> None:
         print(f"Numbers that only an evaluation server can give, {len(found)} evaluations:")
     for one in found:
         print(f"  {one.name}")
-        print(f"      upload  {one.submission or '(it left no file)'}")
+        print(f"      upload  {one.submission}")
         print(f"      then    {session.command('import-scores', one.key, 'FILE')}")
 
 
@@ -131,7 +140,7 @@ def tables_command(arguments: argparse.Namespace) -> int:
 
 
 def retry_command(arguments: argparse.Namespace) -> int:
-    """Let failed trials run again."""
+    """Let failed trials run again with the next `ablation run`."""
     with _alone(arguments) as session:
         failed = {t.key for t in session.plan.trials if t.state == "FAILED"}
         unknown = sorted(set(arguments.trial) - failed)
@@ -145,7 +154,7 @@ def retry_command(arguments: argparse.Namespace) -> int:
 
 
 def import_scores_command(arguments: argparse.Namespace) -> int:
-    """Take in the numbers that an evaluation server returned."""
+    """Import the numbers that an evaluation server returned."""
     workspace = Workspace.at(arguments.workspace)
     if not workspace.store_path.exists():
         raise nothing_has_run(workspace)
@@ -174,7 +183,7 @@ def check_data_command(arguments: argparse.Namespace) -> int:
 
 
 def ui_command(arguments: argparse.Namespace) -> int:
-    """Become the MLflow UI on this workspace."""
+    """Show the runs in MLflow's web interface."""
     workspace = Workspace.at(arguments.workspace)
     if not workspace.mlflow_path.is_file():
         raise UserError(f"{workspace.mlflow_path} is not there yet: `ablation run` makes it.")
@@ -205,7 +214,7 @@ def _alone(arguments: argparse.Namespace) -> Iterator[Session]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="ablation",
-        description="Turn a paper's tables into a program: plan, train, track and assemble them.",
+        description="Reproduce the tables of a paper: plan what they need, train it, and put them together.",
     )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     shared = [selection_parser()]
@@ -215,7 +224,9 @@ def _parser() -> argparse.ArgumentParser:
     tables = _add(commands, "tables", tables_command, shared)
     _add_format(tables)
     retry = _add(commands, "retry", retry_command, shared)
-    retry.add_argument("--trial", nargs="+", default=(), metavar="KEY", help="only these (default: all)")
+    retry.add_argument(
+        "--trial", nargs="+", default=(), metavar="KEY", help="only these (default: all that failed)"
+    )
     _add_import_scores(commands)
     _add_check_data(commands)
     ui = _add(commands, "ui", ui_command, [_workspace()])
@@ -242,10 +253,13 @@ def _add_run(
     run = _add(commands, "run", run_command, shared)
     _add_format(run)
     either = run.add_mutually_exclusive_group()
-    either.add_argument("--retry-failed", action="store_true", help="run failed trials again too")
+    either.add_argument("--retry-failed", action="store_true", help="also run trials that failed before")
     either.add_argument("--dry-run", action="store_true", help="print the plan and stop")
     run.add_argument(
-        "--concurrency", type=_positive, metavar="N", help="trials at a time (default: as many as fit)"
+        "--concurrency",
+        type=_positive,
+        metavar="N",
+        help="trials at a time (default: as many as the CPUs or GPUs allow)",
     )
     run.add_argument(
         "--workers-per-trial",
@@ -258,22 +272,22 @@ def _add_run(
         "--micro-batch",
         type=_positive,
         metavar="N",
-        help="images that a worker holds at a time, where its share of a batch does not fit its memory: "
-        "gradients add up, results stay (default: the whole share)",
+        help="images that a worker takes through the network at a time: needs less memory, changes no "
+        "result (default: its whole share of a batch)",
     )
     run.add_argument(
         "--cluster",
         nargs="?",
         const="auto",
         metavar="ADDRESS",
-        help="run on a Ray cluster: the given address, or the running one",
+        help="run on the Ray cluster at ADDRESS; without ADDRESS, on the one that this machine is part of",
     )
 
 
 def _add_import_scores(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     scores = _add(commands, "import-scores", import_scores_command, [_workspace()])
     scores.add_argument(
-        "key", metavar="KEY", help="of the evaluation or the start of it; see `ablation status`"
+        "key", metavar="KEY", help="of the evaluation, or its first characters; `ablation status` prints it"
     )
     scores.add_argument(
         "file",
@@ -282,7 +296,7 @@ def _add_import_scores(commands: argparse._SubParsersAction[argparse.ArgumentPar
         help="what the server returned: the 12 lines that pycocotools prints, or JSON with AP, AP50, AP75, "
         "APS, APM, APL (fractions, or percent when one is above 1)",
     )
-    scores.add_argument("--replace", action="store_true", help="in the place of numbers imported earlier")
+    scores.add_argument("--replace", action="store_true", help="replace numbers that were imported earlier")
 
 
 def _add_check_data(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -309,24 +323,33 @@ def selection_parser() -> argparse.ArgumentParser:
     what.add_argument(
         "--profile",
         metavar="NAME",
-        help="scale to run at; an unknown name lists them (default: the study's)",
+        help="scale to run at, as smoke; an unknown name prints them all (default: the study's choice)",
     )
     what.add_argument("--tables", nargs="+", metavar="N", help="only these tables, as 3 4 (default: all)")
     what.add_argument(
-        "--seeds", type=_positive, metavar="N", help="trainings of each row (default: the profile's)"
+        "--seeds",
+        type=_positive,
+        metavar="N",
+        help="train every row with N seeds (default: the profile's number)",
     )
     what.add_argument(
-        "--data", type=Path, metavar="DIR", help="COCO-format data set to use instead of the profile's"
+        "--data",
+        type=Path,
+        metavar="DIR",
+        help="folder of a COCO-format data set to use instead of the profile's",
     )
-    _add_split_paths(what, "--data")
-    change = parser.add_argument_group("changes to the profile; their numbers are kept apart")
+    _add_split_paths(parser, "--data")
+    change = parser.add_argument_group("changes to the profile, whose numbers then go to tables of their own")
     change.add_argument("--max-iterations", type=_positive, metavar="N", help="train at most N iterations")
     change.add_argument(
         "--short-side", type=_positive, metavar="N", help="resize images to this short side, in pixels"
     )
     change.add_argument(
-        "--weights", metavar="SOURCE", help='what backbones start from; "none" for random weights'
+        "--weights",
+        metavar="SOURCE",
+        help='what backbones start from: a file, a folder, or "none" for random weights',
     )
+    change.add_argument("--precision", metavar="NAME", help="arithmetic of the networks: fp32, bf16 or fp16")
     return parser
 
 
@@ -336,18 +359,22 @@ def _add_study(parser: argparse._ActionsContainer) -> None:
     )
 
 
-def _add_split_paths(parser: argparse._ActionsContainer, instead_of: str) -> None:
+def _add_split_paths(parser: argparse.ArgumentParser, instead_of: str) -> None:
+    group = parser.add_argument_group(f"the data set by its files instead of {instead_of}, all four together")
     for name in SPLIT_PATHS:
-        flag = "--" + name.replace("_", "-")
-        parser.add_argument(
-            flag, type=Path, metavar="PATH", help=f"instead of {instead_of}; all four together"
-        )
+        split, _, part = name.partition("_")
+        whose = {"train": "training", "val": "validation"}[split]
+        what = {"annotations": f"JSON file of the {whose} split", "images": f"folder of {whose} images"}[part]
+        group.add_argument("--" + name.replace("_", "-"), type=Path, metavar="PATH", help=what)
 
 
 def _workspace() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument(
-        "--workspace", type=Path, metavar="DIR", help="where runs and results go (default: ./runs, ./results)"
+        "--workspace",
+        type=Path,
+        metavar="DIR",
+        help="folder for runs and results (default: ./runs and ./results)",
     )
     return parser
 
@@ -358,7 +385,7 @@ def _add_format(parser: argparse.ArgumentParser) -> None:
         type=_formats,
         default=FORMATS,
         metavar="F,F",
-        help=f"files to write, any of {','.join(FORMATS)} (default: all)",
+        help=f"formats to write the tables in, any of {','.join(FORMATS)} (default: all)",
     )
 
 

@@ -67,7 +67,8 @@ class Checkpointed:
 class Evaluated:
     """An evaluation is done: its numbers (AP in percent) and the files behind them, by kind.
 
-    No numbers at all mean that only an evaluation server can give them, from the file "submission".
+    Where only an evaluation server can give the numbers, there are none, and a file "submission" to give
+    it. Rank 0 alone reports one or the other; what the other ranks of a group yield is passed over.
     """
 
     key: str

@@ -16,7 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("torch", "torchvision", "ray", "mlflow", "pycocotools", "numpy")
+PACKAGES = ("torch", "torchvision", "ray", "mlflow", "pycocotools", "hotcoco", "numpy")
 MAX_DIFF_CHARS = 1_000_000
 MAX_UNTRACKED = 20
 GIT_TIMEOUT_S = 20

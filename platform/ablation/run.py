@@ -66,6 +66,7 @@ def _train(
             session.workspace,
             options,
             listener,
+            whole_gpus=plan.setting.whole_gpus,
             provenance=facts,
             invocation_id=invocation,
         )

@@ -64,7 +64,7 @@ class Options:
     """How to run, which changes no result.
 
     Attributes:
-        concurrency: trials at a time; as many as the CPUs (or a cluster's GPUs) allow when None.
+        concurrency: trials at a time; as many as the CPUs or the GPUs allow when None (`share`).
         workers_per_trial: processes that train one trial together.
         micro_batch: see `protocol.Request`.
         cluster: address of a running Ray cluster, "auto" to find it; None starts Ray on this machine.
@@ -224,6 +224,7 @@ def run(
     options: Options,
     listener: Listener,
     *,
+    whole_gpus: bool,
     provenance: Mapping[str, Any],
     invocation_id: int | None = None,
 ) -> Summary:
@@ -236,28 +237,36 @@ def run(
         train: the study's train function.
         context: handed to it in every request.
         workspace: held by this process (`Workspace.driver_lock`).
+        whole_gpus: see `ablation.study.Setting`.
         provenance: kept with every attempt.
 
     Raises:
-        UserError: Ray does not start or stops in mid-run, or the store cannot be written.
+        UserError: there is no place for the trials, Ray does not start or stops in mid-run, or the store
+            cannot be written.
     """
     began = time.monotonic()
     desk = Desk(work, store, listener, provenance, invocation_id)
     if work:
         with _signals(desk), _scratch(workspace) as scratch:
             try:
-                _run_on_ray(desk, train, context, workspace, options, scratch)
+                _run_on_ray(desk, train, context, workspace, options, whole_gpus, scratch)
             finally:
                 desk.close()
     return desk.summary(time.monotonic() - began)
 
 
 def _run_on_ray(
-    desk: Desk, train: TrainFunction, context: Any, workspace: Workspace, options: Options, scratch: Path
+    desk: Desk,
+    train: TrainFunction,
+    context: Any,
+    workspace: Workspace,
+    options: Options,
+    whole_gpus: bool,
+    scratch: Path,
 ) -> None:
     requests = [_request(trial, context, workspace, options) for trial in desk.work]
     # The signals again: Ray sets a handler of its own for SIGTERM when it starts.
-    with _ray(options) as layout, _signals(desk), _pulse(desk):
+    with _ray(options, whole_gpus) as layout, _signals(desk), _pulse(desk):
         job = Job(train, requests, layout.gpus_per_worker, scratch)
         tuner = _tuner(desk, job, layout, options.max_retries, scratch)
         with suppress(_StopNow):
@@ -288,100 +297,111 @@ class Layout:
     gpus_per_worker: float
 
 
-def share(options: Options, cpus: int, gpus: int) -> Layout:
+def share(options: Options, cpus: int, gpus: int, *, whole_gpus: bool) -> Layout:
     """Divides what there is among the trials.
+
+    The workers of one trial cannot share a GPU; several trials of one worker can, unless `whole_gpus`.
 
     Args:
         cpus, gpus: of the machine or the cluster.
+        whole_gpus: see `ablation.study.Setting`.
 
     Raises:
-        UserError: a trial's group would never find a place.
+        UserError: a trial's group, or so many trials at a time, would never find a place.
     """
     workers = options.workers_per_trial
-    room = gpus if options.cluster and gpus else cpus
-    concurrency = options.concurrency or max(1, room // workers)
-    processes = concurrency * workers
-    if options.cluster and workers > room:
+    whole = gpus > 0 and (whole_gpus or workers > 1)
+    room = gpus if whole or (options.cluster and gpus) else cpus
+    if workers > room and (whole or options.cluster):
         raise UserError(
             f"--workers-per-trial {workers} needs {workers} {'GPUs' if gpus else 'CPUs'}; "
-            f"the cluster has {room}. Ask for at most that many."
+            f"{'the cluster' if options.cluster else 'this machine'} has {room}. Ask for at most that many."
         )
-    if workers > 1 and 0 < gpus < processes:
+    concurrency = options.concurrency or max(1, room // workers)
+    processes = concurrency * workers
+    if whole and processes > gpus:
         raise UserError(
-            f"{concurrency} trials of {workers} workers need {processes} GPUs, and there are {gpus}: the "
-            "workers of one trial cannot share a GPU. Lower --concurrency or --workers-per-trial."
+            f"--concurrency {concurrency} needs {processes} GPUs, one for each worker of each trial, and "
+            f"there are {gpus}. Ask for at most {gpus // workers}, or leave it out."
         )
     gpus_per_worker = 0.0 if gpus == 0 else 1 / math.ceil(processes / gpus)
     return Layout(concurrency, workers, gpus_per_worker)
 
 
 @contextmanager
-def _ray(options: Options) -> Iterator[Layout]:
+def _ray(options: Options, whole_gpus: bool) -> Iterator[Layout]:
     """A Ray to run on: this machine's, ours alone and gone afterwards, or a cluster's."""
     if (options.cluster or "").startswith("ray://"):  # Tune's loop would run there, out of the desk's sight
         raise UserError(
             f"--cluster {options.cluster} is an address of Ray Client, which cannot report trials back. On a "
             "machine of the cluster, give the address of its head (HOST:6379), or --cluster alone to find it."
         )
-    here = None if options.cluster else share(options, len(os.sched_getaffinity(0)), 0)
-    with _environment(_environment_of(here)):
+    with _environment(_ENVIRONMENT if options.cluster else _ENVIRONMENT | _local_environment(options)):
         # After the environment: Ray reads some of it when it is imported.
         import ray
 
         try:
-            if here:
-                _start(here)
-            else:
-                _connect(str(options.cluster))
-        except Exception as error:
-            raise UserError(_no_ray(options, error)) from error
-        try:
-            total = ray.cluster_resources()
-            cpus = here.concurrency * here.workers if here else int(total.get("CPU", 0))
-            yield share(options, cpus, int(total.get("GPU", 0)))
+            yield _connect(options, whole_gpus) if options.cluster else _start(options, whole_gpus)
         finally:
             ray.shutdown()
 
 
-def _start(layout: Layout) -> None:
+def _start(options: Options, whole_gpus: bool) -> Layout:
     """Ray on this machine, for us alone."""
+    cpus, gpus = len(os.sched_getaffinity(0)), _gpus_here()
+    layout = share(options, cpus, gpus, whole_gpus=whole_gpus)
+    processes = layout.concurrency * layout.workers
+    threads = str(max(1, cpus // processes))
+    with _environment({"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}):
+        _init(
+            options,
+            address="local",
+            num_cpus=processes,
+            num_gpus=gpus,
+            object_store_memory=OBJECT_STORE_BYTES,
+            # Only with it does Ray give back the place of a group whose trial's process died.
+            include_dashboard=layout.workers > 1,
+            dashboard_host="127.0.0.1",
+        )
+    return layout
+
+
+def _gpus_here() -> int:
+    """As many as Ray finds by itself when it starts, without a start."""
+    from ray._private.accelerators import get_accelerator_manager_for_resource
+
+    manager = get_accelerator_manager_for_resource("GPU")
+    found = int(manager.get_current_node_num_accelerators())
+    visible = manager.get_current_process_visible_accelerator_ids()
+    return found if visible is None else min(found, len(visible))
+
+
+def _connect(options: Options, whole_gpus: bool) -> Layout:
+    """A cluster that others started."""
     import ray
 
-    ray.init(
-        address="local",
-        num_cpus=layout.concurrency * layout.workers,
-        object_store_memory=OBJECT_STORE_BYTES,
-        # Only with it does Ray give back the place of a group whose trial's process died.
-        include_dashboard=layout.workers > 1,
-        dashboard_host="127.0.0.1",
-        log_to_driver=False,
-        logging_level=logging.CRITICAL,
-    )
-
-
-def _connect(address: str) -> None:
-    """A cluster that others started; ConnectionError where nothing answers."""
-    import ray
-
+    address = str(options.cluster)
     host, _, port = address.rpartition(":")
     # Ray itself would try for many minutes.
     if port.isdecimal() and not _opens((host, int(port))):
-        raise ConnectionError("nothing listens there")
-    ray.init(
-        address=address,
-        runtime_env={"env_vars": _WORKER_ENVIRONMENT},
-        log_to_driver=False,
-        logging_level=logging.CRITICAL,
-    )
+        raise UserError(_no_ray(options, "nothing listens there"))
+    _init(options, address=address, runtime_env={"env_vars": _WORKER_ENVIRONMENT})
+    total = ray.cluster_resources()
+    return share(options, int(total.get("CPU", 0)), int(total.get("GPU", 0)), whole_gpus=whole_gpus)
 
 
-def _environment_of(here: Layout | None) -> dict[str, str]:
-    if here is None:
-        return _ENVIRONMENT
-    threads = str(max(1, len(os.sched_getaffinity(0)) // (here.concurrency * here.workers)))
+def _init(options: Options, **arguments: Any) -> None:
+    import ray
+
+    try:
+        ray.init(log_to_driver=False, logging_level=logging.CRITICAL, **arguments)
+    except Exception as error:
+        raise UserError(_no_ray(options, error)) from error
+
+
+def _local_environment(options: Options) -> dict[str, str]:
     local = {
-        "OMP_NUM_THREADS": threads,
-        "MKL_NUM_THREADS": threads,
+        **_WORKER_ENVIRONMENT,
         # Or glibc gives large arrays back to the system at every step, and faults them in again.
         "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
         "MALLOC_TRIM_THRESHOLD_": str(4 << 30),
@@ -391,9 +411,9 @@ def _environment_of(here: Layout | None) -> dict[str, str]:
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": _token(),
     }
-    if sys.platform == "linux" and here.workers > 1:
+    if sys.platform == "linux" and options.workers_per_trial > 1:
         local["GLOO_SOCKET_IFNAME"] = "lo"
-    return {**_ENVIRONMENT, **_WORKER_ENVIRONMENT, **local}
+    return local
 
 
 @cache
@@ -416,11 +436,11 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _no_ray(options: Options, error: Exception) -> str:
+def _no_ray(options: Options, reason: object) -> str:
     if options.cluster is None:
-        return f"Ray does not start on this machine: {error}"
+        return f"Ray does not start on this machine: {reason}"
     return (
-        f"No Ray cluster answers at {options.cluster!r}: {error}. Start one with 'ray start --head'; one "
+        f"No Ray cluster answers at {options.cluster!r}: {reason}. Start one with 'ray start --head'; one "
         "that asks for a token needs RAY_AUTH_MODE=token here too. Without --cluster it runs on this machine."
     )
 

@@ -48,12 +48,12 @@ class Waiting:
 
     Attributes:
         name: of the row that wants it, with its seed.
-        submission: the file to upload; None where the evaluation left none.
+        submission: the file to upload.
     """
 
     key: str
     name: str
-    submission: Path | None
+    submission: Path
 
 
 def waiting(plan: Plan, store: Store) -> list[Waiting]:
@@ -61,12 +61,7 @@ def waiting(plan: Plan, store: Store) -> list[Waiting]:
     names = {e.key: e.name for trial in plan.trials for e in trial.evaluations}
     rows = store.evaluations(list(names))
     found = [rows[key] for key in names if key in rows and rows[key].awaits_scores]
-    return [Waiting(row.key, names[row.key], _submission(row, store)) for row in found]
-
-
-def _submission(row: EvaluationRow, store: Store) -> Path | None:
-    path = row.artifacts.get(SUBMISSION)
-    return None if path is None else store.resolve(path)
+    return [Waiting(row.key, names[row.key], store.resolve(row.artifacts[SUBMISSION])) for row in found]
 
 
 # --- taking them in ----------------------------------------------------------------------------------

@@ -162,7 +162,7 @@ class EvaluationRow:
     @property
     def awaits_scores(self) -> bool:
         """Whether it has no numbers, because only an evaluation server can give them."""
-        return not self.metrics
+        return not self.metrics and SUBMISSION in self.artifacts
 
     @property
     def imported(self) -> bool:
@@ -462,7 +462,8 @@ class Store:
 
         Raises:
             AttemptOverError: the attempt has ended.
-            ValueError: a path outside the workspace, or an evaluation that nobody asked for.
+            ValueError: a path outside the workspace, an evaluation that nobody asked for, or one that has
+                neither numbers nor a submission.
         """
         files = [file for report in reports for file in self._files(report)]
         now = _now()
@@ -750,6 +751,10 @@ def _set_progress(connection: Connection, trial_key: str, reports: Sequence[Repo
 
 
 def _set_result(connection: Connection, trial_key: str, report: Evaluated, ids: Mapping[str, Any]) -> None:
+    if not report.metrics and SUBMISSION not in report.artifacts:
+        raise ValueError(
+            f"evaluation {report.key} has neither numbers nor a {SUBMISSION}; only rank 0 reports its result"
+        )
     e = schema.evaluations
     numbers = {name: _to_null(value) for name, value in report.metrics.items()}
     changed = connection.execute(

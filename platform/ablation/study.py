@@ -171,6 +171,8 @@ class Setting(Protocol):
             data set is the profile's own. Tables of different data sets never mix.
         seed_noise: points of AP by which one training differs from another with another seed, beyond what
             the seed does to both rows of a comparison; taken where a claim has one seed. None for unknown.
+        whole_gpus: whether each worker holds a GPU of its own, where there are GPUs; else trials may share
+            them.
         caption: one sentence for table captions: images, size, schedule, precision.
         notices: what a person should know before starting (counted repairs, precision fallback).
         context: handed to the train function unhashed (paths, intervals); picklable.
@@ -190,6 +192,9 @@ class Setting(Protocol):
         ...
     @property
     def seed_noise(self) -> float | None:  # noqa: D102
+        ...
+    @property
+    def whole_gpus(self) -> bool:  # noqa: D102
         ...
     @property
     def caption(self) -> str:  # noqa: D102
@@ -220,11 +225,13 @@ class Overrides:
         max_iterations: train at most so many.
         short_side: of images as trained and tested on, in pixels.
         weights: what backbones start from; the profile knows which sources there are.
+        precision: of the arithmetic, "fp32", "bf16" or "fp16"; the profile knows which it can do.
     """
 
     max_iterations: int | None = None
     short_side: int | None = None
     weights: str | None = None
+    precision: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

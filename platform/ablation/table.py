@@ -264,7 +264,7 @@ class _Reader:
         source = Source(seed, trial_key, evaluation_key)
         evaluation = self.evaluations.get(evaluation_key)
         if evaluation is not None and evaluation.awaits_scores:
-            submission = evaluation.artifacts.get(SUBMISSION, "")
+            submission = evaluation.artifacts[SUBMISSION]
             return replace(source, state="submit", fraction=1.0, submission=submission)
         if evaluation is not None and metric in evaluation.metrics:
             return self._measured(source, evaluation, evaluation.metrics[metric])

@@ -52,6 +52,7 @@ class Setting:
     data_name: str = "shapes_v1 & co"
     own_data: str | None = None
     seed_noise: float | None = None
+    whole_gpus: bool = False
     caption: str = "96x96 images, 50 % drawn, #1."
     notices: Sequence[str] = ()
     context: object = None

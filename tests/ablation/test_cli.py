@@ -199,9 +199,9 @@ def test_what_a_user_changes_reaches_the_profile_and_keeps_its_results_apart(
     use(_toy(workspace.study, prepare))
     options = ("--workspace", str(workspace.root), "--format", "md")
     assert _run("tables", *options) == 0
-    changes = ("--max-iterations", "90", "--short-side", "64", "--weights", "none")
+    changes = ("--max-iterations", "90", "--short-side", "64", "--weights", "none", "--precision", "bf16")
     assert _run("tables", *options, *changes) == 0
-    assert given == [Overrides(), Overrides(90, 64, "none")]
+    assert given == [Overrides(), Overrides(90, 64, "none", "bf16")]
     assert sorted(path.name for path in (workspace.root / "results").iterdir()) == [
         "paper-shapes",
         "paper-shapes-90its",

@@ -37,6 +37,7 @@ class PlainSetting:
     data_name: str = "dots"
     own_data: str | None = None
     seed_noise: float | None = None
+    whole_gpus: bool = False
     caption: str = "Four images."
     notices: tuple[str, ...] = ()
     context: Any = None

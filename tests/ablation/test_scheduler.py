@@ -52,14 +52,68 @@ def test_options_refuse_what_could_never_run(field: str) -> None:
 def test_what_there_is_is_shared_among_the_trials(
     options: Options, cpus: int, gpus: int, layout: Layout
 ) -> None:
-    assert share(options, cpus, gpus) == layout
+    assert share(options, cpus, gpus, whole_gpus=False) == layout
 
 
-def test_a_group_that_would_wait_for_ever_is_refused() -> None:
-    with pytest.raises(UserError, match=r"needs 16 GPUs; the cluster has 8"):
-        share(Options(cluster="auto", workers_per_trial=16), 96, 8)
-    with pytest.raises(UserError, match=r"need 4 GPUs, and there are 2"):
-        share(Options(concurrency=2, workers_per_trial=2), 8, 2)
+@pytest.mark.parametrize(
+    ("workers", "concurrency", "whole_gpus", "layout"),
+    [
+        (1, None, True, Layout(8, 1, 1.0)),
+        (2, None, True, Layout(4, 2, 1.0)),
+        (8, None, True, Layout(1, 8, 1.0)),
+        (1, 3, True, Layout(3, 1, 1.0)),
+        (2, 4, True, Layout(4, 2, 1.0)),
+        (1, None, False, Layout(64, 1, 1 / 8)),
+        (2, None, False, Layout(4, 2, 1.0)),
+        (8, None, False, Layout(1, 8, 1.0)),
+        (1, 16, False, Layout(16, 1, 1 / 2)),
+        (2, 3, False, Layout(3, 2, 1.0)),
+    ],
+)
+def test_64_cpus_and_8_gpus_are_shared_by_what_a_worker_needs(
+    workers: int, concurrency: int | None, whole_gpus: bool, layout: Layout
+) -> None:
+    options = Options(concurrency=concurrency, workers_per_trial=workers)
+    assert share(options, 64, 8, whole_gpus=whole_gpus) == layout
+
+
+@pytest.mark.parametrize("options", [Options(), Options(workers_per_trial=2), Options(concurrency=3)])
+def test_whole_gpus_mean_nothing_where_there_are_none(options: Options) -> None:
+    assert share(options, 8, 0, whole_gpus=True) == share(options, 8, 0, whole_gpus=False)
+
+
+@pytest.mark.parametrize(
+    ("options", "whole_gpus", "said"),
+    [
+        (Options(cluster="auto", workers_per_trial=16), True, "needs 16 GPUs; the cluster has 8"),
+        (Options(workers_per_trial=16), True, "needs 16 GPUs; this machine has 8"),
+        (Options(workers_per_trial=16), False, "needs 16 GPUs; this machine has 8"),
+        (Options(concurrency=9), True, "--concurrency 9 needs 9 GPUs.*there are 8.*at most 8"),
+        (Options(concurrency=9, cluster="auto"), True, "needs 9 GPUs"),
+        (Options(concurrency=5, workers_per_trial=2), True, "needs 10 GPUs.*at most 4"),
+        (Options(concurrency=5, workers_per_trial=2), False, "needs 10 GPUs.*at most 4"),
+    ],
+)
+def test_what_would_never_find_its_gpus_is_refused(options: Options, whole_gpus: bool, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        share(options, 64, 8, whole_gpus=whole_gpus)
+
+
+def test_a_cluster_without_room_for_a_group_is_refused() -> None:
+    with pytest.raises(UserError, match="needs 9 CPUs; the cluster has 8"):
+        share(Options(cluster="auto", workers_per_trial=9), 8, 0, whole_gpus=False)
+
+
+@pytest.mark.parametrize(("visible", "count"), [(None, 4), (["0", "2"], 2), ([], 0), (list("012345"), 4)])
+def test_the_gpus_here_are_those_that_ray_would_find(
+    visible: list[str] | None, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ray._private.accelerators import get_accelerator_manager_for_resource
+
+    manager = get_accelerator_manager_for_resource("GPU")
+    monkeypatch.setattr(manager, "get_current_node_num_accelerators", staticmethod(lambda: 4))
+    monkeypatch.setattr(manager, "get_current_process_visible_accelerator_ids", staticmethod(lambda: visible))
+    assert scheduler._gpus_here() == count
 
 
 @pytest.fixture
@@ -172,13 +226,15 @@ def test_an_error_in_the_very_last_step_is_raised_too(
         monkeypatch.setattr(scheduler, name, nothing)
     monkeypatch.setattr(scheduler, "_tuner", lambda *_: Tuner())
     with pytest.raises(UserError, match="disk is full"):
-        scheduler._run_on_ray(desk, toy_driver.train, None, Workspace.at(tmp_path), Options(), tmp_path)
+        scheduler._run_on_ray(
+            desk, toy_driver.train, None, Workspace.at(tmp_path), Options(), False, tmp_path
+        )
 
 
 def test_an_address_of_ray_client_is_refused_with_what_to_give_instead() -> None:
     with (
         pytest.raises(UserError, match=r"ray://head:10001 .* \(HOST:6379\)"),
-        scheduler._ray(Options(cluster="ray://head:10001")),
+        scheduler._ray(Options(cluster="ray://head:10001"), whole_gpus=False),
     ):
         pass
 
@@ -198,6 +254,7 @@ def test_a_cluster_that_does_not_answer_is_an_error_at_once_and_leaves_the_trial
                 Workspace.at(tmp_path),
                 Options(cluster=address),
                 desk.listener,
+                whole_gpus=False,
                 provenance={},
             )
     assert states(store, desk) == [("WAITING", []), ("WAITING", [])]

@@ -167,6 +167,19 @@ def test_reports_are_kept(opened: Store, place: Path) -> None:
     assert opened.notices(KEY) == ["a damaged checkpoint was passed over"]
 
 
+def test_a_result_with_neither_numbers_nor_a_submission_is_refused(opened: Store) -> None:
+    attempt = claimed(opened)
+    with pytest.raises(ValueError, match=f"evaluation {EVALUATION} has neither numbers nor a submission"):
+        opened.record(attempt, [Evaluated(EVALUATION, {}, {"detections": "artifacts/x"})])
+    assert opened.evaluations() == {}
+
+
+def test_an_evaluation_awaits_scores_when_it_left_a_submission_and_no_numbers(opened: Store) -> None:
+    attempt = claimed(opened)
+    opened.record(attempt, [Evaluated(EVALUATION, {}, {"submission": "artifacts/x"})])
+    assert opened.evaluations()[EVALUATION].awaits_scores
+
+
 def test_an_evaluation_without_a_result_is_not_among_the_evaluations(opened: Store) -> None:
     assert opened.evaluations() == {}
     assert opened.evaluations([]) == {}

@@ -216,7 +216,9 @@ def test_imported_numbers_arrive_though_the_attempt_was_copied_before(
     store: Store, mirror: Mirror, tmp_path: Path
 ) -> None:
     attempt = _start(store)
-    store.record(attempt, [Evaluated(EVALUATION, {}, {})])
+    detections = tmp_path / "detections.json"
+    detections.write_text("[]")
+    store.record(attempt, [Evaluated(EVALUATION, {}, {"submission": str(detections)})])
     store.finish(attempt)
     mirror.sync()
     returned = tmp_path / "scores.txt"
@@ -226,5 +228,8 @@ def test_imported_numbers_arrive_though_the_attempt_was_copied_before(
     client, runs = _runs(mirror)
     (run,) = [run for run in runs if "attempt" in run.data.tags]
     assert (run.data.metrics["AP"], run.info.status) == (43.6, "FINISHED")
-    assert [f.path for f in client.list_artifacts(run.info.run_id, "evaluation")] == ["evaluation/scores.txt"]
+    assert [f.path for f in client.list_artifacts(run.info.run_id, "evaluation")] == [
+        "evaluation/detections.json",
+        "evaluation/scores.txt",
+    ]
     assert mirror.sync() == 0

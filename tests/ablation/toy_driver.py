@@ -106,7 +106,7 @@ class ToySetting:
 
     profile, data_name, caption, notices, context = "toy", "none", "counting", (), None
     own_data = seed_noise = None
-    at_paper_scale = False
+    at_paper_scale = whole_gpus = False
 
     def trial(self, training: Toy, seed: int) -> Toy:
         return Toy(training.name, training.steps, training.step_seconds, training.fault, seed)
@@ -138,7 +138,17 @@ def drive(workspace: Workspace, toys: list[Toy], options: Options) -> Summary:
         store.reclaim_all()
         plan = planned(toys, store)
         with PlainDisplay(Board(plan), lambda line: print(line, flush=True)) as listener:
-            return run(plan.work(), train, None, store, workspace, options, listener, provenance={})
+            return run(
+                plan.work(),
+                train,
+                None,
+                store,
+                workspace,
+                options,
+                listener,
+                whole_gpus=ToySetting.whole_gpus,
+                provenance={},
+            )
 
 
 def main() -> None:

@@ -40,6 +40,7 @@ def workspace(tmp_path):
     study = Study("paper", "A <paper>", (table,), claims, {}, "shapes", lambda request: iter(()))
     setting = SimpleNamespace(
         profile="shapes", data_name="shapes", caption="Small.", notices=(), context=None,
+        at_paper_scale=False, own_data=None, seed_noise=None, whole_gpus=False,
         trial=lambda training, seed: Trial(training.method, seed), evaluation=lambda evaluation: evaluation,
     )  # fmt: skip
     store = Store.open(tmp_path / "store.db")
@@ -85,6 +86,18 @@ def test_the_page_shows_progress_tables_claims_and_every_trial(workspace):
     ):  # fmt: skip
         assert part in shown
     assert nesting.tags.count("svg") == 1
+
+
+def test_an_evaluation_that_waits_for_a_servers_numbers_says_submit(workspace):
+    late = workspace.plan.trials[2]
+    attempt = workspace.store.claim(late.key, "test", {})
+    workspace.store.record(
+        attempt, [Evaluated(late.evaluations[0].key, {}, {"submission": "detections.json"})]
+    )
+    workspace.store.finish(attempt)
+    plan = make_plan(workspace.study, workspace.plan.setting, [0], None, workspace.store)
+    shown = page(workspace.study, plan, workspace.store)
+    assert f"Evaluation {late.evaluations[0].key}</th><td>submit</td>" in shown
 
 
 def test_the_page_is_written_whole_over_an_older_one(workspace, tmp_path):

@@ -68,11 +68,12 @@ def test_images_have_the_pixels_of_pils_bilinear_resize(tmp_path: Path) -> None:
     packed = open_split(read_split(write(tmp_path / "data", [image])), "train", DATA, tmp_path)
     assert packed.sizes == ((16, 20),)
     np.testing.assert_array_equal(packed.at(0), np.asarray(image.resize((20, 16), Image.Resampling.BILINEAR)))
-    np.testing.assert_allclose(packed.boxes[0], [[0, 0, 10, 16]])
+    np.testing.assert_allclose(packed.boxes_at(0), [[0, 0, 10, 16]])
+    np.testing.assert_allclose(packed.boxes_at(0, (8, 30)), [[0, 0, 15, 8]])
 
 
 def test_crowds_are_no_boxes_to_train_on_but_stay_in_the_records(packed: SplitImages) -> None:
-    assert [len(boxes) for boxes in packed.boxes] == [1, 1, 1]
+    assert [len(packed.boxes_at(i)) for i in range(3)] == [1, 1, 1]
     assert [labels.tolist() for labels in packed.labels] == [[0], [1], [0]]
     assert packed.records[0].crowd.tolist() == [False, True]
 
@@ -114,6 +115,16 @@ def test_every_size_and_data_set_has_its_own_file(checked: CheckedSplit, tmp_pat
     assert open_split(checked, "train", larger, cache).at(2).shape == (24, 24, 3)
 
 
+def test_what_was_decoded_otherwise_is_not_read_on(
+    checked: CheckedSplit, packed: SplitImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (old,) = (tmp_path / "cache").iterdir()
+    monkeypatch.setattr(dataset, "PIXELS", dataset.PIXELS + 1)
+    open_split(checked, "train", DATA, tmp_path / "cache")
+    assert len(list((tmp_path / "cache").iterdir())) == 2
+    assert old.is_file()
+
+
 def _open_in_process(split: Split, cache: Path, barrier: "multiprocessing.synchronize.Barrier") -> None:
     checked = read_split(split)
     barrier.wait(60)
@@ -142,6 +153,17 @@ def test_images_too_many_to_pack_are_decoded_with_equal_pixels(
     assert [path.suffix for path in (tmp_path / "elsewhere").iterdir()] == [".decodes"]
     for i in range(3):
         np.testing.assert_array_equal(lazy.at(i), packed.at(i))
+
+
+def test_a_split_once_too_large_is_not_packed_when_room_is_found(
+    checked: CheckedSplit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as full:
+        full.setattr(dataset, "MAX_PACKED_BYTES", 100)
+        open_split(checked, "train", DATA, tmp_path / "cache")
+    monkeypatch.setattr(dataset, "_decode_all", lambda *_: pytest.fail("packed"))
+    monkeypatch.setattr(dataset, "unusable_images", lambda *_: pytest.fail("decoded again"))
+    assert open_split(checked, "train", DATA, tmp_path / "cache").packed is None
 
 
 # --- images that cannot be used --------------------------------------------------------------------
@@ -235,7 +257,9 @@ def test_sizes_of_training_given_by_name_change_nothing(packed: SplitImages) -> 
 
 def test_boxes_of_the_split_are_those_of_its_batches(packed: SplitImages) -> None:
     batch = load_batch(packed, range(3), [False] * 3)
-    np.testing.assert_array_equal(batch.boxes_NG4[:, 0], np.concatenate(packed.boxes))
+    np.testing.assert_array_equal(
+        batch.boxes_NG4[:, 0], np.concatenate([packed.boxes_at(i) for i in range(3)])
+    )
     np.testing.assert_array_equal(batch.labels_NG[:, 0], np.concatenate(packed.labels))
 
 

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from detector.coco import DataPaths, ImageRecord, read_split
-from detector.decode import Pixels, load_resized
+from detector.decode import Decoded, Pixels, load_resized, read_upright
 from detector.errors import DataError
 from detector.transforms import resized_size
 
@@ -143,6 +143,30 @@ def test_exif_orientation_is_applied_only_where_the_json_says_so(tmp_path: Path,
     stored = load(path, (32, 16), (16, 32))
     np.testing.assert_array_equal(stored, by_pil(path, (16, 32)))
     np.testing.assert_array_equal(load(path, (16, 32), (32, 16)), np.rot90(stored, -1))
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_an_image_by_itself_is_turned_upright(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a.{suffix}"
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture(32, 16).save(path, exif=exif)
+    turned = read_upright(path)
+    assert turned.size == (32, 16)
+    np.testing.assert_array_equal(turned.at((32, 16)), np.rot90(by_pil(path, (16, 32)), -1))
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_an_image_by_itself_has_the_pixels_that_it_has_in_a_data_set(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a.{suffix}"
+    picture(65, 49).save(path)
+    np.testing.assert_array_equal(read_upright(path).at((80, 106)), load(path, (65, 49), (80, 106)))
+
+
+def test_pixels_without_a_file_are_resized_by_pil() -> None:
+    image = picture(65, 49)
+    expected = np.asarray(image.resize((106, 80), Image.Resampling.BILINEAR))
+    np.testing.assert_array_equal(Decoded(image).at((80, 106)), expected)
 
 
 # --- files that cannot be used ---------------------------------------------------------------------

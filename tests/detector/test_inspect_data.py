@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from detector.coco import DataPaths, Split, read_data
+from detector.errors import DataError
 from detector.inspect_data import WIDTH, contact_sheet_of, inspect, report
 
 Content = dict[str, Any]
@@ -138,9 +139,23 @@ def test_splits_that_share_their_folder_leak_what_both_list(paths: DataPaths) ->
 def test_images_that_cannot_be_used_are_named_with_the_reason(paths: DataPaths) -> None:
     (paths.val.images / "1.png").write_bytes(b"no image")
     Image.new("RGB", (6, 4)).save(paths.val.images / "2.png")
-    text = report(*read_data(paths))
-    assert "val: images that cannot be used (2):\n  1.png: cannot be decoded" in text
-    assert "\n  2.png: is 6x4, but width x height of image id 2" in text
+    (paths.train.images / "3.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match="the data set: cannot be used") as error:
+        report(*read_data(paths))
+    assert error.match(r"train: images \(1\):\n +\S+train2017/3\.png: cannot be decoded")
+    assert error.match(r"val: images \(2\):\n +\S+val2017/1\.png: cannot be decoded")
+    assert error.match(r"/2\.png: is 6x4, but width x height of image id 2")
+
+
+def test_every_image_that_cannot_be_used_is_named(paths: DataPaths) -> None:
+    data = content()
+    data["images"] = [data["images"][0] | {"id": i, "file_name": f"{i}.png"} for i in range(1, 21)]
+    write(paths.train.images.parent, "train", data)
+    for i in range(1, 21):
+        (paths.train.images / f"{i}.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"train: images \(20\)") as error:
+        report(*read_data(paths))
+    assert str(error.value).count("cannot be decoded") == 20
 
 
 def test_many_images_are_not_opened_and_the_report_says_so(
@@ -169,11 +184,16 @@ def test_a_long_list_is_cut_and_lines_stay_narrow(paths: DataPaths) -> None:
 # --- the whole -------------------------------------------------------------------------------------
 
 
-def test_a_data_set_that_is_refused_gives_the_list_and_no_picture(paths: DataPaths, tmp_path: Path) -> None:
-    (paths.train.images / "1.png").unlink()
-    text = inspect(paths, tmp_path / "look")
-    assert text.startswith("Problems\n\n")
-    assert "images[0].file_name = '1.png'" in text
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [(Path.unlink, r"images\[0\]\.file_name = '1\.png'"), (Path.write_text, r"/1\.png: cannot be decoded")],
+)
+def test_a_data_set_that_cannot_be_used_is_refused_and_not_drawn(
+    paths: DataPaths, tmp_path: Path, damage: Callable[..., Any], said: str
+) -> None:
+    damage(paths.train.images / "1.png", *(["no image"] if damage is Path.write_text else []))
+    with pytest.raises(DataError, match=said):
+        inspect(paths, tmp_path / "look")
     assert not (tmp_path / "look").exists()
 
 
@@ -184,12 +204,23 @@ def test_a_report_comes_with_a_picture_of_each_split(paths: DataPaths, tmp_path:
     assert str(tmp_path / "look" / "train.png") in text
 
 
-def test_a_test_split_is_checked_too(paths: DataPaths, tmp_path: Path) -> None:
+def test_a_test_split_is_checked_too(
+    paths: DataPaths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     test = write(tmp_path, "test", {k: v for k, v in content().items() if k != "annotations"})
     with_test = DataPaths(paths.train, paths.val, test)
-    assert "The test split has 3 images, every file present." in inspect(with_test, tmp_path / "look")
+    assert "The test split has 3 images; every one decodes." in inspect(with_test, tmp_path / "look")
+    (test.images / "2.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"test: images \(1\):\n.*/2\.png: cannot be decoded"):
+        inspect(with_test, tmp_path / "look")
+    with monkeypatch.context() as few:
+        few.setattr("detector.inspect_data.MAX_OPENED", 8)
+        text = inspect(with_test, tmp_path / "look")
+        assert "images were not opened: there are more than 8\n" in text
+        assert "The test split has 3 images; every file is there." in text
     (test.images / "2.png").unlink()
-    assert inspect(with_test, tmp_path / "look").startswith("Problems")
+    with pytest.raises(DataError, match=r"images\[1\]\.file_name = '2\.png'"):
+        inspect(with_test, tmp_path / "look")
 
 
 def test_a_contact_sheet_leaves_out_what_cannot_be_decoded(paths: DataPaths, tmp_path: Path) -> None:

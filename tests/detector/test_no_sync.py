@@ -62,7 +62,8 @@ def test_a_training_step_asks_for_no_value_of_the_device(name: str, device: str)
 def _loss(model: DenseDetector, state: dict[str, Tensor]) -> Tensor:
     """Sum of the losses of two images with three boxes, on the default device."""
     images_N3HW, valid_NG = torch.empty(2, 3, 64, 96, dtype=torch.uint8), torch.empty(2, 3, dtype=torch.bool)
-    outputs = functional_call(model, state, (images_N3HW,))
+    sizes_N2 = torch.empty(2, 2, dtype=torch.int64)
+    outputs = functional_call(model, state, (images_N3HW, sizes_N2))
     boxes_NG4, labels_NG = torch.empty(2, 3, 4), torch.empty(2, 3, dtype=torch.int64)
     targets = model.targets((64, 96), boxes_NG4, labels_NG, valid_NG)
     losses = model.losses(outputs, targets, targets.counts())

@@ -3,6 +3,8 @@
 import json
 import subprocess
 import sys
+import tarfile
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,10 +16,12 @@ from PIL import Image
 
 from detector import checkpoint
 from detector.build import build_detector
+from detector.coco import ImageRecord
 from detector.config import FPN, Data, Detector, Evaluation, Head, ResNet, Schedule, Trial
+from detector.decode import Decoded, load_resized, read_upright
 from detector.errors import CheckpointError, DataError
 from detector.plain import to_plain
-from detector.predict import image_files, load_detector, main, predict_image, read_upright
+from detector.predict import image_files, load_detector, main, predict_image
 
 BACKBONE = ResNet(
     block="basic",
@@ -131,13 +135,47 @@ def test_a_checkpoint_of_another_version_or_of_something_else_says_so(tmp_path: 
         [
             (older, r"Data needs min_short_side; written by another version of this program.* train again"),
             (payload(replace(TRIAL, recipe_version=0)), r"recipe version 0, this program computes version"),
-            ({"config": to_plain(TRIAL)}, "holds no trained detector, 'model' is missing"),
+            ({"config": to_plain(TRIAL)}, "holds no trained detector, 'class_names' is missing"),
             (payload() | {"model": {}}, "cannot be used: .*Missing key"),
         ]
     ):
         file = checkpoint.save(tmp_path, step, content)
         with pytest.raises(CheckpointError, match=rf"(?s)step_0000000{step}.*{message}"):
             load_detector(file.path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (torch.zeros(3), "holds no trained detector but a Tensor"),
+        ([1, 2], "holds no trained detector but a list"),
+        (None, "holds no trained detector but a NoneType"),
+        ({}, "holds no trained detector, 'config' is missing"),
+        ({"config": 1}, "holds no trained detector, 'config' is of type int, not dict"),
+        (payload() | {"config": {"type": ["x"]}}, "cannot be used: .*unhashable"),
+        (payload() | {"config": to_plain(TRIAL) | {"detector": 3}}, r"cannot be used: Trial\.detector"),
+        (payload() | {"class_names": "ab"}, "'class_names' is of type str, not list"),
+        (payload() | {"category_ids": [1]}, "2 class names and 1 category ids for 2 classes"),
+        (payload() | {"model": {"a": 1}}, "'model' is not weights by name"),
+        (payload() | {"model": {1: torch.zeros(1)}}, "'model' is not weights by name"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_file_of_something_else_is_no_checkpoint(tmp_path: Path, content: object, message: str) -> None:
+    torch.save(content, tmp_path / "a.pt")
+    with pytest.raises(CheckpointError, match=rf"(?s)a\.pt: .*{message}"):
+        load_detector(tmp_path / "a.pt")
+
+
+def test_a_file_of_another_format_is_no_checkpoint(photo: Path, tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("q\n")
+    with tarfile.open(tmp_path / "a.tar", "w") as tar, zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        tar.add(photo)
+        archive.write(photo)
+    torch.save([1], tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    for file in (photo, *(tmp_path / name for name in ("text", "a.tar", "a.zip", "old.pt"))):
+        with pytest.raises(CheckpointError, match=rf"{file.name}: cannot be read: not a checkpoint, or cut"):
+            load_detector(file)
 
 
 # --- predicting ------------------------------------------------------------------------------------
@@ -148,32 +186,32 @@ def test_boxes_are_in_pixels_of_the_image_given(
     saved: checkpoint.CheckpointFile, width: int, height: int
 ) -> None:
     pixels = np.random.default_rng(0).integers(0, 255, (height, width, 3), dtype=np.uint8)
-    found = predict_image(load_detector(saved.path), pixels)
+    image = Decoded(Image.fromarray(pixels))
+    found = predict_image(load_detector(saved.path), image)
     assert len(found) > 0
     assert (found.boxes >= 0).all()
     limits = torch.tensor([width, height, width, height])
     assert (found.boxes <= limits + 1e-4).all()
     assert found.boxes[:, 2].max() > 0.8 * width
     assert found.scores.tolist() == sorted(found.scores.tolist(), reverse=True)
-    assert predict_image(load_detector(saved.path), pixels, Evaluation(max_detections=2)).boxes.shape == (
-        2,
-        4,
+    best_two = predict_image(load_detector(saved.path), image, Evaluation(max_detections=2))
+    assert best_two.boxes.shape == (2, 4)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_the_model_sees_the_pixels_that_validation_shows_it(
+    saved: checkpoint.CheckpointFile, tmp_path: Path, suffix: str
+) -> None:
+    path = draw(tmp_path / f"a.{suffix}", 60, 45)
+    none = np.zeros(0)
+    record = ImageRecord(
+        1, path.name, 60, 45, none.reshape(0, 4), none.astype(np.int64), none, none.astype(np.bool_)
     )
-
-
-def test_a_photograph_is_turned_upright(tmp_path: Path) -> None:
-    stored = np.asarray(Image.open(draw(tmp_path / "a.png", 30, 20)))
-    turned = read_upright(draw(tmp_path / "b.png", 30, 20, orientation=6))
-    np.testing.assert_array_equal(turned, np.rot90(stored, -1))
-
-
-def test_images_of_any_mode_are_read_as_rgb_and_more_than_8_bits_refused(tmp_path: Path) -> None:
-    for mode in ("L", "P", "RGBA", "1"):
-        Image.new(mode, (5, 4)).save(tmp_path / "a.png")
-        assert read_upright(tmp_path / "a.png").shape == (4, 5, 3)
-    Image.new("I;16", (5, 4)).save(tmp_path / "a.png")
-    with pytest.raises(DataError, match=r"a\.png: has more than 8 bits"):
-        read_upright(tmp_path / "a.png")
+    loaded, seen = load_detector(saved.path), []
+    loaded.model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    predict_image(loaded, read_upright(path))
+    expected = load_resized(tmp_path, record, (32, 42))
+    np.testing.assert_array_equal(seen[0][0].permute(1, 2, 0).numpy(), expected)
 
 
 def test_a_folder_stands_for_the_images_in_it(tmp_path: Path) -> None:

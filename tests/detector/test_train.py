@@ -2,9 +2,11 @@
 
 import json
 import math
+import multiprocessing
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,12 @@ import torchvision
 from PIL import Image
 
 from detector import checkpoint
+from detector.build import build_detector
 from detector.coco import Split, read_data
 from detector.config import (
+    ATSS,
     FPN,
+    SGD,
     AdamW,
     Data,
     Detector,
@@ -28,6 +33,7 @@ from detector.config import (
     OneCycle,
     ResNet,
     Schedule,
+    StepDecay,
     Trial,
     Weights,
 )
@@ -67,6 +73,22 @@ TRIAL = Trial(
 AUGMENTED = replace(
     TRIAL, data=replace(TRIAL.data, min_short_side=20, group_by_aspect=True, skip_unannotated=True)
 )
+# Its parts that have no place in the small detector: what is frozen, ATSS, deformable convolutions, SGD.
+PAPER = replace(
+    AUGMENTED,
+    detector=replace(
+        TRIAL.detector,
+        backbone=ResNet(
+            depths=(1, 1, 1, 1),
+            widths=(4, 4, 8, 8),
+            stem_channels=8,
+            deformable=(False, False, False, True),
+        ),
+        head=Head(num_convs=2, group_norm=True, centerness=True, level_scale=True, deformable=True),
+        assigner=ATSS(),
+    ),
+    schedule=replace(TRIAL.schedule, optimizer=SGD(lr=0.01), decay=StepDecay(warmup=2)),
+)
 SPEC = ShapesSpec(image_size=48, num_train=10, num_val=2, max_objects=3)
 
 
@@ -100,7 +122,7 @@ def _crop_every_second(split: Split) -> None:
 
 
 def _training(
-    drawn: Path, directory: Path, trial: Trial = TRIAL, validate: Validate | None = None, **options: int
+    drawn: Path, directory: Path, trial: Trial = TRIAL, validate: Validate | None = None, **options: Any
 ) -> Any:
     paths = draw_dataset(SPEC, drawn)
     split = read_data(paths)[0]
@@ -183,10 +205,79 @@ def test_weights_that_are_not_finite_are_never_saved(drawn: Path, tmp_path: Path
     assert checkpoint.found(tmp_path) == []
 
 
+FP16_SGD = replace(
+    TRIAL, schedule=replace(TRIAL.schedule, optimizer=SGD(), decay=StepDecay(warmup=2), precision="fp16")
+)
+
+
+@pytest.fixture
+def overflowing_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first step's gradients overflow at a scale of 1e38; after it the scale is 1e4."""
+    scaler = partial(torch.amp.GradScaler, "cpu", init_scale=1e38, backoff_factor=1e-34)
+    monkeypatch.setattr("detector.train.gradient_scaler", lambda precision, device: scaler())
+
+
+@pytest.mark.usefixtures("overflowing_once")
+def test_a_step_that_overflows_float16_is_left_out_and_training_goes_on(drawn: Path, tmp_path: Path) -> None:
+    training = _training(drawn, tmp_path, FP16_SGD, report_every=1, checkpoint_every=1)
+    _stop_after(training, 1)
+    after = checkpoint.load(checkpoint.found(tmp_path)[0])
+    torch.manual_seed(TRIAL.seed)
+    before = build_detector(TRIAL.detector).state_dict()
+    assert all(torch.equal(after["model"][name], before[name]) for name in before)
+    momenta = [state["momentum_buffer"] for state in after["optimizer"]["state"].values()]
+    assert momenta and not any(momentum.any() for momentum in momenta)
+    list(_training(drawn, tmp_path, FP16_SGD))
+    assert not all(torch.equal(value, before[name]) for name, value in _weights(tmp_path).items())
+
+
+@pytest.mark.usefixtures("overflowing_once")
+def test_a_run_resumed_after_an_overflow_equals_one_that_never_stopped(drawn: Path, tmp_path: Path) -> None:
+    every_step = {"report_every": 1, "checkpoint_every": 1}
+    list(_training(drawn, tmp_path / "whole", FP16_SGD, **every_step))
+    _stop_after(_training(drawn, tmp_path / "parts", FP16_SGD, **every_step), 1)
+    list(_training(drawn, tmp_path / "parts", FP16_SGD, **every_step))
+    ours, theirs = _weights(tmp_path / "parts"), _weights(tmp_path / "whole")
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_float16_that_overflows_in_every_step_fails(drawn: Path, tmp_path: Path) -> None:
+    # After the first step the weights are far beyond float16's 65504, so that every loss is infinite.
+    schedule = replace(FP16_SGD.schedule, iterations=60, optimizer=SGD(lr=1e12))
+    wild = replace(FP16_SGD, schedule=schedule)
+    with pytest.raises(DivergedError, match="overflow"):
+        list(_training(drawn, tmp_path, wild, checkpoint_every=100))
+
+
 def test_losses_fall_on_images_seen_again_and_again(drawn: Path, tmp_path: Path) -> None:
     longer = replace(TRIAL, schedule=replace(TRIAL.schedule, iterations=60))
     losses = _losses(list(_training(drawn, tmp_path, longer, report_every=10)))
     assert losses[60]["loss"] < 0.8 * losses[10]["loss"]
+
+
+def _updates(trial: Trial, directory: Path) -> dict[str, torch.Tensor]:
+    """What a training has changed of the weights that learn."""
+    torch.manual_seed(trial.seed)
+    before, after = build_detector(trial.detector), _weights(directory)
+    return {name: after[name] - p.detach() for name, p in before.named_parameters() if p.requires_grad}
+
+
+def _assert_same_updates(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
+    for name, update in theirs.items():
+        size = update.abs().max()
+        assert size > 0, name
+        assert (ours[name] - update).abs().max() < 0.001 * size, name
+
+
+def test_the_fused_optimiser_computes_what_the_plain_one_does(
+    drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A fused one on a CPU is silently wrong where a gradient lies in another memory format than its weight.
+    list(_training(drawn, tmp_path / "fused", TRIAL))
+    plain = torch.optim.AdamW
+    monkeypatch.setattr(torch.optim, "AdamW", lambda groups, betas, fused: plain(groups, betas=betas))
+    list(_training(drawn, tmp_path / "plain", TRIAL))
+    _assert_same_updates(_updates(TRIAL, tmp_path / "fused"), _updates(TRIAL, tmp_path / "plain"))
 
 
 @pytest.mark.parametrize("trial", [TRIAL, AUGMENTED], ids=["plain", "augmented"])
@@ -233,11 +324,11 @@ def test_training_starts_from_the_pretrained_weights_and_resumes_without_them(
     run = tmp_path / "run"
     with pytest.raises(WeightsError, match="not given"):
         next(_training(drawn, run, trial))
-    list(_training(drawn, run, trial, weights=path, checkpoint_every=1, report_every=1))
+    list(_training(drawn, run, trial, weights=lambda: path, checkpoint_every=1, report_every=1))
     frozen = checkpoint.load(checkpoint.found(run)[0])["model"]["backbone.layer1.0.conv1.weight"]
     assert torch.equal(frozen, published["layer1.0.conv1.weight"])
     path.unlink()
-    again = next(_training(drawn, run, trial, weights=path))
+    again = next(_training(drawn, run, trial, weights=lambda: path))
     assert again == Notice("goes on from the checkpoint of step 2")
 
 
@@ -250,9 +341,19 @@ def _assert_close(ours: dict[int, dict[str, float]], theirs: dict[int, dict[str,
             assert math.isclose(ours[step][name], value, rel_tol=1e-4), (step, name)
 
 
-def _rank(rank: int, world: int, drawn: Path, folder: Path, trial: Trial, options: dict[str, int]) -> None:
+def _start(world: int, work: Callable[..., None], *arguments: object) -> None:
+    # They are forked from a process that has imported torch, which takes longer than all the rest.
+    multiprocessing.set_forkserver_preload(["detector.train"])
+    mp.start_processes(work, (world, *arguments), nprocs=world, start_method="forkserver")
+
+
+def _join(rank: int, world: int, folder: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", f"file://{folder}/rendezvous-{world}", rank=rank, world_size=world)
+
+
+def _rank(rank: int, world: int, drawn: Path, folder: Path, trial: Trial, options: dict[str, int]) -> None:
+    _join(rank, world, folder)
     reports = list(_training(drawn, folder / f"world-{world}", trial, **options))
     if rank == 0:
         torch.save(_losses(reports), folder / f"losses-{world}.pt")
@@ -262,7 +363,7 @@ def _rank(rank: int, world: int, drawn: Path, folder: Path, trial: Trial, option
 def _with_workers(
     world: int, drawn: Path, folder: Path, trial: Trial, **options: int
 ) -> dict[int, dict[str, float]]:
-    mp.spawn(_rank, args=(world, drawn, folder, trial, options), nprocs=world)
+    _start(world, _rank, drawn, folder, trial, options)
     losses: dict[int, dict[str, float]] = torch.load(folder / f"losses-{world}.pt", weights_only=True)
     return losses
 
@@ -287,6 +388,35 @@ def test_two_workers_in_parts_of_one_image_give_the_same_losses_and_resume(
     resumed = _with_workers(2, drawn, tmp_path, TRIAL, micro_batch=1)
     assert list(resumed) == [10, 12]
     _assert_close(resumed, {step: alone[step] for step in resumed})
+
+
+@pytest.mark.slow
+def test_the_papers_own_parts_learn_the_same_on_one_two_and_four_workers(drawn: Path, tmp_path: Path) -> None:
+    alone = _losses(list(_training(drawn, tmp_path / "alone", PAPER)))
+    expected = _updates(PAPER, tmp_path / "alone")
+    for world, options in ((2, {"micro_batch": 1}), (4, {})):
+        _assert_close(_with_workers(world, drawn, tmp_path, PAPER, **options), alone)
+        _assert_same_updates(_updates(PAPER, tmp_path / f"world-{world}"), expected)
+
+
+def _interrupted_rank(rank: int, world: int, drawn: Path, folder: Path, trial: Trial) -> None:
+    _join(rank, world, folder)
+    list(_training(drawn, folder / "whole", trial))
+    _stop_after(_training(drawn, folder / "parts", trial), 4)
+    dist.barrier()  # the checkpoint is there for both
+    list(_training(drawn, folder / "parts", trial))
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_two_workers_resumed_equal_two_that_never_stopped_bit_for_bit(
+    drawn: Path, tmp_path: Path, precision: Any
+) -> None:
+    trial = replace(AUGMENTED, schedule=replace(TRIAL.schedule, precision=precision))
+    _start(2, _interrupted_rank, drawn, tmp_path, trial)
+    ours, theirs = _weights(tmp_path / "parts"), _weights(tmp_path / "whole")
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
 @pytest.mark.slow

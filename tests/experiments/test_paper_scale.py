@@ -13,10 +13,10 @@ from ablation.fingerprint import key
 from ablation.plan import make_plan
 from ablation.protocol import Evaluated, EvaluationRequest, Progress, Request
 from ablation.study import Overrides
-from detector.coco import DataPaths
+from detector.coco import DataPaths, fingerprint
 from detector.config import SGD, Data, StepDecay, Weights
 from detector.shapes import ShapesSpec, draw_dataset
-from detector.weights import DETECTRON_MEAN, TORCHVISION
+from detector.weights import DETECTRON_MEAN, TORCHVISION, sha256_of
 from experiments.atss import presets
 from experiments.atss.presets import MULTI_SCALE, SINGLE_SCALE, Recipe
 from experiments.atss.study import study
@@ -103,7 +103,7 @@ def test_a_made_weight_file_serves_its_backbone_and_names_itself(dataset: Path, 
     path = tmp_path / "mine.pth"
     torch.save(get_model("resnet50").state_dict(), path)
     setting = setting_of(dataset, tmp_path, replace(UNCHANGED, weights=str(path)))
-    assert setting.profile.startswith("coco-mine-")
+    assert setting.profile.startswith("coco-weights-")
     weights = setting.trial(Recipe(presets.atss()), 0).weights
     assert weights is not None
     assert setting.context.weights[weights.sha256] == path
@@ -112,6 +112,31 @@ def test_a_made_weight_file_serves_its_backbone_and_names_itself(dataset: Path, 
     assert any(f"resnet50: weights of {path}" in notice for notice in setting.notices)
     with pytest.raises(UserError, match=r"--weights: .*no such file"):
         setting_of(dataset, tmp_path, replace(UNCHANGED, weights=str(tmp_path / "absent.pth")))
+
+
+def test_torchvisions_file_named_as_a_file_is_the_same_trial(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "fetched.pth"
+    torch.save(get_model("resnet50").state_dict(), path)
+    published = TORCHVISION["resnet50"]._replace(sha256=sha256_of(path)[:8])
+    monkeypatch.setitem(TORCHVISION, "resnet50", published)
+    by_name, by_file = (setting_of(dataset, tmp_path, Overrides(weights=w)) for w in (None, str(path)))
+    recipe = Recipe(presets.atss())
+    assert key(by_name.trial(recipe, 0)) == key(by_file.trial(recipe, 0))
+    assert by_name.profile == by_file.profile == "coco"
+    assert by_file.context.weights[published.sha256] == path
+
+
+def test_another_precision_is_another_trial_and_an_unknown_one_is_refused(
+    dataset: Path, tmp_path: Path
+) -> None:
+    half = setting_of(dataset, tmp_path, Overrides(precision="bf16"))
+    assert half.profile == "coco-bf16"
+    assert half.trial(Recipe(presets.atss()), 0).schedule.precision == "bf16"
+    assert setting_of(dataset, tmp_path, Overrides(precision="fp32")).profile == "coco"
+    with pytest.raises(UserError, match="--precision is one of fp32, bf16, fp16, got 'fp8'"):
+        setting_of(dataset, tmp_path, Overrides(precision="fp8"))
 
 
 def test_the_detector_follows_the_layout_of_its_weights() -> None:
@@ -129,7 +154,11 @@ def test_table_8_is_tested_on_test_dev_where_its_images_are(dataset: Path, tmp_p
     without = setting_of(dataset, tmp_path)
     assert without.evaluation(wanted).split == "val"
     assert any("Table 8" in notice for notice in without.notices)
-    assert setting_of(with_test_dev(dataset, tmp_path / "coco"), tmp_path).evaluation(wanted) == wanted
+    setting = setting_of(with_test_dev(dataset, tmp_path / "coco"), tmp_path)
+    found = setting.evaluation(wanted)
+    assert setting.dataset.test is not None
+    assert found == replace(wanted, test_fingerprint=fingerprint(setting.dataset.test))
+    assert setting.evaluation(SINGLE_SCALE) == SINGLE_SCALE
 
 
 @pytest.mark.slow
