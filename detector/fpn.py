@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from detector import config as cfg
-from detector.pointwise import Pointwise
+from detector.convolution import Conv2d
 
 
 class FPN(nn.Module):
@@ -25,7 +25,7 @@ class FPN(nn.Module):
         super().__init__()
         out = config.channels
         self.p6_from = config.p6_from
-        self.lateral = nn.ModuleList(Pointwise(channels, out, bias=True) for channels in in_channels)
+        self.lateral = nn.ModuleList(Conv2d(channels, out, 1, bias=True) for channels in in_channels)
         self.output = nn.ModuleList(nn.Conv2d(out, out, 3, padding=1) for _ in in_channels)
         self.p6 = nn.Conv2d(in_channels[-1] if config.p6_from == "C5" else out, out, 3, 2, padding=1)
         self.p7 = nn.Conv2d(out, out, 3, 2, padding=1)

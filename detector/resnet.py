@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from detector import config as cfg
+from detector.convolution import Conv2d
 from detector.dcn import DeformConv2d
 from detector.norms import FrozenBatchNorm2d, group_norm
-from detector.pointwise import Pointwise
 
 BOTTLENECK_EXPANSION = 4
 
@@ -31,7 +31,7 @@ class Backbone(nn.Module):
         super().__init__()
         self.stem = config.stem
         if config.stem == "imagenet":
-            self.conv1 = nn.Conv2d(3, config.stem_channels, 7, 2, padding=3, bias=False)
+            self.conv1: nn.Conv2d = Conv2d(3, config.stem_channels, 7, 2)
         else:
             patch = config.stem_stride
             self.conv1 = nn.Conv2d(3, config.stem_channels, patch, patch, bias=False)
@@ -56,10 +56,10 @@ class Backbone(nn.Module):
             module.requires_grad_(False)
 
     def _stem(self, x: Tensor) -> Tensor:
-        x = F.relu(self.bn1(self.conv1(x)))
+        x = F.relu(_normed(self.conv1, self.bn1, x), inplace=True)
         if self.stem == "imagenet":
             return F.max_pool2d(x, 3, 2, padding=1)
-        return F.relu(self.bn2(self.conv2(x)))
+        return F.relu(_normed(self.conv2, self.bn2, x), inplace=True)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """C3, C4 and C5 of normalised `images` (N, 3, H, W), H and W multiples of the C5 stride."""
@@ -85,9 +85,9 @@ class BasicBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, C, H, W) to (N, width, H / stride, W / stride)."""
-        out = F.relu(self.bn1(self.conv1(x)))
-        out = self.bn2(self.conv2(out))
-        return F.relu(out + self.downsample(x))
+        out = F.relu(_normed(self.conv1, self.bn1, x), inplace=True)
+        out = _normed(self.conv2, self.bn2, out)
+        return F.relu(out + self.downsample(x), inplace=True)
 
 
 class Bottleneck(nn.Module):
@@ -99,20 +99,36 @@ class Bottleneck(nn.Module):
         out_channels = _out_channels(config, index)
         conv = _deformable_3x3 if config.deformable[index] else _conv3x3
         first, second = (stride, 1) if config.stride_in_1x1 else (1, stride)
-        self.conv1 = Pointwise(in_channels, width, first)
+        self.conv1 = Conv2d(in_channels, width, 1, first)
         self.bn1 = _norm(config, width)
         self.conv2 = conv(width, width, stride=second, groups=config.groups)
         self.bn2 = _norm(config, width)
-        self.conv3 = Pointwise(width, out_channels)
+        self.conv3 = Conv2d(width, out_channels, 1)
         self.bn3 = _norm(config, out_channels)
         self.downsample = _shortcut(config, in_channels, out_channels, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, C, H, W) to (N, 4 * width, H / stride, W / stride)."""
-        out = F.relu(self.bn1(self.conv1(x)))
-        out = F.relu(self.bn2(self.conv2(out)))
-        out = self.bn3(self.conv3(out))
-        return F.relu(out + self.downsample(x))
+        out = F.relu(_normed(self.conv1, self.bn1, x), inplace=True)
+        out = F.relu(_normed(self.conv2, self.bn2, out), inplace=True)
+        out = _normed(self.conv3, self.bn3, out)
+        return F.relu(out + self.downsample(x), inplace=True)
+
+
+class Projection(nn.Sequential):
+    """A shortcut that changes size: a 1x1 convolution and its norm."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, C, H, W) to (N, C_out, H / stride, W / stride)."""
+        conv, norm = self
+        return _normed(conv, norm, x)
+
+
+def _normed(conv: nn.Module, norm: nn.Module, x: Tensor) -> Tensor:
+    """norm(conv(x)). A frozen norm is folded into an ordinary convolution."""
+    folds = isinstance(norm, FrozenBatchNorm2d) and isinstance(conv, Conv2d)
+    out: Tensor = conv(x, norm) if folds else norm(conv(x))
+    return out
 
 
 def _stages(config: cfg.ResNet) -> list[nn.Sequential]:
@@ -139,16 +155,15 @@ def _out_channels(config: cfg.ResNet, index: int) -> int:
 def _shortcut(config: cfg.ResNet, in_channels: int, out_channels: int, stride: int) -> nn.Module:
     if stride == 1 and in_channels == out_channels:
         return nn.Identity()
-    conv = Pointwise(in_channels, out_channels, stride)
-    return nn.Sequential(conv, _norm(config, out_channels))
+    return Projection(Conv2d(in_channels, out_channels, 1, stride), _norm(config, out_channels))
 
 
 def _norm(config: cfg.ResNet, channels: int) -> nn.Module:
     return FrozenBatchNorm2d(channels) if config.norm == "frozen_bn" else group_norm(channels)
 
 
-def _conv3x3(in_channels: int, out_channels: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, groups=groups, bias=False)
+def _conv3x3(in_channels: int, out_channels: int, stride: int = 1, groups: int = 1) -> Conv2d:
+    return Conv2d(in_channels, out_channels, 3, stride, groups=groups)
 
 
 def _deformable_3x3(in_channels: int, out_channels: int, stride: int = 1, groups: int = 1) -> DeformConv2d:
