@@ -266,8 +266,8 @@ class _Reader:
         if evaluation is not None and evaluation.awaits_scores:
             submission = evaluation.artifacts[SUBMISSION]
             return replace(source, state="submit", fraction=1.0, submission=submission)
-        if evaluation is not None and metric in evaluation.metrics:
-            return self._measured(source, evaluation, evaluation.metrics[metric])
+        if evaluation is not None:
+            return self._measured(source, evaluation, evaluation.metrics.get(metric, math.nan))
         trial = self.trials.get(trial_key)
         if trial is None or trial.state not in ("RUNNING", "FAILED"):
             return source
@@ -275,7 +275,7 @@ class _Reader:
         return replace(source, state=trial.state.lower(), fraction=fraction)
 
     def _measured(self, source: Source, evaluation: EvaluationRow, value: float) -> Source:
-        # pycocotools answers -1 where no ground truth has the size asked for.
+        # Absent, or pycocotools' -1, where no ground truth has the size asked for.
         if not math.isfinite(value) or value < 0:
             return replace(source, state="undefined", fraction=1.0)
         attempt = self.attempts.get(evaluation.attempt_id)

@@ -43,6 +43,17 @@ def test_ap_that_coco_calls_minus_one_is_undefined(full):
     assert cell.state == "undefined"
 
 
+def test_a_number_that_a_finished_evaluation_does_not_have_is_undefined(make_workspace):
+    workspace = make_workspace()
+    attempt = workspace.start("giou")
+    for evaluation in workspace.plan.trial(workspace.trial_key("giou")).evaluations:
+        workspace.store.record(attempt, [Evaluated(evaluation.key, {"AP": 40.0}, {})])
+    workspace.store.finish(attempt)
+    numbers = tables_of(workspace)["table3"]
+    assert numbers.cell("a_b", "AP").mean == 40.0
+    assert numbers.cell("a_b", "APS").state == "undefined"
+
+
 def test_the_best_of_a_column_is_marked_with_all_that_show_the_same_number(full):
     tables = tables_of(full)
     best = {(cell.row, cell.column) for cell in tables["table2"].cells if cell.best}
