@@ -315,6 +315,9 @@ class OneCycle:
         _require(0 <= self.warmup <= 1, f"warmup must be in 0..1, got {self.warmup}")
 
 
+Precision = Literal["fp32", "bf16", "fp16"]
+
+
 @dataclass(frozen=True, slots=True)
 class Schedule:
     """How long and with what a detector trains.
@@ -330,7 +333,7 @@ class Schedule:
     total_batch: int = 16
     optimizer: SGD | AdamW = SGD()
     decay: StepDecay | OneCycle = StepDecay()
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Precision = "fp32"
 
     def __post_init__(self) -> None:
         _require(self.iterations >= 1, f"iterations must be >= 1, got {self.iterations}")

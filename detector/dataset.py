@@ -152,7 +152,7 @@ def load_batch(
     widths_N1 = np.array([[width] for _, width in sizes], dtype=np.float32)
     boxes_NG4 = np.where(flipped_NG[..., None], flip_boxes(boxes_NG4, widths_N1), boxes_NG4)
     return Batch(
-        images=_on_canvas(map(images.at, chosen, sizes), flips, canvas or _largest(sizes)),
+        images=_on_canvas(map(images.at, chosen, sizes), flips, canvas or largest(sizes)),
         sizes=torch.tensor(sizes, dtype=torch.int64),
         boxes_NG4=torch.from_numpy(boxes_NG4),
         labels_NG=torch.from_numpy(labels_NG),
@@ -161,7 +161,8 @@ def load_batch(
     )
 
 
-def _largest(sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
+def largest(sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    """The (height, width) that holds images of all these."""
     return max(height for height, _ in sizes), max(width for _, width in sizes)
 
 

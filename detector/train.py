@@ -23,7 +23,7 @@ from detector import checkpoint as checkpoints
 from detector.build import build_detector
 from detector.coco import CheckedSplit
 from detector.config import Trial
-from detector.dataset import Batch, SplitImages, load_batch
+from detector.dataset import Batch, SplitImages, largest, load_batch
 from detector.dense_detector import DenseDetector
 from detector.errors import CheckpointError, DivergedError, WeightsError
 from detector.loader import prefetched
@@ -196,10 +196,8 @@ class Training:
             resized_size(record.width, record.height, int(side), data.max_long_side)
             for record, side in zip(records, draw.short_sides, strict=True)
         ]
-        heights, widths = zip(*sizes, strict=True)
         own = rank_slice(total, self.ranks.rank, self.ranks.size)
-        canvas = max(heights), max(widths)
-        return load_batch(self.images, draw.indices[own], draw.flips[own], canvas, sizes[own])
+        return load_batch(self.images, draw.indices[own], draw.flips[own], largest(sizes), sizes[own])
 
     def batches(self) -> Generator[Batch, None, None]:
         """This rank's part of the steps that are left, prepared ahead."""

@@ -7,17 +7,16 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 from ablation.errors import UserError
 from ablation.study import Overrides
 from detector.coco import CheckedSplit, DataPaths, Split, fingerprint, read_data, read_test
-from detector.config import Data
+from detector.config import Data, Precision
 from detector.dataset import open_split
 from detector.errors import DataError
 from detector.inspect_data import inspect
 
-Precision = Literal["fp32", "bf16", "fp16"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 
@@ -47,6 +46,7 @@ class DataSet:
     Attributes:
         name: what people call it.
         test: images whose annotations an evaluation server has, where there are any.
+        test_fingerprint: hash of those.
         data: what a trial's key holds of it, for the 1x schedule.
     """
 
@@ -55,6 +55,7 @@ class DataSet:
     train: CheckedSplit
     val: CheckedSplit
     test: CheckedSplit | None
+    test_fingerprint: str | None
     data: Data
 
     @property
@@ -114,7 +115,15 @@ def open_data(
                 open_split(split, split_name, data, cache)
     except DataError as error:
         raise UserError(str(error)) from error
-    return DataSet(name or _name(paths), paths, train, val, test, data)
+    return DataSet(
+        name=name or _name(paths),
+        paths=paths,
+        train=train,
+        val=val,
+        test=test,
+        test_fingerprint=fingerprint(test) if test else None,
+        data=data,
+    )
 
 
 def check_data(data: Mapping[str, Path], folder: Path) -> str:

@@ -14,15 +14,13 @@ from pathlib import Path
 
 from ablation.errors import UserError
 from ablation.study import Overrides, Profile
-from detector.coco import fingerprint
-from detector.config import Data, Detector, Evaluation, Schedule, Trial, Weights
+from detector.config import Data, Detector, Evaluation, Precision, Schedule, Trial, Weights
 from detector.errors import WeightsError
 from detector.weights import TORCHVISION, as_pretrained, backbone_name, find_all, layout_of, sha256_of
 from experiments.atss.presets import Recipe
 from experiments.data import (
     Context,
     DataSet,
-    Precision,
     changed_name,
     combined_digest,
     effective,
@@ -111,7 +109,7 @@ class PaperSetting:
         """The paper's test; on the validation images where there are no test images."""
         if evaluation.split == "val" or self.dataset.test is None:
             return replace(evaluation, split="val")
-        return replace(evaluation, test_fingerprint=fingerprint(self.dataset.test))
+        return replace(evaluation, test_fingerprint=self.dataset.test_fingerprint)
 
     def _iterations(self, schedule: str) -> int:
         full = ITERATIONS[schedule]

@@ -21,6 +21,7 @@ from detector.config import (
     Evaluation,
     MultiScale,
     OneCycle,
+    Precision,
     ResNet,
     ScalePass,
     Schedule,
@@ -32,7 +33,6 @@ from experiments.atss.presets import Recipe
 from experiments.data import (
     Context,
     DataSet,
-    Precision,
     changed_name,
     effective,
     named_paths,

@@ -86,8 +86,9 @@ def _read(paths: DataPaths) -> dict[str, CheckedSplit]:
 def _validation(trial: Trial, split: CheckedSplit, context: Context) -> Validate:
     """The paper's test of the unfinished model, by the quick evaluator: tables never show its numbers."""
 
+    images = open_split(split, "val", trial.data, context.cache)
+
     def validate(model: DenseDetector) -> dict[str, float]:
-        images = open_split(split, "val", trial.data, context.cache)
         results = detect_split(model, images, split, Evaluation(), trial.schedule.precision, context.loaders)
         if results is None:
             return {}
