@@ -13,7 +13,7 @@ help:
 	@echo "make reproduce   train the grid and print the paper's tables (ARGS=\"--profile smoke\" for a quick look)"
 	@echo "make test        every test"
 	@echo "make checks      ruff and mypy"
-	@echo "make bench       the detector's speed beside torchvision's and mmdet's, about 12 minutes"
+	@echo "make bench       the detector's speed beside torchvision's and mmdet's, 13 minutes"
 	@echo "make ui          the MLflow UI on 127.0.0.1"
 	@echo "make install     only set up $(VENV)"
 
