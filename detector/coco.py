@@ -16,7 +16,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -329,6 +329,13 @@ def _reference_findings(content: Mapping[str, Sequence[Item]]) -> Iterator[Findi
 
 
 def _file_findings(images: Sequence[Item], directory: Path) -> Iterator[Finding]:
+    # A data set may come from anywhere: its names must not make us open other files of this machine.
+    outside = [
+        f"images[{i}].file_name = {image['file_name']!r}"
+        for i, image in enumerate(images)
+        if _leaves_its_folder(image["file_name"])
+    ]
+    yield Finding(f"image files must lie under {directory}", outside)
     # One listing instead of a system call per image: quicker, and much so on network file systems.
     present = {path.name for path in directory.iterdir()} if directory.is_dir() else set()
     cases = [
@@ -337,6 +344,11 @@ def _file_findings(images: Sequence[Item], directory: Path) -> Iterator[Finding]
         if image["file_name"] not in present and not (directory / image["file_name"]).is_file()
     ]
     yield Finding(f"image files not found under {directory}", cases)
+
+
+def _leaves_its_folder(name: str) -> bool:
+    path = PurePosixPath(name)
+    return path.is_absolute() or ".." in path.parts
 
 
 def _short(value: object) -> str:

@@ -7,6 +7,7 @@ on any number of workers, which take them in turn. Multi-scale testing resizes t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import closing
 from itertools import chain, zip_longest
 from typing import assert_never
@@ -36,6 +37,7 @@ def detect_split(
     evaluation: Evaluation,
     precision: str,
     loaders: int = 0,
+    alive: Callable[[], None] = lambda: None,
 ) -> Results | None:
     """Detections on every image of a split; with several ranks each of them must call it.
 
@@ -46,6 +48,7 @@ def detect_split(
         evaluation: thresholds and sizes.
         precision: as in training.
         loaders: threads that read images ahead.
+        alive: called before each batch.
 
     Returns:
         Columns in original pixels, images in the split's order and best first in each; None on all ranks
@@ -60,7 +63,10 @@ def detect_split(
 
     device = next(model.parameters()).device.type
     with autocast(precision, device), closing(prefetched(load, own, loaders)) as loaded:
-        found = [_detections(model, batch.to(device), evaluation, images.short_side) for batch in loaded]
+        found = []
+        for batch in loaded:
+            alive()
+            found.append(_detections(model, batch.to(device), evaluation, images.short_side))
     parts = ranks.gather(found)
     if ranks.rank != 0:
         return None

@@ -111,6 +111,7 @@ class Training:
     ranks: Ranks
     forward: nn.Module
     step: int = 0
+    saved: int = 0
     history: list[Tensor] = field(default_factory=list)
     loss_names: tuple[str, ...] = ()
 
@@ -150,7 +151,7 @@ class Training:
         self.optimizer.load_state_dict(payload["optimizer"])
         self.scaler.load_state_dict(payload["scaler"])
         torch.set_rng_state(payload["rng"])
-        self.step = file.step
+        self.step = self.saved = file.step
         return [*reports, Notice(f"goes on from the checkpoint of step {file.step}")]
 
     def _load_weights(self) -> None:
@@ -167,7 +168,7 @@ class Training:
         Raises:
             DivergedError: a weight is not finite; losses are computed before the update that did it.
         """
-        directory = self.options.directory
+        directory, self.saved = self.options.directory, self.step
         if not all(bool(p.isfinite().all()) for p in self.model.parameters()):
             raise DivergedError(f"a weight is not finite after step {self.step}; {self._last_checkpoint()}")
         if self.ranks.rank != 0:
@@ -310,10 +311,23 @@ def train(
         DivergedError: the loss became NaN or infinite.
         CheckpointError: a checkpoint could not be written.
         WeightsError: the pretrained weights do not fit, or are not those that the trial names.
+
+    Closed at a report (`close()`, on every rank at the same one), it writes a checkpoint of that step first.
     """
     training = Training.start(trial, split, images, options)
     yield from training.resume()
-    total = trial.schedule.iterations
+    try:
+        yield from _steps(training, validate)
+    except GeneratorExit:
+        if training.step > training.saved and not training.history:
+            training.save()
+        raise
+    return training.model.eval()
+
+
+def _steps(training: Training, validate: Validate | None) -> Generator[TrainReport, None, None]:
+    """The steps that are left, with their reports, validations and checkpoints."""
+    options, total = training.options, training.trial.schedule.iterations
     since = time.perf_counter()
     with closing(training.batches()) as batches:
         for batch in batches:
@@ -329,4 +343,3 @@ def train(
             if last or training.step % options.checkpoint_interval == 0:
                 yield training.save()
                 since = time.perf_counter()
-    return training.model.eval()

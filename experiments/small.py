@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ablation.errors import UserError
+from ablation.resources import Resources
 from ablation.study import Overrides, Profile
 from detector.coco import DataPaths
 from detector.config import (
@@ -30,6 +31,7 @@ from detector.config import (
 )
 from detector.shapes import ShapesSpec, draw_dataset
 from experiments.atss.presets import Recipe
+from experiments.cost import trial_cost
 from experiments.data import (
     Context,
     DataSet,
@@ -124,13 +126,18 @@ SCALES = (SHAPES, SHAPES_LONG, SMOKE)
 
 @dataclass(frozen=True, slots=True)
 class ScaledSetting:
-    """A scale with its data set at hand: an `ablation.study.Setting`."""
+    """A scale with its data set at hand: an `ablation.study.Setting`.
+
+    Attributes:
+        num_val: validation images.
+    """
 
     scale: Scale
     data: Data
     data_name: str
     own_data: str | None
     num_classes: int
+    num_val: int
     precision: Precision
     caption: str
     notices: Sequence[str]
@@ -170,6 +177,14 @@ class ScaledSetting:
                 return evaluation
             case MultiScale():
                 return replace(evaluation, scales=replace(evaluation.scales, passes=SMALL_PASSES))
+
+    def resources(self, trial: Trial) -> Resources | None:
+        """A fair share of the machine: so small a network leaves room beside it on any CPU and GPU."""
+        return None
+
+    def cost(self, trial: Trial, evaluations: Sequence[Evaluation]) -> float:
+        """See `ablation.study.Setting`; in 10^12 multiply-adds."""
+        return trial_cost(trial, evaluations, {"val": self.num_val})
 
 
 SMALL_PASSES = (
@@ -250,6 +265,7 @@ def prepare(
         data_name=dataset.name,
         own_data=dataset.folder_name if data else None,
         num_classes=len(dataset.train.class_names),
+        num_val=len(dataset.val.images),
         precision=precision,
         caption=_caption(scale, dataset, precision),
         notices=[*dataset.repairs, *fallback],

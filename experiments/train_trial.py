@@ -5,14 +5,25 @@ It joins the detector, which knows nothing of trials, to the platform, which kno
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager
 from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from ablation.protocol import Checkpointed, Evaluated, EvaluationRequest, Noticed, Progress, Report, Request
+from ablation.protocol import (
+    Checkpointed,
+    Evaluated,
+    EvaluationRequest,
+    Noticed,
+    OutOfMemoryError,
+    Progress,
+    Report,
+    Request,
+)
+from ablation.running.watch import alive
 from detector.bootstrap import bootstrap, match_data
 from detector.coco import CheckedSplit, DataPaths, read_data, read_test, to_coco_dict
 from detector.coco_eval import Results, judge, quick_scores, save_arrays, scores
@@ -34,25 +45,60 @@ PICTURE_SIDE = 384
 """Pixels that the short side of a pictured image is enlarged to, at least about."""
 
 
-def train_trial(request: Request) -> Iterator[Report]:
+def train_trial(request: Request) -> Generator[Report, None, None]:
     """Train the request's trial, then run the evaluations it asks for.
 
     A trial whose training is finished goes straight to its evaluations, from its last checkpoint.
+
+    Raises:
+        OutOfMemoryError: of the device or the machine.
     """
     trial: Trial = request.config
     context: Context = request.context
-    splits = _read(context.paths)
-    images = open_split(splits["train"], "train", trial.data, context.cache)
-    validate = _validation(trial, splits["val"], context) if context.validate_every else None
-    training = train(trial, splits["train"], images, _options(request), validate)
-    while True:
-        try:
-            yield _report(next(training), trial)
-        except StopIteration as finished:
-            model: DenseDetector = finished.value
-            break
-    for wanted in request.evaluations:
-        yield _evaluate(model, trial, wanted, splits, request)
+    with _memory_watched(trial, request):
+        splits = _read(context.paths)
+        images = open_split(splits["train"], "train", trial.data, context.cache)
+        validate = _validation(trial, splits["val"], context) if context.validate_every else None
+        training = train(trial, splits["train"], images, _options(request), validate)
+        model = yield from _reports(training, trial)
+        for wanted in request.evaluations:
+            yield _evaluate(model, trial, wanted, splits, request)
+
+
+@contextmanager
+def _memory_watched(trial: Trial, request: Request) -> Iterator[None]:
+    """Says of an error that it is want of memory, and what would need half as much."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if not _is_want_of_memory(error):
+            raise
+        share = -(-trial.schedule.total_batch // request.workers)
+        now = min(share, request.micro_batch or share)
+        raise OutOfMemoryError(
+            f"out of memory with {now} images at a time: {error}", now // 2 if now > 1 else None
+        ) from error
+
+
+def _is_want_of_memory(error: Exception) -> bool:
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    # What PyTorch's CPU allocator says.
+    return "DefaultCPUAllocator" in str(error) or "Cannot allocate memory" in str(error)
+
+
+def _reports(
+    training: Generator[TrainReport, None, DenseDetector], trial: Trial
+) -> Generator[Report, None, DenseDetector]:
+    """The training's reports as the platform's; the trained model when it ends."""
+    with closing(training):
+        while True:
+            try:
+                report = next(training)
+            except StopIteration as finished:
+                model: DenseDetector = finished.value
+                return model
+            yield _report(report, trial)
 
 
 def _options(request: Request) -> RunOptions:
@@ -89,7 +135,9 @@ def _validation(trial: Trial, split: CheckedSplit, context: Context) -> Validate
     images = open_split(split, "val", trial.data, context.cache)
 
     def validate(model: DenseDetector) -> dict[str, float]:
-        results = detect_split(model, images, split, Evaluation(), trial.schedule.precision, context.loaders)
+        results = detect_split(
+            model, images, split, Evaluation(), trial.schedule.precision, context.loaders, alive
+        )
         if results is None:
             return {}
         found = quick_scores(to_coco_dict(split), results, trial.data.small_side, trial.data.medium_side)
@@ -120,7 +168,7 @@ def _evaluate(
     context: Context = request.context
     split = splits[evaluation.split]
     images = open_split(split, evaluation.split, trial.data, context.cache)
-    results = detect_split(model, images, split, evaluation, trial.schedule.precision, context.loaders)
+    results = detect_split(model, images, split, evaluation, trial.schedule.precision, context.loaders, alive)
     if results is None:
         return Evaluated(wanted.key, {})
     folder = request.directory / "evaluations" / wanted.key

@@ -7,6 +7,7 @@ from experiments.atss.claims import CLAIMS
 from experiments.atss.tables import TABLES
 from experiments.data import check_data
 from experiments.profiles import PROFILES
+from experiments.rescore import rescore
 from experiments.train_trial import train_trial
 
 
@@ -23,4 +24,6 @@ def study() -> Study:
         train=train_trial,
         check_data=check_data,
         paper_note="the paper's: COCO minival, Table 8 COCO test-dev",
+        rescore=rescore,
+        sources=("detector", "experiments"),
     )

@@ -12,6 +12,7 @@ from ablation.errors import UserError
 from ablation.fingerprint import key
 from ablation.plan import make_plan
 from ablation.protocol import Evaluated, EvaluationRequest, Progress, Request
+from ablation.resources import Resources
 from ablation.study import Overrides
 from detector.coco import DataPaths, fingerprint
 from detector.config import SGD, Data, StepDecay, Weights
@@ -80,6 +81,16 @@ def test_the_recipe_is_the_papers(dataset: Path, tmp_path: Path) -> None:
 def test_the_whole_grid_is_39_trainings_and_41_evaluations(dataset: Path, tmp_path: Path) -> None:
     counts = make_plan(study(), setting_of(dataset, tmp_path), [0]).counts()
     assert (counts.trainings, counts.evaluations) == (39, 41)
+
+
+def test_a_training_holds_a_gpu_of_its_own_and_the_longest_are_those_of_table_8(
+    dataset: Path, tmp_path: Path
+) -> None:
+    trials = make_plan(study(), setting_of(dataset, tmp_path), [0]).trials
+    assert {trial.resources for trial in trials} == {Resources(workers=1, cpus=4, gpus=1, memory=16 << 30)}
+    costs = {trial.name: trial.cost for trial in trials}
+    longest = sorted(costs, key=costs.__getitem__)[-6:]
+    assert all(name.startswith("table8") for name in longest)
 
 
 def test_without_a_data_set_the_profile_says_what_it_needs(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ def _setting(scale: Scale) -> ScaledSetting:
     data = describe(scale, "0" * 12, own=False)
     nowhere = Split(Path("none"), Path("none"))
     context = Context(DataPaths(nowhere, nowhere), Path("none"), 1, 1)
-    return ScaledSetting(scale, data, "shapes", None, 6, "bf16", "", (), context)
+    return ScaledSetting(scale, data, "shapes", None, 6, 300, "bf16", "", (), context)
 
 
 def _plan(scale: Scale) -> Plan:

@@ -1,0 +1,158 @@
+"""A real training that is stopped, runs out of memory or out of disk, and ends as if nothing had happened."""
+
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ablation.protocol import EvaluationRequest, Request
+from ablation.resources import Resources
+from ablation.running.storage import storage_at
+from ablation.running.worker import ENDED, FAILED, OUT_OF_MEMORY, STOPPED, Job, Message, Order, messages
+from ablation.study import Overrides
+from detector.dense_detector import DenseDetector
+from experiments import small
+from experiments.atss.presets import SINGLE_SCALE, Recipe, atss
+from experiments.small import SMOKE, ScaledSetting
+from experiments.train_trial import train_trial
+
+KEY = "0123456789ab"
+EVALUATION = "ba9876543210"
+TINY = replace(SMOKE, report_every=2, checkpoint_every=100)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Sums of floats depend on how many threads share them."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def setting(tmp_path_factory: pytest.TempPathFactory) -> ScaledSetting:
+    return small.prepare(TINY, tmp_path_factory.mktemp("workspace"), None, Overrides(precision="fp32"))
+
+
+def job_in(root: Path, setting: ScaledSetting) -> Job:
+    trial, evaluation = setting.trial(Recipe(atss()), 0), setting.evaluation(SINGLE_SCALE)
+    wanted = (EvaluationRequest(EVALUATION, evaluation),)
+    request = Request(KEY, trial, wanted, root / KEY, setting.context)
+    return Job(train_trial, {KEY: request}, storage_at(root), ("detector",), 0.0, root)
+
+
+@pytest.fixture
+def job(tmp_path: Path, setting: ScaledSetting) -> Job:
+    return job_in(tmp_path / "artifacts", setting)
+
+
+@pytest.fixture(scope="module")
+def quiet(tmp_path_factory: pytest.TempPathFactory, setting: ScaledSetting) -> list[Message]:
+    """What a training tells that nothing happens to."""
+    return attempt(job_in(tmp_path_factory.mktemp("quiet"), setting))
+
+
+def attempt(
+    job: Job, at_step: int = 0, then: Callable[[], Any] = lambda: None, micro_batch: int | None = None
+) -> list[Message]:
+    """All that one attempt tells; something is done when it has told of a step."""
+    told = []
+    for message in messages(job, Order(KEY, (), micro_batch, Resources())):
+        told.append(message)
+        if message["kind"] == "progress" and message["step"] == at_step:
+            then()
+    return told
+
+
+def losses(told: list[Message]) -> dict[int, dict[str, float]]:
+    """By step."""
+    return {
+        message["step"]: {n: v for n, v in message["metrics"].items() if n.startswith("loss")}
+        for message in told
+        if message["kind"] == "progress"
+    }
+
+
+def scores(told: list[Message]) -> list[dict[str, float]]:
+    return [message["metrics"] for message in told if message["kind"] == "evaluated"]
+
+
+def checkpoints(told: list[Message]) -> list[int]:
+    return [message["step"] for message in told if message["kind"] == "checkpointed"]
+
+
+def test_a_trial_asked_to_stop_saves_the_step_and_ends_bit_for_bit_as_if_it_had_not_been(
+    job: Job, quiet: list[Message]
+) -> None:
+    stopped = attempt(job, at_step=4, then=lambda: job.storage.ask_to_stop(KEY))
+    assert stopped[-1] == {"kind": STOPPED}
+    assert checkpoints(stopped) == [], "none was due"
+    job.storage.clear(KEY)
+
+    resumed = attempt(job)
+    assert resumed[-1] == {"kind": ENDED}
+    assert list(losses(resumed)) == [6, 8, 10]
+    assert losses(stopped) | losses(resumed) == losses(quiet)
+    assert scores(resumed) == scores(quiet)
+
+
+def test_a_training_out_of_memory_goes_on_with_smaller_parts_and_the_same_losses(
+    job: Job, quiet: list[Message], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward = DenseDetector.forward
+
+    def scarce(self: DenseDetector, images: torch.Tensor, *more: Any) -> Any:
+        if self.training and len(images) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return forward(self, images, *more)
+
+    monkeypatch.setattr(DenseDetector, "forward", scarce)
+    sizes, told = [], attempt(job)
+    while told[-1]["kind"] == OUT_OF_MEMORY:
+        sizes.append(told[-1]["smaller"])
+        told = attempt(job, micro_batch=sizes[-1])
+    assert sizes == [2, 1]
+    assert told[-1] == {"kind": ENDED}
+    for step, expected in losses(quiet).items():
+        assert losses(told)[step] == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.fixture
+def little_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of four megabytes."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=4m", "none", str(place)]
+    mounted = subprocess.run(command, capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"a small disk can be mounted by root alone: {mounted.stderr.strip()}")
+    yield place
+    subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+def test_a_disk_that_fills_up_before_a_checkpoint_fails_the_trial_and_a_retry_ends_the_same(
+    little_disk: Path, setting: ScaledSetting, quiet: list[Message]
+) -> None:
+    often = replace(setting, context=replace(setting.context, checkpoint_every=4))
+    job, ballast = job_in(little_disk, often), little_disk / "ballast"
+
+    def fill() -> None:
+        ballast.write_bytes(bytes(shutil.disk_usage(little_disk).free))
+
+    failed = attempt(job, at_step=6, then=fill)
+    assert failed[-1]["kind"] == FAILED
+    assert "No space left on device" in failed[-1]["error"]
+    assert "step 8" in failed[-1]["error"]
+    ballast.unlink()
+
+    resumed = attempt(job)
+    assert resumed[-1] == {"kind": ENDED}
+    assert list(losses(resumed)) == [6, 8, 10]
+    assert losses(failed) | losses(resumed) == losses(quiet)
+    assert scores(resumed) == scores(quiet)
