@@ -1,8 +1,11 @@
 """Fixtures that every test may use."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from benchmarks.postgres import PostgresServer, running_server
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -14,3 +17,18 @@ def shared() -> Path:
     if not (path / "golden" / "MANIFEST.json").is_file():
         pytest.skip("needs the reference data beside the checkout (../shared)")
     return path
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """A PostgreSQL server that runs as long as the tests."""
+    with running_server() as server:
+        if server is None:
+            pytest.skip("needs the programs of a PostgreSQL server (Debian: apt-get install postgresql)")
+        yield server
+
+
+@pytest.fixture
+def postgres_url(postgres: PostgresServer) -> str:
+    """URL, password included, of an empty database on a real PostgreSQL server."""
+    return postgres.new_database()

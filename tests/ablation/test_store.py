@@ -1,46 +1,67 @@
+"""What a store promises, wherever it is kept: the same tests on a file and on a server."""
+
 from __future__ import annotations
 
 import math
 import multiprocessing
 import os
 import signal
-import sqlite3
 import subprocess
 import sys
-import threading
 import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.schema import CreateTable
 
-from ablation import schema, store
-from ablation.errors import UserError
-from ablation.protocol import Checkpointed, Evaluated, Noticed, Progress
-from ablation.store import AttemptOverError, Store
+from ablation.protocol import Checkpointed, Described, Evaluated, Noticed, Progress
+from ablation.store import AttemptOverError, Store, Wish, Wishes, schema
 
 KEY = "a" * 12
 EVALUATION = "e" * 12
 WHERE = ("shapes", "shapes-1", "atss")
 """profile, data, study."""
+SETTING = ("atss", "shapes", "shapes-1")
+
+
+Place = Path | str
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+    """Where a new store is to be: everything below holds in a file and on a server."""
+    if request.param == "sqlite":
+        return tmp_path / "store.db"
+    url: str = request.getfixturevalue("postgres_url")
+    return url
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Path:
-    return tmp_path / "store.db"
-
-
-@pytest.fixture
-def opened(place: Path) -> Store:
-    made = Store.open(place)
-    made.add_study("atss", "shapes", "shapes-1")
+def opened(place: Place, tmp_path: Path) -> Iterator[Store]:
+    made = Store.open(place, root=tmp_path)
+    made.add_study(*SETTING)
     made.ensure_trial(KEY, "table1 row, seed 0", "{}", 0, *WHERE, tables=["table1"])
     made.ensure_evaluation(EVALUATION, KEY, "{}")
-    return made
+    yield made
+    made.close()
+
+
+def add_trials(opened: Store, count: int) -> list[str]:
+    keys = [f"{number:012x}" for number in range(count)]
+    for key in keys:
+        opened.ensure_trial(key, key, "{}", 0, *WHERE)
+    return keys
+
+
+def fall_silent(opened: Store, seconds: float) -> None:
+    """Makes every heartbeat so much older."""
+    with opened._transaction(writes=True) as t:
+        t.execute(schema.attempts.update().values(heartbeat=t.now - timedelta(seconds=seconds)))
 
 
 def claimed(opened: Store) -> int:
@@ -133,11 +154,109 @@ def test_a_trial_needs_its_study_and_an_evaluation_its_trial(opened: Store) -> N
         opened.ensure_evaluation("f" * 12, "b" * 12, "{}")
 
 
+# --- what people want ----------------------------------------------------------------------------
+
+
+def test_cancelling_and_retrying_name_what_they_changed(opened: Store) -> None:
+    assert opened.cancel([KEY, "b" * 12]) == [KEY]
+    assert opened.cancel([KEY]) == []
+    assert state(opened) == "CANCELLED"
+    assert opened.claim(KEY, "driver", {}) is None
+    assert opened.retry([KEY, "b" * 12]) == [KEY]
+    opened.fail(claimed(opened), "boom")
+    assert opened.cancel([KEY]) == [KEY]
+    assert opened.trial_states()[KEY].error is None
+
+
+def test_a_complete_trial_cannot_be_cancelled(opened: Store) -> None:
+    attempt = claimed(opened)
+    opened.record(attempt, [evaluated()])
+    opened.finish(attempt)
+    assert opened.cancel([KEY]) == []
+    assert state(opened) == "COMPLETE"
+
+
+@pytest.mark.parametrize(
+    ("end", "left"),
+    [
+        (Store.release, "CANCELLED"),
+        (lambda store, attempt: store.fail(attempt, "boom"), "CANCELLED"),
+        (lambda store, _: store.reclaim_all(), "CANCELLED"),
+        (lambda store, _: (fall_silent(store, 31), store.reclaim_silent()), "CANCELLED"),
+        (Store.finish, "COMPLETE"),
+    ],
+    ids=["release", "fail", "reclaim_all", "reclaim_silent", "finish"],
+)
+def test_a_cancelled_trial_reports_until_it_ends_and_only_a_finish_changes_its_state(
+    opened: Store, end: Callable[[Store, int], object], left: str
+) -> None:
+    attempt = claimed(opened)
+    opened.cancel([KEY])
+    opened.record(attempt, [Progress(5, 10), evaluated()])
+    assert state(opened) == "CANCELLED"
+    end(opened, attempt)
+    assert state(opened) == left
+    assert opened.attempts()[0].state != "RUNNING"
+
+
+def test_a_cancelled_trial_that_lacks_an_evaluation_stays_cancelled_when_it_finishes(opened: Store) -> None:
+    attempt = claimed(opened)
+    opened.cancel([KEY])
+    opened.finish(attempt)
+    assert state(opened) == "CANCELLED"
+
+
+def test_nobody_can_start_a_retried_trial_whose_cancelled_attempt_still_goes_on(opened: Store) -> None:
+    attempt = claimed(opened)
+    opened.cancel([KEY])
+    assert opened.retry([KEY]) == [KEY]
+    assert opened.claim(KEY, "another", {}) is None
+    opened.release(attempt)
+    claimed(opened)
+
+
+def test_wishes_are_what_people_asked_for(opened: Store) -> None:
+    (other,) = add_trials(opened, 1)
+    assert opened.wishes(*SETTING, [KEY]) == Wishes(False, {KEY: Wish("WAITING", 0, None)})
+    opened.set_paused(*SETTING, True)
+    assert opened.prioritise([KEY, "b" * 12], 5) == [KEY]
+    opened.set_micro_batch(KEY, 4)
+    opened.cancel([other])
+    wanted = {KEY: Wish("WAITING", 5, 4), other: Wish("CANCELLED", 0, None)}
+    assert opened.wishes(*SETTING, [KEY, other, "b" * 12]) == Wishes(True, wanted)
+    row = opened.trial_states()[KEY]
+    assert (row.priority, row.micro_batch) == (5, 4)
+    opened.set_paused(*SETTING, False)
+    opened.set_micro_batch(KEY, None)
+    assert opened.wishes(*SETTING, [KEY]) == Wishes(False, {KEY: Wish("WAITING", 5, None)})
+
+
+def test_a_wish_says_running_even_when_the_driver_is_silent(opened: Store) -> None:
+    claimed(opened)
+    fall_silent(opened, 3600)
+    assert opened.wishes(*SETTING, [KEY]).trials[KEY].state == "RUNNING"
+
+
+def test_a_study_can_be_paused_before_anything_has_run(opened: Store) -> None:
+    new = ("atss", "coco", "coco-2017")
+    assert not opened.paused(*new)
+    opened.set_paused(*new, True)
+    assert opened.paused(*new)
+    assert not opened.paused(*SETTING)
+
+
+def test_more_keys_than_a_statement_takes_are_found(opened: Store) -> None:
+    many = [f"{number:012d}" for number in range(40_000)]
+    assert list(opened.trial_states([*many, KEY])) == [KEY]
+    assert opened.prioritise([*many, KEY], 1) == [KEY]
+    assert list(opened.wishes(*SETTING, [*many, KEY]).trials) == [KEY]
+
+
 # --- results -------------------------------------------------------------------------------------
 
 
-def test_reports_are_kept(opened: Store, place: Path) -> None:
-    folder = place.parent / "artifacts" / KEY
+def test_reports_are_kept(opened: Store, tmp_path: Path) -> None:
+    folder = tmp_path / "artifacts" / KEY
     folder.mkdir(parents=True)
     (folder / "matches.npz").write_bytes(b"matches")
     attempt = claimed(opened)
@@ -250,35 +369,87 @@ def test_ten_thousand_numbers_are_inserted_fast(opened: Store) -> None:
     assert len(opened.metrics(attempt)) == 10_000
 
 
+def test_an_attempt_has_the_environment_that_was_described_last(opened: Store) -> None:
+    attempt = claimed(opened)
+    assert opened.attempts()[0].environment is None
+    opened.record(attempt, [Described({"host": "a"}), Described({"host": "b", "gpus": []})])
+    opened.record(attempt, [Progress(1, 10)])
+    assert opened.attempts()[0].environment == {"host": "b", "gpus": []}
+
+
+def test_the_pace_is_between_the_first_and_the_last_progress(opened: Store) -> None:
+    opened.release(claimed(opened))  # no progress, no pace
+    attempt = claimed(opened)
+    opened.record(attempt, [Progress(100, 1000, {"loss": 1.0})])
+    time.sleep(0.05)
+    opened.record(attempt, [Progress(400, 1000), Progress(600, 1000, {"loss": 1.0})])
+    opened.record(attempt, [evaluated()])
+    opened.finish(attempt)
+    (row,) = opened.pace(*SETTING)
+    assert (row.trial_key, row.attempt_id, row.steps, row.complete) == (KEY, attempt, 500, True)
+    assert 0.04 < row.train_seconds <= row.total_seconds < 60
+    assert row.total_seconds == pytest.approx(opened.attempts()[1].seconds)
+    assert opened.pace("atss", "coco", "coco-2017") == []
+
+
+def test_dropped_artifacts_are_those_of_the_trials_and_kinds_named(opened: Store) -> None:
+    attempt = claimed(opened)
+    opened.record(
+        attempt,
+        [
+            Checkpointed(1, "artifacts/1.pt", "0" * 64),
+            Checkpointed(2, "artifacts/2.pt", "0" * 64),
+            Evaluated(EVALUATION, {"AP": 39.3}, {"detections": "artifacts/d"}),
+        ],
+    )
+    assert opened.drop_artifacts(["b" * 12], ["checkpoint"]) == []
+    assert opened.drop_artifacts([KEY], ["checkpoint"]) == ["artifacts/1.pt", "artifacts/2.pt"]
+    assert [row.kind for row in opened.artifacts(KEY)] == ["detections"]
+
+
+def test_text_that_a_database_would_refuse_is_kept_readable(opened: Store) -> None:
+    opened.fail(claimed(opened), "bad byte \0 and half a pair \udc80")
+    assert opened.trial_states()[KEY].error == "bad byte \\x00 and half a pair \\udc80"
+
+
 # --- life and death ------------------------------------------------------------------------------
 
 
-def test_a_trial_whose_driver_is_silent_shows_as_waiting_with_its_progress(
-    opened: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_trial_whose_driver_is_silent_shows_as_waiting_with_its_progress(opened: Store) -> None:
     attempt = claimed(opened)
     opened.record(attempt, [Progress(4, 10)])
-    now = store._now()
-    monkeypatch.setattr(store, "_now", lambda: now + timedelta(seconds=25))
-    opened.heartbeat([attempt])
-    monkeypatch.setattr(store, "_now", lambda: now + timedelta(seconds=50))
+    fall_silent(opened, 25)
     assert state(opened) == "RUNNING"
-    monkeypatch.setattr(store, "_now", lambda: now + timedelta(seconds=60))
+    fall_silent(opened, 35)
     row = opened.trial_states()[KEY]
     assert (row.state, row.step, row.total) == ("WAITING", 4, 10)
+    opened.heartbeat([attempt])
+    assert state(opened) == "RUNNING"
 
 
 def test_the_holder_of_the_lock_reclaims_everything_whatever_clocks_and_processes_say(opened: Store) -> None:
     # Claimed by this very process, its heartbeat in the future: alive by any sign.
     attempt = claimed(opened)
-    ahead = store._now() + timedelta(hours=1)
-    with opened._transaction(writes=True) as connection:
-        connection.execute(schema.attempts.update().values(heartbeat=ahead))
+    fall_silent(opened, -3600)
+    ahead = opened.attempts()[0].heartbeat
     assert opened.reclaim_all() == [KEY]
     (row,) = opened.attempts()
     assert (row.id, row.state, row.ended) == (attempt, "LOST", ahead)
     assert state(opened) == "WAITING"
     assert opened.reclaim_all() == []
+
+
+def test_only_silent_attempts_are_reclaimed_while_other_drivers_live(opened: Store) -> None:
+    silent = claimed(opened)
+    fall_silent(opened, 31)
+    (other,) = add_trials(opened, 1)
+    alive = opened.claim(other, "another", {})
+    assert opened.reclaim_silent() == [KEY]
+    assert [(row.id, row.state) for row in opened.attempts()] == [(silent, "LOST"), (alive, "RUNNING")]
+    assert opened.reclaim_silent() == []
+    with pytest.raises(AttemptOverError):
+        opened.record(silent, [Progress(1, 10)])
+    claimed(opened)
 
 
 def test_reclaiming_ends_the_commands_that_were_killed_when_they_were_last_heard_of(opened: Store) -> None:
@@ -299,47 +470,54 @@ import sys, time
 from pathlib import Path
 from ablation.protocol import Progress
 from ablation.store import Store
-store = Store.open(Path(sys.argv[1]))
+place, root = sys.argv[1], Path(sys.argv[2])
+store = Store.open(place if "://" in place else Path(place), root=root)
 attempt = store.claim("a" * 12, "driver", {})
 store.record(attempt, [Progress(7, 10, {"loss": 1.0})])
-with store._transaction(writes=True) as connection:
-    connection.exec_driver_sql("UPDATE trials SET step = 9")
+with store._transaction(writes=True) as t:
+    t.connection.exec_driver_sql("UPDATE trials SET step = 9")
     print("writing", flush=True)
     time.sleep(60)
 """
 
 
-def test_after_a_kill_the_store_has_what_was_committed_and_nothing_else(opened: Store, place: Path) -> None:
-    process = subprocess.Popen([sys.executable, "-c", KILLED, str(place)], stdout=subprocess.PIPE, text=True)
+def test_after_a_kill_the_store_has_what_was_committed_and_nothing_else(
+    opened: Store, place: Place, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-c", KILLED, str(place), str(tmp_path)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "writing\n"
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    reopened = Store.open(place)
+    reopened = Store.open(place, root=tmp_path)
     row = reopened.trial_states()[KEY]
     assert (row.state, row.step) == ("RUNNING", 7)
     assert reopened.reclaim_all() == [KEY]
     assert reopened.claim(KEY, "driver", {}) is not None
+    reopened.close()
 
 
 # --- several at once -----------------------------------------------------------------------------
 
 
-def claim_all(place: Path, keys: list[str], barrier: Any, results: Any) -> None:
-    own = Store.open(place)
+def claim_all(place: Place, root: Path, keys: list[str], barrier: Any, results: Any) -> None:
+    own = Store.open(place, root=root)
     barrier.wait()
     results.put([key for key in keys if own.claim(key, str(os.getpid()), {}) is not None])
 
 
-def test_every_trial_is_claimed_exactly_once_by_eight_processes(opened: Store, place: Path) -> None:
-    keys = [f"{number:012x}" for number in range(40)]
-    for key in keys:
-        opened.ensure_trial(key, key, "{}", 0, *WHERE)
+@pytest.mark.parametrize("num_processes", [2, 8])
+def test_every_trial_is_claimed_exactly_once_by_several_processes(
+    opened: Store, place: Place, tmp_path: Path, num_processes: int
+) -> None:
+    keys = add_trials(opened, 40)
     context = multiprocessing.get_context("spawn")
-    barrier, results = context.Barrier(8), context.Queue()
+    barrier, results = context.Barrier(num_processes), context.Queue()
+    starts = [i * 40 // num_processes for i in range(num_processes)]
     processes = [
-        context.Process(target=claim_all, args=(place, keys[i * 5 :] + keys[: i * 5], barrier, results))
-        for i in range(8)
+        context.Process(target=claim_all, args=(place, tmp_path, keys[i:] + keys[:i], barrier, results))
+        for i in starts
     ]
     for process in processes:
         process.start()
@@ -350,29 +528,41 @@ def test_every_trial_is_claimed_exactly_once_by_eight_processes(opened: Store, p
     assert {row.number for row in opened.attempts(keys)} == {1}
 
 
-def test_stores_can_be_made_by_several_threads_at_once(place: Path) -> None:
-    errors: list[BaseException] = []
+def run_together(works: Sequence[Callable[[], object]]) -> None:
+    """Runs each in a thread of its own, and raises what one of them raised."""
+    with ThreadPoolExecutor(len(works)) as pool:
+        for future in [pool.submit(work) for work in works]:
+            future.result()
 
+
+def test_stores_can_be_made_by_several_threads_at_once(place: Place, tmp_path: Path) -> None:
     def make() -> None:
-        try:
-            Store.open(place).add_study("atss", "shapes", "shapes-1")
-        except BaseException as error:
-            errors.append(error)
+        made = Store.open(place, root=tmp_path)
+        made.add_study(*SETTING)
+        made.close()
 
-    threads = [threading.Thread(target=make) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert errors == []
+    run_together([make] * 8)
 
 
-def test_readers_do_not_wait_for_a_writer_and_see_only_what_is_committed(opened: Store, place: Path) -> None:
-    view = Store.open(place, read_only=True)
+def test_drivers_that_want_the_same_trials_make_them_known_once(
+    opened: Store, place: Place, tmp_path: Path
+) -> None:
+    others = [Store.open(place, root=tmp_path) for _ in range(3)]
+    run_together([partial(add_trials, other, 20) for other in others])
+    assert len(opened.trial_states()) == 21
+    for other in others:
+        other.close()
+
+
+def test_readers_do_not_wait_for_a_writer_and_see_only_what_is_committed(
+    opened: Store, place: Place, tmp_path: Path
+) -> None:
+    view = Store.open(place, root=tmp_path, read_only=True)
     with opened._transaction(writes=True) as connection:
         connection.execute(schema.trials.update().values(step=9))
         assert view.trial_states()[KEY].step == 0
     assert view.trial_states()[KEY].step == 9
+    view.close()
 
 
 def test_writers_of_several_threads_wait_for_each_other(opened: Store) -> None:
@@ -383,11 +573,7 @@ def test_writers_of_several_threads_wait_for_each_other(opened: Store) -> None:
             opened.record(attempt, [Progress(step, 20, {name: 0.0})])
             opened.trial_states()
 
-    threads = [threading.Thread(target=write, args=(f"m{i}",)) for i in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    run_together([partial(write, f"m{i}") for i in range(4)])
     assert len(opened.metrics(attempt)) == 80
 
 
@@ -435,102 +621,10 @@ def test_times_are_aware_and_seconds_add_up(opened: Store) -> None:
     assert opened.trial_states()[KEY].seconds == pytest.approx(sum(row.seconds for row in attempts))
 
 
-# --- what goes wrong -----------------------------------------------------------------------------
-
-
-def test_a_newer_store_names_both_versions(opened: Store, place: Path) -> None:
-    with opened._transaction(writes=True) as connection:
-        connection.execute(schema.meta.update().values(value="7"))
-    with pytest.raises(UserError, match=r"version 7; this program knows version 1\. Update"):
-        Store.open(place)
-
-
-def test_a_file_that_is_no_database_is_named(place: Path) -> None:
-    place.write_text("this is a shopping list, not a database\n" * 100)
-    with pytest.raises(UserError, match=r"store\.db cannot be used: file is not a database\. Move"):
-        Store.open(place)
-
-
-def test_another_programs_database_is_not_touched(place: Path) -> None:
-    with sqlite3.connect(place) as other:
-        other.execute("CREATE TABLE recipes (name TEXT)")
-    other.close()
-    with pytest.raises(UserError, match="not a result store"):
-        Store.open(place)
-
-
-def test_a_truncated_store_is_named(opened: Store, place: Path) -> None:
+def test_runs_that_mlflow_has_lost_are_forgotten_and_not_mirrored_again(opened: Store) -> None:
     attempt = claimed(opened)
-    opened.record(attempt, [Progress(s, 1000, {"loss": 1.0}) for s in range(1000)])
-    opened.close()
-    with place.open("r+b") as file:
-        file.truncate(place.stat().st_size // 2)
-    with pytest.raises(UserError, match=r"store\.db cannot be used: .*malformed.*backup"):
-        Store.open(place).metrics(attempt)
-
-
-def test_a_folder_that_is_a_file_is_named(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"file/store\.db cannot be used: unable to open"):
-        Store.open(tmp_path / "file" / "store.db")
-
-
-def test_a_view_of_an_absent_store_makes_none(place: Path) -> None:
-    with pytest.raises(UserError, match="unable to open"):
-        Store.open(place, read_only=True)
-    assert not place.exists()
-
-
-def test_a_view_cannot_write(opened: Store, place: Path) -> None:
-    view = Store.open(place, read_only=True)
-    with pytest.raises(UserError, match=r"readonly database\. Make the file and its folder writable"):
-        view.add_study("other", "shapes", "shapes-1")
-
-
-def test_a_store_that_cannot_be_written_is_refused_when_it_is_opened(
-    opened: Store, place: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    only_readable = store._url(place, read_only=True)
-    monkeypatch.setattr(store, "_url", lambda *_: only_readable)
-    with pytest.raises(UserError, match="readonly"):
-        Store.open(place)
-
-
-def test_a_full_disk_loses_nothing_and_says_what_to_do(opened: Store) -> None:
-    attempt = claimed(opened)
-    opened.record(attempt, [Progress(1, 10, {"loss": 1.0})])
-    with opened._engine.connect() as connection:  # the pool hands this same connection out again
-        connection.exec_driver_sql("PRAGMA max_page_count = 1")
-    many = [Progress(s, 5000, {"loss": 1.0}) for s in range(5000)]
-    with pytest.raises(UserError, match=r"store\.db cannot be used: .*disk is full\. Free some space"):
-        opened.record(attempt, many)
-    assert len(opened.metrics(attempt)) == 1
-    with opened._engine.connect() as connection:
-        connection.exec_driver_sql("PRAGMA max_page_count = 1000000")
-    opened.record(attempt, many)
-    assert len(opened.metrics(attempt)) == 5001
-
-
-def test_a_locked_store_says_so(opened: Store, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "BUSY_TIMEOUT_MS", 50)
-    impatient = Store.open(place)
-    with opened._transaction(writes=True), pytest.raises(UserError, match=r"locked\. Another program"):
-        impatient.retry([KEY])
-
-
-def test_the_schema_is_sql_that_postgresql_understands_too() -> None:
-    for table in schema.metadata.sorted_tables:
-        assert f"CREATE TABLE {table.name}" in str(CreateTable(table).compile(dialect=postgresql.dialect()))
-
-
-def test_a_store_by_url_needs_the_workspace(tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path}/by-url.db"
-    with pytest.raises(ValueError, match="needs the workspace"):
-        Store.open(url)
-    assert Store.open(url, root=tmp_path).trial_states() == {}
-
-
-def test_a_bug_in_a_statement_is_not_taken_for_the_users_fault(opened: Store) -> None:
-    with pytest.raises(Exception, match="no such table") as caught, opened._transaction(writes=False) as c:
-        c.exec_driver_sql("SELECT * FROM no_such")
-    assert not isinstance(caught.value, UserError)
+    opened.set_mlflow_run(attempt, "run")
+    opened.mark_mirrored(attempt, 0, "RUNNING")
+    opened.forget_mlflow_runs(["run", "unknown"])
+    assert opened.attempts()[0].mlflow_run_id is None
+    assert opened.attempts_to_mirror() == []

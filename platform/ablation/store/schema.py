@@ -7,6 +7,9 @@
 
 Times are UTC. Texts of diffs are kept once, under their hash. `config` columns are text, not JSON:
 they are what a key hashes, byte for byte.
+
+A change here needs a higher `SCHEMA_VERSION` and a script in `migrations/versions` that brings older
+stores to it.
 """
 
 from __future__ import annotations
@@ -16,12 +19,14 @@ from typing import Any, Literal
 
 from sqlalchemy import (
     JSON,
+    Boolean,
     Column,
     DateTime,
     Dialect,
     Float,
     ForeignKey,
     ForeignKeyConstraint,
+    Index,
     Integer,
     MetaData,
     String,
@@ -29,12 +34,14 @@ from sqlalchemy import (
     Text,
     TypeDecorator,
     UniqueConstraint,
+    false,
+    or_,
 )
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Raised whenever a table below changes."""
 
-TrialState = Literal["WAITING", "RUNNING", "COMPLETE", "FAILED"]
+TrialState = Literal["WAITING", "RUNNING", "COMPLETE", "FAILED", "CANCELLED"]
 AttemptState = Literal["RUNNING", "COMPLETE", "FAILED", "INTERRUPTED", "LOST"]
 
 
@@ -53,6 +60,21 @@ class UtcTime(TypeDecorator[datetime]):
         return None if value is None else value.replace(tzinfo=UTC)
 
 
+class PlainText(TypeDecorator[str]):
+    """Text that others wrote, with what a database may refuse (NUL, halves of UTF-16 pairs) as escapes."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
+        """As text that every database takes."""
+        return (
+            None
+            if value is None
+            else value.replace("\0", "\\x00").encode("utf-8", "backslashreplace").decode()
+        )
+
+
 metadata = MetaData()
 
 meta = Table(
@@ -69,6 +91,7 @@ studies = Table(
     Column("profile", String(200), primary_key=True),
     Column("data_name", String(200), primary_key=True),
     Column("added", UtcTime, nullable=False),
+    Column("paused", Boolean, nullable=False, server_default=false()),
 )
 
 trials = Table(
@@ -85,25 +108,28 @@ trials = Table(
     Column("state", String(16), nullable=False, index=True),
     Column("step", Integer, nullable=False, default=0),
     Column("total", Integer, nullable=False, default=0),
-    Column("error", Text),
+    Column("error", PlainText),
     Column("added", UtcTime, nullable=False),
+    Column("priority", Integer, nullable=False, server_default="0"),  # higher first
+    Column("micro_batch", Integer),  # NULL: as the command says
     ForeignKeyConstraint(
         ["study", "profile", "data_name"], ["studies.name", "studies.profile", "studies.data_name"]
     ),
+    Index("ix_trials_setting", "study", "profile", "data_name"),
 )
 
 diffs = Table(
     "diffs",
     metadata,
     Column("sha256", String(64), primary_key=True),
-    Column("text", Text, nullable=False),
+    Column("text", PlainText, nullable=False),
 )
 
 invocations = Table(
     "invocations",
     metadata,
     Column("id", Integer, primary_key=True),
-    Column("command", Text, nullable=False),
+    Column("command", PlainText, nullable=False),
     Column("started", UtcTime, nullable=False),
     Column("ended", UtcTime),
     Column("host", String(255), nullable=False),
@@ -118,7 +144,7 @@ attempts = Table(
     Column("id", Integer, primary_key=True),
     Column("trial_key", ForeignKey("trials.key"), nullable=False, index=True),
     Column("number", Integer, nullable=False),
-    Column("invocation_id", ForeignKey("invocations.id")),
+    Column("invocation_id", ForeignKey("invocations.id"), index=True),
     Column("state", String(16), nullable=False, index=True),
     Column("owner", String(255), nullable=False),
     Column("host", String(255), nullable=False),
@@ -126,8 +152,15 @@ attempts = Table(
     Column("started", UtcTime, nullable=False),
     Column("heartbeat", UtcTime, nullable=False),
     Column("ended", UtcTime),
-    Column("error", Text),
+    Column("error", PlainText),
     Column("provenance", JSON, nullable=False),
+    Column("environment", JSON),
+    # Where its progress began and how far it is, so that nothing has to look for it among the metrics.
+    Column("first_step", Integer),
+    Column("first_progress", UtcTime),
+    Column("last_step", Integer),
+    Column("last_progress", UtcTime),
+    Column("last_metric", Integer, nullable=False, server_default="0"),  # its id
     # What the MLflow mirror has of this attempt; the only columns that change after its end.
     Column("mlflow_run_id", String(64)),
     Column("mirrored_upto", Integer, nullable=False, default=0),
@@ -135,15 +168,24 @@ attempts = Table(
     UniqueConstraint("trial_key", "number"),
 )
 
+TO_MIRROR = or_(
+    attempts.c.mirrored_state.is_(None),
+    attempts.c.mirrored_state != attempts.c.state,
+    attempts.c.mirrored_upto < attempts.c.last_metric,
+)
+"""Attempts of which the MLflow mirror lacks something."""
+Index("ix_attempts_to_mirror", attempts.c.id, sqlite_where=TO_MIRROR, postgresql_where=TO_MIRROR)
+
 metrics = Table(
     "metrics",
     metadata,
     Column("id", Integer, primary_key=True),
-    Column("attempt_id", ForeignKey("attempts.id"), nullable=False, index=True),
+    Column("attempt_id", ForeignKey("attempts.id"), nullable=False),
     Column("step", Integer, nullable=False),
     Column("name", String(100), nullable=False),
     Column("value", Float),  # NULL is NaN: SQLite has no other way to keep it
     Column("time", UtcTime, nullable=False),
+    Index("ix_metrics_attempt", "attempt_id", "id"),
 )
 
 notices = Table(
@@ -151,7 +193,7 @@ notices = Table(
     metadata,
     Column("id", Integer, primary_key=True),
     Column("attempt_id", ForeignKey("attempts.id"), nullable=False, index=True),
-    Column("message", Text, nullable=False),
+    Column("message", PlainText, nullable=False),
     Column("time", UtcTime, nullable=False),
 )
 
@@ -177,5 +219,13 @@ artifacts = Table(
     Column("path", Text, nullable=False),
     Column("sha256", String(64)),
     Column("step", Integer),
+    Column("time", UtcTime, nullable=False),
+)
+
+writers = Table(
+    "writers",
+    metadata,
+    Column("id", String(32), primary_key=True),  # of one thread of one program
+    Column("last", Integer, nullable=False),  # number of the last transaction that it committed
     Column("time", UtcTime, nullable=False),
 )

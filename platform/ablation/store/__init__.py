@@ -1,0 +1,43 @@
+"""The truth about every trial, in SQLite or PostgreSQL.
+
+store       all that is written
+reading     all that is read
+records     the rows that both give
+database    opening, transactions, waiting for a server that is away
+schema      the tables; migrations brings those of older versions up to date
+"""
+
+from ablation.store.records import (
+    CHECKPOINT,
+    SCORES,
+    SILENCE,
+    SUBMISSION,
+    ArtifactRow,
+    AttemptRow,
+    EvaluationRow,
+    InvocationRow,
+    MetricRow,
+    PaceRow,
+    TrialRow,
+    Wish,
+    Wishes,
+)
+from ablation.store.store import AttemptOverError, Store
+
+__all__ = [
+    "CHECKPOINT",
+    "SCORES",
+    "SILENCE",
+    "SUBMISSION",
+    "ArtifactRow",
+    "AttemptOverError",
+    "AttemptRow",
+    "EvaluationRow",
+    "InvocationRow",
+    "MetricRow",
+    "PaceRow",
+    "Store",
+    "TrialRow",
+    "Wish",
+    "Wishes",
+]

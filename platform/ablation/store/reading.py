@@ -1,0 +1,265 @@
+"""What may be asked of the store. Each method is one transaction and sees one moment."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import fields
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import ColumnElement, RowMapping, Select, and_, select
+from sqlalchemy import Table as SqlTable
+
+from ablation.store import schema
+from ablation.store.database import Database, Transaction, reads
+from ablation.store.records import (
+    SILENCE,
+    ArtifactRow,
+    AttemptRow,
+    EvaluationRow,
+    InvocationRow,
+    MetricRow,
+    PaceRow,
+    TrialRow,
+    Wish,
+    Wishes,
+)
+
+MIRRORS = "mirrors"
+"""Name of the note that tells which MLflow experiment has the copy of what."""
+
+
+class Reader:
+    """The half of the store that changes nothing."""
+
+    def __init__(self, database: Database, root: Path) -> None:
+        self.database = database
+        self.root = root
+
+    def resolve(self, path: str) -> Path:
+        """The full path of an artifact."""
+        return self.root / path
+
+    # --- trials and attempts ---------------------------------------------------------------------
+
+    @reads
+    def trial_states(self, t: Transaction, keys: Collection[str] | None = None) -> dict[str, TrialRow]:
+        """The known ones of the trials (all when None), by key."""
+        a = schema.attempts
+        light = select(a.c.trial_key, a.c.started, a.c.heartbeat, a.c.ended).order_by(a.c.id)
+        attempts: dict[str, list[RowMapping]] = {}
+        for row in t.rows_among(light, a.c.trial_key, keys):
+            attempts.setdefault(row["trial_key"], []).append(row)
+        rows = t.rows_among(select(schema.trials), schema.trials.c.key, keys)
+        return {row["key"]: _trial_row(t, row, attempts.get(row["key"], [])) for row in rows}
+
+    @reads
+    def attempts(self, t: Transaction, trial_keys: Collection[str] | None = None) -> list[AttemptRow]:
+        """Every attempt at the trials (all when None), oldest first."""
+        return _attempts(t, trial_keys)
+
+    @reads
+    def pace(self, t: Transaction, study: str, profile: str, data_name: str) -> list[PaceRow]:
+        """How fast attempts at the trials of a setting went: those that reported progress, oldest first."""
+        a = schema.attempts
+        columns = (a.c.trial_key, a.c.id, a.c.state, a.c.started, a.c.heartbeat, a.c.ended)
+        progress = (a.c.first_step, a.c.first_progress, a.c.last_step, a.c.last_progress)
+        query = select(*columns, *progress).join(schema.trials).where(_of(study, profile, data_name))
+        return [_pace_row(row) for row in t.rows(query.where(a.c.first_step.is_not(None)).order_by(a.c.id))]
+
+    @reads
+    def notices(self, t: Transaction, trial_key: str) -> list[str]:
+        """What attempts at a trial wanted a person to know, oldest first."""
+        n, a = schema.notices, schema.attempts
+        query = select(n.c.message).join(a).where(a.c.trial_key == trial_key)
+        return t.keys(query.order_by(n.c.id))
+
+    # --- what people want ------------------------------------------------------------------------
+
+    @reads
+    def wishes(
+        self, t: Transaction, study: str, profile: str, data_name: str, trial_keys: Collection[str]
+    ) -> Wishes:
+        """What people want of a study and of those of the trials that are known."""
+        r = schema.trials
+        query = select(r.c.key, r.c.state, r.c.priority, r.c.micro_batch)
+        rows = t.rows_among(query, r.c.key, trial_keys)
+        trials = {row["key"]: Wish(row["state"], row["priority"], row["micro_batch"]) for row in rows}
+        return Wishes(_paused(t, study, profile, data_name), trials)
+
+    @reads
+    def paused(self, t: Transaction, study: str, profile: str, data_name: str) -> bool:
+        """Whether a study is to start nothing; False for an unknown one."""
+        return _paused(t, study, profile, data_name)
+
+    # --- results ---------------------------------------------------------------------------------
+
+    @reads
+    def evaluations(self, t: Transaction, keys: Collection[str] | None = None) -> dict[str, EvaluationRow]:
+        """Those of the evaluations (all when None) that have a result, by key."""
+        return evaluations_by_key(t, schema.evaluations.c.key, keys)
+
+    @reads
+    def evaluations_of(self, t: Transaction, trial_key: str) -> list[EvaluationRow]:
+        """Those of a trial that have a result, in the order in which they were done."""
+        found = evaluations_by_key(t, schema.evaluations.c.trial_key, [trial_key])
+        return sorted(found.values(), key=attrgetter("time", "key"))
+
+    @reads
+    def metrics(self, t: Transaction, attempt_id: int, after: int = 0) -> list[MetricRow]:
+        """Numbers that an attempt reported, in order; only those with an id above `after`."""
+        m = schema.metrics
+        columns = (m.c.id, m.c.step, m.c.name, m.c.value, m.c.time)
+        query = select(*columns).where(m.c.attempt_id == attempt_id, m.c.id > after).order_by(m.c.id)
+        return [MetricRow(**{**row, "value": _from_null(row["value"])}) for row in t.rows(query)]
+
+    @reads
+    def curve(self, t: Transaction, trial_key: str, name: str) -> list[tuple[int, float]]:
+        """(step, value) of a metric over a whole training; a resumed attempt replaces what it redid."""
+        m, a = schema.metrics, schema.attempts
+        query = select(m.c.attempt_id, m.c.step, m.c.value).join(a).where(a.c.trial_key == trial_key)
+        own: dict[int, list[tuple[int, float]]] = {}
+        for row in t.rows(query.where(m.c.name == name).order_by(m.c.attempt_id, m.c.id)):
+            own.setdefault(row["attempt_id"], []).append((row["step"], _from_null(row["value"])))
+        points: list[tuple[int, float]] = []
+        for redone in own.values():
+            points = [point for point in points if point[0] < redone[0][0]] + redone
+        return points
+
+    @reads
+    def artifacts(self, t: Transaction, trial_key: str) -> list[ArtifactRow]:
+        """Files that attempts at a trial left, oldest first."""
+        f = schema.artifacts
+        query = select(*_columns(f, ArtifactRow)).where(f.c.trial_key == trial_key).order_by(f.c.id)
+        return [ArtifactRow(**row) for row in t.rows(query)]
+
+    # --- invocations and the mirror ----------------------------------------------------------------
+
+    @reads
+    def invocations(self, t: Transaction) -> list[InvocationRow]:
+        """Every `run` command so far, oldest first."""
+        i = schema.invocations
+        return [InvocationRow(**row) for row in t.rows(select(i).order_by(i.c.id))]
+
+    @reads
+    def diff(self, t: Transaction, sha256: str) -> str | None:
+        """The text of the uncommitted changes whose hash a provenance names."""
+        d = schema.diffs
+        return next(iter(t.keys(select(d.c.text).where(d.c.sha256 == sha256))), None)
+
+    @reads
+    def studies(self, t: Transaction) -> list[tuple[str, str]]:
+        """Name and profile of every study known, sorted."""
+        s = schema.studies
+        query = select(s.c.name, s.c.profile).distinct().order_by(s.c.name, s.c.profile)
+        return [(row["name"], row["profile"]) for row in t.rows(query)]
+
+    @reads
+    def mirror(self, t: Transaction, study: str, profile: str) -> str | None:
+        """The MLflow experiment that has the copy of a study and profile, as `Store.set_mirror` named it."""
+        return mirrors(t).get(f"{study} {profile}")
+
+    @reads
+    def attempts_to_mirror(self, t: Transaction) -> list[AttemptRow]:
+        """Attempts with metrics, or a state, that the mirror does not have yet, oldest first."""
+        a = schema.attempts
+        query = select(*_columns(a, AttemptRow)).where(schema.TO_MIRROR).order_by(a.c.id)
+        return [AttemptRow(**row) for row in t.rows(query)]
+
+
+# --- rows --------------------------------------------------------------------------------------------
+
+
+def evaluations_by_key(
+    t: Transaction, column: ColumnElement[str], keys: Collection[str] | None
+) -> dict[str, EvaluationRow]:
+    """Evaluations with a result whose column is among the keys (all when None)."""
+    e, f = schema.evaluations, schema.artifacts
+    rows = t.rows_among(select(e).where(e.c.attempt_id.is_not(None)), column, keys)
+    files: dict[str, dict[str, str]] = {row["key"]: {} for row in rows}
+    query = select(f.c.evaluation_key, f.c.kind, f.c.path).order_by(f.c.id)
+    for row in t.rows_among(query, f.c.evaluation_key, list(files)):
+        files[row["evaluation_key"]][row["kind"]] = row["path"]
+    return {row["key"]: _evaluation_row(row, files[row["key"]]) for row in rows}
+
+
+def meta_value(t: Transaction, name: str) -> str | None:
+    """What the store notes of itself under a name."""
+    m = schema.meta
+    return next(iter(t.keys(select(m.c.value).where(m.c.name == name))), None)
+
+
+def mirrors(t: Transaction) -> dict[str, str]:
+    """MLflow experiment of every "study profile" that is mirrored."""
+    return dict(json.loads(meta_value(t, MIRRORS) or "{}"))
+
+
+def to_null(value: float) -> float | None:
+    """JSON in PostgreSQL has no NaN and no infinity."""
+    return value if math.isfinite(value) else None
+
+
+def _from_null(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
+def _columns(table: SqlTable, record: type[Any]) -> list[ColumnElement[Any]]:
+    return [table.c[field.name] for field in fields(record)]
+
+
+def _attempts(t: Transaction, trial_keys: Collection[str] | None) -> list[AttemptRow]:
+    a = schema.attempts
+    rows = t.rows_among(select(*_columns(a, AttemptRow)), a.c.trial_key, trial_keys)
+    return sorted((AttemptRow(**row) for row in rows), key=attrgetter("id"))
+
+
+def _of(study: str, profile: str, data_name: str) -> ColumnElement[bool]:
+    r = schema.trials
+    return and_(r.c.study == study, r.c.profile == profile, r.c.data_name == data_name)
+
+
+def _paused(t: Transaction, study: str, profile: str, data_name: str) -> bool:
+    s = schema.studies
+    where = (s.c.name == study, s.c.profile == profile, s.c.data_name == data_name)
+    query: Select[Any] = select(s.c.paused).where(*where)
+    return any(t.execute(query).scalars())
+
+
+def _trial_row(t: Transaction, row: RowMapping, attempts: Sequence[RowMapping]) -> TrialRow:
+    values = {name: value for name, value in row.items() if name not in ("config", "added")}
+    values["tables"] = tuple(values["tables"])
+    if row["state"] == "RUNNING" and t.now - attempts[-1]["heartbeat"] > SILENCE:
+        values["state"] = "WAITING"
+    seconds = sum(_seconds(attempt) for attempt in attempts)
+    return TrialRow(config_json=row["config"], attempts=len(attempts), seconds=seconds, **values)
+
+
+def _seconds(attempt: RowMapping) -> float:
+    ended = attempt["ended"] or attempt["heartbeat"]
+    return float((ended - attempt["started"]).total_seconds())
+
+
+def _pace_row(row: RowMapping) -> PaceRow:
+    return PaceRow(
+        trial_key=row["trial_key"],
+        attempt_id=row["id"],
+        steps=row["last_step"] - row["first_step"],
+        train_seconds=(row["last_progress"] - row["first_progress"]).total_seconds(),
+        total_seconds=_seconds(row),
+        complete=row["state"] == "COMPLETE",
+    )
+
+
+def _evaluation_row(row: RowMapping, files: dict[str, str]) -> EvaluationRow:
+    return EvaluationRow(
+        key=row["key"],
+        trial_key=row["trial_key"],
+        attempt_id=row["attempt_id"],
+        config_json=row["config"],
+        metrics={name: _from_null(value) for name, value in row["metrics"].items()},
+        artifacts=files,
+        time=row["time"],
+    )
