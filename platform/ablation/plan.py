@@ -12,8 +12,9 @@ from typing import Any
 
 from ablation.errors import UserError, last_line
 from ablation.fingerprint import canonical_json, evaluation_key, key
-from ablation.schema import TrialState
+from ablation.resources import EVERYWHERE, ResourceOverride, Resources, overridden
 from ablation.store import Store, TrialRow
+from ablation.store.schema import TrialState
 from ablation.study import Cell, Row, Setting, Study, Table, Variant
 
 
@@ -56,6 +57,8 @@ class PlannedTrial:
         state: COMPLETE when nothing is missing; else what the store says, WAITING when it says nothing.
         step, total: how far its newest attempt is; 0 of 0 before one reports.
         error: traceback of the failure when FAILED.
+        resources: what it holds while it runs; None leaves that to the machine.
+        cost: what is left to do, in the setting's units: training from `step` on, and what is missing.
     """
 
     key: str
@@ -70,11 +73,13 @@ class PlannedTrial:
     step: int = 0
     total: int = 0
     error: str | None = None
+    resources: Resources | None = None
+    cost: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """How much a plan holds. Of `trainings`, each is in one of the four states."""
+    """How much a plan holds. Of `trainings`, each is in one of the five states."""
 
     rows: int
     cells: int
@@ -84,6 +89,7 @@ class Counts:
     running: int
     waiting: int
     failed: int
+    cancelled: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,8 +125,16 @@ class Plan:
                 return trial
         raise KeyError(f"no planned trial has the key {trial_key!r}")
 
+    def alike(self) -> dict[str, tuple[Any, str]]:
+        """Every trial of the study, by key: its config, and the key of its row at the first seed."""
+        found: dict[str, tuple[Any, str]] = {}
+        for (variant, _), resolved in self._resolved.items():
+            first = self._resolved[variant, self.seeds[0]].trial_key
+            found.setdefault(resolved.trial_key, (resolved.config, first))
+        return found
+
     def work(self) -> tuple[PlannedTrial, ...]:
-        """What there is to run: WAITING trials. FAILED ones wait for `Store.retry`."""
+        """What there is to run: WAITING trials. FAILED and CANCELLED ones wait for `Store.retry`."""
         return tuple(trial for trial in self.trials if trial.state == "WAITING")
 
     def counts(self) -> Counts:
@@ -136,11 +150,16 @@ class Plan:
             running=states.count("RUNNING"),
             waiting=states.count("WAITING"),
             failed=states.count("FAILED"),
+            cancelled=states.count("CANCELLED"),
         )
 
-    def describe(self) -> str:
-        """The plan as plain text: how much, table by table, what is shared, extra and failed."""
-        return "\n".join(_described(self))
+    def describe(self, estimate: str = "") -> str:
+        """The plan as plain text: how much, table by table, what is shared, extra and failed.
+
+        Args:
+            estimate: what it will take, as `estimate.Estimate.describe` says it.
+        """
+        return "\n".join([*_described(self), *(["", estimate] if estimate else [])])
 
 
 def make_plan(
@@ -149,6 +168,7 @@ def make_plan(
     seeds: Sequence[int],
     table_ids: Sequence[str] | None = None,
     store: Store | None = None,
+    resources: Sequence[ResourceOverride] = (),
 ) -> Plan:
     """Works out what the tables need, and what of it the store has.
 
@@ -158,15 +178,25 @@ def make_plan(
         seeds: one training of every config for each.
         table_ids: tables to fill; all when None.
         store: nothing is done yet when None.
+        resources: what a person wants instead of the setting's.
 
     Raises:
-        UserError: no or repeated seeds, or a table that does not exist.
+        UserError: no or repeated seeds, a table that does not exist, or resources for what does not.
         TypeError: a config that has no stable identity.
     """
     tables = _chosen(study, table_ids)
     resolved = _resolve_all(study, setting, _checked_seeds(seeds))
+    _check_places(study, resolved, resources)
     drafts = _drafts(study, seeds, tables, resolved)
-    return Plan(study, setting, tuple(seeds), tables, _with_states(drafts, store), resolved)
+    trials = tuple(
+        replace(
+            trial,
+            resources=overridden(setting.resources(trial.config), drafts[trial.key].places, resources),
+            cost=_cost_left(setting, trial),
+        )
+        for trial in _with_states(drafts, store)
+    )
+    return Plan(study, setting, tuple(seeds), tables, trials, resolved)
 
 
 def register(plan: Plan, store: Store) -> None:
@@ -192,7 +222,13 @@ class _Draft:
     seed: int
     resolved: _Resolved
     tables: dict[str, None] = field(default_factory=dict)
+    rows: dict[str, None] = field(default_factory=dict)
     evaluations: dict[str, PlannedEvaluation] = field(default_factory=dict)
+
+    @property
+    def places(self) -> Set[str]:
+        """All that names it where resources are changed."""
+        return {self.resolved.trial_key, *self.tables, *self.rows}
 
 
 def _checked_seeds(seeds: Sequence[int]) -> Sequence[int]:
@@ -251,11 +287,27 @@ def _drafts(
                     draft = drafts.setdefault(found.trial_key, _Draft(name, seed, found))
                     if draft.seed != seed:
                         raise ValueError(f"{draft.name}: the trial config does not hold the seed")
-                    draft.tables[table.id] = None
+                    draft.tables[table.id] = draft.rows[_row_place(table, row)] = None
                     if table in tables:
                         named = replace(found.evaluation, name=name)
                         draft.evaluations.setdefault(named.key, named)
     return {trial_key: draft for trial_key, draft in drafts.items() if draft.evaluations}
+
+
+def _row_place(table: Table, row: Row) -> str:
+    return f"{table.id}/{row.label}"
+
+
+def _check_places(study: Study, resolved: _AllResolved, overrides: Iterable[ResourceOverride]) -> None:
+    tables = {table.id for table in study.tables}
+    rows = {_row_place(table, row) for table in study.tables for row in table.rows}
+    known = {EVERYWHERE, *tables, *rows, *(found.trial_key for found in resolved.values())}
+    for override in overrides:
+        if override.where not in known:
+            raise UserError(
+                f"--resources {override.where}: it is none of {EVERYWHERE}, {', '.join(sorted(tables))}, "
+                "a row as table1/ROW LABEL, or the key of a trial; `ablation status` lists them."
+            )
 
 
 def _trial_keys(row: Row, seed: int, resolved: _AllResolved) -> list[str]:
@@ -292,6 +344,14 @@ def _planned(draft: _Draft, stored: TrialRow | None, done: Set[str]) -> PlannedT
     )
 
 
+def _cost_left(setting: Setting, trial: PlannedTrial) -> float:
+    if not trial.missing:
+        return 0.0
+    training = setting.cost(trial.config, ())
+    trained = trial.step / trial.total if trial.total else 0.0
+    return setting.cost(trial.config, [e.config for e in trial.missing]) - trained * training
+
+
 # --- as text -----------------------------------------------------------------------------------------
 
 
@@ -304,6 +364,7 @@ def _described(plan: Plan) -> Iterator[str]:
     yield (
         f"{c.trainings} trainings{different}, {c.evaluations} evaluations: {c.complete} complete, "
         f"{c.running} running, {c.waiting} waiting, {c.failed} failed"
+        + (f", {c.cancelled} cancelled" if c.cancelled else "")
     )
     yield ""
     yield from _table_lines(plan)
@@ -312,11 +373,16 @@ def _described(plan: Plan) -> Iterator[str]:
     yield from _section("Tested in more than one way:", extra)
     failed = [f"{t.key} {t.name}: {last_line(t.error)}" for t in plan.trials if t.state == "FAILED"]
     yield from _section("Failed, and left alone until a retry is asked for:", failed)
+    cancelled = [f"{t.key} {t.name}" for t in plan.trials if t.state == "CANCELLED"]
+    yield from _section("Cancelled, until a retry is asked for:", cancelled)
 
 
 def _table_lines(plan: Plan) -> Iterator[str]:
     """One line a table; `new` counts the trainings that no table above it has."""
-    yield "table         rows  trainings   new  complete  running  waiting  failed"
+    some_cancelled = plan.counts().cancelled > 0
+    yield "table         rows  trainings   new  complete  running  waiting  failed" + (
+        "  cancelled" if some_cancelled else ""
+    )
     seen: set[str] = set()
     states = {trial.key: trial.state for trial in plan.trials}
     for table in plan.tables:
@@ -328,6 +394,7 @@ def _table_lines(plan: Plan) -> Iterator[str]:
             f"{table.id:<12}{len(table.rows):>6}{len(cited):>11}{len(cited - seen):>6}"
             f"{own.count('COMPLETE'):>10}{own.count('RUNNING'):>9}"
             f"{own.count('WAITING'):>9}{own.count('FAILED'):>8}"
+            + (f"{own.count('CANCELLED'):>11}" if some_cancelled else "")
         )
         seen |= cited
 

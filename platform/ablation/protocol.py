@@ -1,13 +1,13 @@
 """What a harness hands to a train function, and what comes back.
 
-A train function is a generator `(Request) -> Iterator[Report]`. It runs in a worker process, writes
-only under `request.directory`, and never touches the store: its reports travel to the driver, the
-only writer. Reports are plain data, so they cross process borders as dictionaries.
+A train function is a generator of reports. It runs in a worker process, writes only under
+`request.directory`, and never touches the store: its reports travel to the driver, which writes it. Reports
+are plain data, so they cross process borders as dictionaries. Closed at a report, it may save where it is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -83,14 +83,38 @@ class Noticed:
     message: str
 
 
-Report = Progress | Checkpointed | Evaluated | Noticed
-TrainFunction = Callable[[Request], Iterator[Report]]
+@dataclass(frozen=True, slots=True)
+class Described:
+    """Where an attempt runs and with which code: plain data, as `ablation.evidence.environment` gathers it.
+
+    The harness sends it, not the train function: when training begins, and again, with every module that
+    was imported by then, when it has ended. The last one counts.
+    """
+
+    environment: dict[str, Any]
+
+
+class OutOfMemoryError(Exception):
+    """Raised by a train function that ran out of memory.
+
+    Attributes:
+        smaller: the micro-batch to try next, None when it cannot be smaller.
+    """
+
+    def __init__(self, message: str, smaller: int | None) -> None:
+        super().__init__(message)
+        self.smaller = smaller
+
+
+Report = Progress | Checkpointed | Evaluated | Noticed | Described
+TrainFunction = Callable[[Request], Generator[Report, None, None]]
 
 _KINDS: dict[str, type[Report]] = {
     "progress": Progress,
     "checkpointed": Checkpointed,
     "evaluated": Evaluated,
     "noticed": Noticed,
+    "described": Described,
 }
 _NAMES = {kind: name for name, kind in _KINDS.items()}
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ablation.protocol import TrainFunction
+from ablation.resources import Resources
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,6 +215,14 @@ class Setting(Protocol):
         """The resolved evaluation config."""
         ...
 
+    def resources(self, trial: Any) -> Resources | None:
+        """What a resolved trial config needs; None leaves it to the machine (one worker, a fair share)."""
+        ...
+
+    def cost(self, trial: Any, evaluations: Sequence[Any]) -> float:
+        """Work of a resolved trial and its evaluations, in units of one setting: the longest start first."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Overrides:
@@ -259,6 +268,9 @@ class Study:
     Attributes:
         check_data: `(data, folder)` to a report on a data set that a user wants to use, pictures of it in
             the folder; raises ablation.errors.UserError. None where the study cannot check one.
+        rescore: `(setting, trial config, evaluation config, detections file)` to the metrics that those
+            detections give today; None where the study cannot tell.
+        sources: names of the packages whose modules decide what a training computes, as "detector".
     """
 
     name: str
@@ -270,6 +282,8 @@ class Study:
     train: TrainFunction
     paper_note: str = ""
     check_data: Callable[[Mapping[str, Path], Path], str] | None = None
+    rescore: Callable[[Setting, Any, Any, Path], Mapping[str, float]] | None = None
+    sources: tuple[str, ...] = ()
 
     def table(self, table_id: str) -> Table:
         """The table of that id; KeyError with the ids there are."""

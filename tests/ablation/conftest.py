@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ablation import schema
 from ablation.plan import Plan, make_plan, register
 from ablation.protocol import Evaluated, Progress
-from ablation.statistics import METRICS
-from ablation.store import Store
+from ablation.resources import Resources
+from ablation.results.statistics import METRICS
+from ablation.store import Store, schema
 from ablation.study import (
     Cell,
     CellRef,
@@ -62,6 +62,12 @@ class Setting:
 
     def evaluation(self, evaluation: HowTested) -> HowTested:
         return evaluation
+
+    def resources(self, trial: Trial) -> Resources | None:
+        return None
+
+    def cost(self, trial: Trial, evaluations: Sequence[HowTested]) -> float:
+        return 10.0 + len(evaluations)
 
 
 def _cell(method: str, metric: str, paper: float | None) -> Cell:

@@ -4,9 +4,18 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from ablation.display import Board, LiveDisplay, PlainDisplay, display, duration, facts, filled, overall
 from ablation.plan import Plan
 from ablation.protocol import Checkpointed, Evaluated, Noticed, Progress
+from ablation.running.display import (
+    Board,
+    LiveDisplay,
+    PlainDisplay,
+    display,
+    duration,
+    facts,
+    filled,
+    overall,
+)
 from ablation.store import Store
 from tests.ablation.toy_driver import Toy, planned
 

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ import pytest
 from ablation.errors import UserError
 from ablation.plan import Counts, Plan, make_plan, register
 from ablation.protocol import Evaluated, Progress, Report, Request
+from ablation.resources import Resources, parse_overrides
 from ablation.store import Store
 from ablation.study import Cell, Row, Study, Table, Variant
 
@@ -47,6 +48,12 @@ class PlainSetting:
 
     def evaluation(self, evaluation: Any) -> Any:
         return evaluation
+
+    def resources(self, trial: Any) -> Resources | None:
+        return Resources(cpus=2) if trial.training.topk == 9 else None
+
+    def cost(self, trial: Any, evaluations: Sequence[Any]) -> float:
+        return 100 * trial.training.topk + sum(5 if e.multi_scale else 1 for e in evaluations)
 
 
 class SeedlessSetting(PlainSetting):
@@ -286,6 +293,58 @@ def test_tables_that_do_not_exist_are_named_with_those_that_do(tables: list[str]
 def test_a_trial_config_without_the_seed_is_refused() -> None:
     with pytest.raises(ValueError, match="does not hold the seed"):
         make_plan(STUDY, SeedlessSetting(), (0, 1))
+
+
+def test_what_is_left_to_do_is_counted_from_the_newest_step_and_without_what_is_done(store: Store) -> None:
+    made = plan(store)
+    register(made, store)
+    assert [trial.cost for trial in made.trials] == [301, 501, 906, 701]
+    three, five, nine, _ = (trial.key for trial in made.trials)
+    run(store, made, three)
+    attempt = store.claim(five, "test", {})
+    assert attempt is not None
+    store.record(attempt, [Progress(4, 10)])
+    run(store, made, nine, evaluations=1)
+    assert [trial.cost for trial in plan(store).trials] == [0, 301, 5, 701]
+
+
+def test_a_person_changes_resources_for_all_a_table_a_row_or_a_trial() -> None:
+    nine = plan().trials[2].key
+    texts = [
+        "table2=workers:2",
+        f"{nine}=gpus:1",
+        "all=cpus:4,memory:2G",
+        "table1/k=5=workers:3",
+        "3=workers:4",
+    ]
+    made = make_plan(STUDY, SETTING, (0,), resources=parse_overrides(texts))
+    assert [trial.resources for trial in made.trials] == [
+        Resources(1, 4, 0, 2 << 30),
+        Resources(3, 4, 0, 2 << 30),
+        Resources(4, 4, 1, 2 << 30),  # of table2 and table3, the later
+        Resources(2, 4, 0, 2 << 30),
+    ]
+    assert [trial.resources for trial in plan().trials] == [None, None, Resources(cpus=2), None]
+
+
+@pytest.mark.parametrize("where", ["table9", "table1/k=4", "0" * 12, "ALL"])
+def test_resources_for_what_is_not_there_are_refused(where: str) -> None:
+    with pytest.raises(UserError, match=f"--resources {where}: it is none of all, table1, table2, table3"):
+        make_plan(STUDY, SETTING, (0,), resources=parse_overrides([f"{where}=cpus:2"]))
+
+
+def test_a_cancelled_trial_is_counted_and_named_and_no_work(store: Store) -> None:
+    made = plan(store)
+    register(made, store)
+    store.cancel([made.trials[1].key])
+    again = plan(store)
+    assert again.trials[1].state == "CANCELLED"
+    assert (again.counts().cancelled, len(again.work())) == (1, 3)
+    text = again.describe("About 3 hours.")
+    assert "0 failed, 1 cancelled" in text
+    assert "failed  cancelled\n" in text
+    assert f"Cancelled, until a retry is asked for:\n  {made.trials[1].key} table1 k=5, seed 0" in text
+    assert text.endswith("\n\nAbout 3 hours.")
 
 
 def test_a_config_without_identity_is_refused_with_its_row() -> None:

@@ -1,22 +1,51 @@
-"""The harness in a trial's own process; the one with several workers is run in test_scheduler."""
+"""What a trial's process tells; with several workers it is run in tests/faults."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ablation import worker
-from ablation.protocol import EvaluationRequest, Progress, Report, Request, from_wire
+from ablation.protocol import (
+    Checkpointed,
+    EvaluationRequest,
+    OutOfMemoryError,
+    Progress,
+    Report,
+    Request,
+    TrainFunction,
+)
+from ablation.resources import Resources
+from ablation.running import worker
+from ablation.running.storage import Storage, StorageError, storage_at
+from ablation.running.worker import (
+    ENDED,
+    FAILED,
+    OUT_OF_MEMORY,
+    STOPPED,
+    Job,
+    Message,
+    Order,
+    batches,
+    messages,
+)
 
-REQUEST = Request("0123456789ab", "config", (EvaluationRequest("a", 1), EvaluationRequest("b", 2)), Path("x"))
+KEY = "0123456789ab"
 
 
 @pytest.fixture
-def sent(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    messages: list[dict[str, Any]] = []
-    monkeypatch.setattr(worker, "_send", messages.append)
-    return messages
+def job(tmp_path: Path) -> Job:
+    evaluations = (EvaluationRequest("a", 1), EvaluationRequest("b", 2))
+    request = Request(KEY, "config", evaluations, tmp_path / "artifacts" / KEY)
+    return Job(counts, {KEY: request}, storage_at(tmp_path / "artifacts"), ("ablation",), 60.0, tmp_path)
+
+
+ORDER = Order(KEY, (), None, Resources())
+
+
+def told(job: Job, train: TrainFunction, order: Order = ORDER) -> list[Message]:
+    return list(messages(replace(job, train=train), order))
 
 
 def counts(request: Request) -> Iterator[Report]:
@@ -29,22 +58,110 @@ def breaks(request: Request) -> Iterator[Report]:
     raise FloatingPointError("loss is NaN at step 2")
 
 
-def test_every_report_is_sent_in_order(sent: list[dict[str, Any]]) -> None:
-    assert worker.run_here(counts, REQUEST) is None
-    assert [from_wire(message) for message in sent] == [Progress(1, 2, {"loss": 0.5}), Progress(2, 2)]
+def test_every_report_is_told_in_order_and_then_the_end(job: Job) -> None:
+    said = told(job, counts)
+    assert [m["kind"] for m in said] == ["described", "progress", "progress", "described", ENDED]
+    assert said[1] == {"kind": "progress", "step": 1, "total": 2, "metrics": {"loss": 0.5}}
 
 
-def test_an_exception_is_a_message_with_its_traceback_and_does_not_escape(sent: list[dict[str, Any]]) -> None:
-    run_trial = worker.trainable(worker.Job(breaks, [REQUEST], 0.0, Path("x")))
-    run_trial({"index": 0, "done": []})
-    assert [message["kind"] for message in sent] == ["progress", worker.FAILED]
-    assert sent[1]["error"].endswith("FloatingPointError: loss is NaN at step 2\n")
-    assert "in breaks" in sent[1]["error"]
+def test_an_attempt_describes_the_machine_and_the_modules_that_its_training_imported(job: Job) -> None:
+    last = told(job, counts)[-2]["environment"]
+    assert "ablation.running.worker" in last["modules"]
+    assert last["host"]
 
 
-def test_an_evaluation_that_an_earlier_attempt_did_is_not_asked_for_again() -> None:
-    assert worker.without(REQUEST, ["a"]).evaluations == (EvaluationRequest("b", 2),)
-    assert worker.without(REQUEST, []) == REQUEST
+def test_an_exception_is_a_message_with_its_traceback_and_does_not_escape(job: Job) -> None:
+    said = told(job, breaks)
+    assert [m["kind"] for m in said] == ["described", "progress", FAILED]
+    assert said[-1]["error"].endswith("FloatingPointError: loss is NaN at step 2\n")
+    assert "in breaks" in said[-1]["error"]
+
+
+def test_want_of_memory_is_told_with_what_to_try_next(job: Job) -> None:
+    def full(request: Request) -> Iterator[Report]:
+        yield Progress(1, 2)
+        raise OutOfMemoryError("out of memory", 4)
+
+    last = told(job, full)[-1]
+    assert (last["kind"], last["smaller"]) == (OUT_OF_MEMORY, 4)
+
+
+def test_a_storage_that_is_away_is_no_failure_of_the_trial(job: Job) -> None:
+    def away(request: Request) -> Iterator[Report]:
+        yield Progress(1, 2)
+        raise StorageError("the network is down")
+
+    with pytest.raises(StorageError):
+        told(job, away)
+
+
+def test_an_asked_for_stop_closes_the_training_at_a_report_so_that_it_can_save(job: Job) -> None:
+    closed = []
+
+    def endless(request: Request) -> Iterator[Report]:
+        try:
+            for step in range(1000):
+                if step == 2:
+                    job.storage.ask_to_stop(KEY)
+                yield Progress(step, 1000)
+        except GeneratorExit:
+            closed.append(step)
+            raise
+
+    said = told(job, endless)
+    assert [m["kind"] for m in said] == ["described", "progress", "progress", "progress", STOPPED]
+    assert closed == [2]
+
+
+def test_a_process_that_must_go_stops_its_training_too(job: Job) -> None:
+    said = list(messages(job, ORDER, lambda: True))
+    assert [m["kind"] for m in said] == ["described", "progress", STOPPED]
+
+
+def test_an_order_travels_as_plain_data_and_changes_the_request(job: Job) -> None:
+    order = Order(KEY, ("a",), 8, Resources(2, 3.0, 1.0, 5))
+    assert Order.from_config(order.to_config()) == order
+    request = order.applied_to(job.requests[KEY])
+    assert request.evaluations == (EvaluationRequest("b", 2),)
+    assert (request.workers, request.micro_batch) == (2, 8)
+
+
+def test_files_are_stored_before_their_report_and_told_as_the_driver_knows_them(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "local"))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    (tmp_path / "local").mkdir()
+    (tmp_path / "far").mkdir()
+    far: Storage = storage_at(f"file://{tmp_path / 'far'}")
+
+    def saves(request: Request) -> Iterator[Report]:
+        (request.directory / "1.pt").write_bytes(b"weights")
+        yield Checkpointed(1, str(request.directory / "1.pt"), "")
+
+    said = told(replace(job, storage=far), saves)
+    here = job.requests[KEY].directory
+    assert said[1]["path"] == str(here / "1.pt")
+    here.mkdir(parents=True)
+    assert far.bring(KEY, "1.pt", here).read_bytes() == b"weights"
+
+
+def test_messages_travel_together_where_nothing_long_lies_between_them() -> None:
+    kinds = ["described", "progress", "checkpointed", "evaluated", "evaluated", "described", ENDED]
+    parts = list(batches(({"kind": kind} for kind in kinds), evaluations=2))
+    assert [[m["kind"] for m in part] for part in parts] == [
+        ["described", "progress"],
+        ["checkpointed"],
+        ["evaluated"],
+        ["evaluated", "described", ENDED],
+    ]
+
+
+def test_nothing_is_held_back_when_a_training_ends_without_its_evaluations() -> None:
+    assert list(batches(iter([{"kind": "described"}]), 1)) == [[{"kind": "described"}]]
+
+
+# --- judging a group ------------------------------------------------------------------------------------
 
 
 class GroupError(Exception):
@@ -53,19 +170,33 @@ class GroupError(Exception):
         self.worker_failures = dict.fromkeys(ranks, ValueError())
 
 
+def wrong(text: str, **more: Any) -> Message:
+    return {"kind": "rank failed", "error": text, **more}
+
+
 def test_a_group_that_failed_in_python_names_the_lowest_rank_that_did() -> None:
-    errors = {1: "ValueError: one", 0: "ValueError: zero"}
-    assert worker._judged(GroupError(0, 1), errors) == "On rank 0:\nValueError: zero"
+    errors = {1: wrong("ValueError: one"), 0: wrong("ValueError: zero")}
+    said = worker._judged(GroupError(0, 1), errors)
+    assert said == {"kind": FAILED, "error": "On rank 0:\nValueError: zero"}
+
+
+def test_a_group_with_one_rank_out_of_memory_is_out_of_memory() -> None:
+    errors = {0: wrong("RuntimeError: something"), 1: wrong("too much", smaller=2)}
+    said = worker._judged(GroupError(0, 1), errors)
+    assert said == {"kind": OUT_OF_MEMORY, "smaller": 2, "error": "On rank 1:\ntoo much"}
 
 
 @pytest.mark.parametrize(
     ("failed", "errors"),
     [
-        (GroupError(0, 1), {0: "RuntimeError: something"}),  # rank 1 died without a word
-        (GroupError(0), {0: "RuntimeError: Connection closed by peer [127.0.0.1]:1234"}),
+        (GroupError(0, 1), {0: wrong("RuntimeError: something")}),  # rank 1 died without a word
+        (GroupError(0), {0: wrong("RuntimeError: Connection closed by peer [127.0.0.1]:1234")}),
+        (GroupError(0), {0: wrong("ablation.running.storage.StorageError: the network is down")}),
         (RuntimeError("the controller died"), {}),
     ],
 )
-def test_a_group_that_lost_a_process_may_start_again(failed: Exception, errors: dict[int, str]) -> None:
+def test_a_group_that_lost_a_process_or_the_storage_may_start_again(
+    failed: Exception, errors: dict[int, Message]
+) -> None:
     with pytest.raises(worker.WorkersLostError):
         worker._judged(failed, errors)

@@ -10,16 +10,20 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Generator, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ablation.display import Board, PlainDisplay
 from ablation.errors import UserError
 from ablation.plan import Plan, make_plan, register
-from ablation.protocol import Checkpointed, Evaluated, Noticed, Progress, Report, Request
-from ablation.scheduler import Options, Summary, run
+from ablation.protocol import Checkpointed, Evaluated, Noticed, OutOfMemoryError, Progress, Report, Request
+from ablation.resources import Resources
+from ablation.running.display import Board, PlainDisplay
+from ablation.running.options import Options
+from ablation.running.scheduler import Place, Summary, run
+from ablation.running.storage import storage_at
 from ablation.store import Store
 from ablation.study import Cell, Profile, Row, Study, Table, Variant
 from ablation.workspace import Workspace
@@ -27,13 +31,24 @@ from ablation.workspace import Workspace
 
 @dataclass(frozen=True)
 class Toy:
-    """A training that counts to `steps`; `fault` happens in the middle."""
+    """A training that counts to `steps`; `fault` happens in the middle.
+
+    Attributes:
+        workers: that it asks for; 0 asks for nothing in particular.
+        cpus: of each worker, where it asks for workers.
+        batch: that takes memory; more than 2 at a time is too much where the fault is "memory".
+        checkpoint_every: steps between two checkpoints; one that is asked to stop writes one at once.
+    """
 
     name: str
     steps: int = 4
     step_seconds: float = 0.0
     fault: str = ""
     seed: int = 0
+    workers: int = 0
+    cpus: int = 1
+    batch: int = 16
+    checkpoint_every: int = 1
 
 
 @dataclass(frozen=True)
@@ -43,20 +58,26 @@ class Count:
     scale: float = 1.0
 
 
-def train(request: Request) -> Iterator[Report]:
+def train(request: Request) -> Generator[Report, None, None]:
     """Counts from its checkpoint on, writes where each attempt began, and has accidents if told to."""
     toy, rank, peers = request.config, *_group()
     step, starts = _resumed(request.directory), request.directory / "starts.txt"
     if rank == 0:
         with starts.open("a") as file:
             file.write(f"{step} {os.getpid()} {os.environ.get('OMP_NUM_THREADS')}\n")
+    _sum(0.0)  # the other ranks count the attempts when the first has written this one down
     while step < toy.steps:
         step += 1
         time.sleep(toy.step_seconds)
         if step == toy.steps // 2 + 1:
-            _accident(toy.fault, len(starts.read_text().splitlines()), rank)
-        yield Progress(step, toy.steps, {"loss": _sum(rank + 1.0) / step, "images_per_second": 100.0})
-        yield _checkpoint(request.directory, step, write=rank == 0)
+            _accident(toy, request.micro_batch, len(starts.read_text().splitlines()), rank == peers - 1)
+        try:
+            yield Progress(step, toy.steps, {"loss": _sum(rank + 1.0) / step, "images_per_second": 100.0})
+        except GeneratorExit:
+            _checkpoint(request.directory, step, write=rank == 0)
+            raise
+        if step % toy.checkpoint_every == 0 or step == toy.steps:
+            yield _checkpoint(request.directory, step, write=rank == 0)
     for wanted in request.evaluations:
         yield Evaluated(wanted.key, {"AP": step * wanted.config.scale})
     yield Noticed(f"counted among {peers}")
@@ -82,8 +103,11 @@ def _sum(value: float) -> float:
 
 
 def _resumed(directory: Path) -> int:
-    path = directory / "checkpoint.json"
-    return int(json.loads(path.read_text())["step"]) if path.exists() else 0
+    """The step of the last checkpoint; 0 where there is none, or a damaged one."""
+    try:
+        return int(json.loads((directory / "checkpoint.json").read_text())["step"])
+    except (FileNotFoundError, ValueError):
+        return 0
 
 
 def _checkpoint(directory: Path, step: int, *, write: bool) -> Checkpointed:
@@ -94,25 +118,45 @@ def _checkpoint(directory: Path, step: int, *, write: bool) -> Checkpointed:
     return Checkpointed(step, str(path), hashlib.sha256(text.encode()).hexdigest())
 
 
-def _accident(fault: str, attempt: int, rank: int) -> None:
-    if fault == "raise" and rank == 0:
+def _accident(toy: Toy, micro_batch: int | None, attempt: int, last_rank: bool) -> None:
+    first = attempt == 1 and last_rank
+    if toy.fault == "raise" and last_rank:
         raise ValueError("the loss is not a number")
-    if fault == "die" or (fault == "die once" and attempt == 1 and rank == 0):
+    if toy.fault == "die" or (toy.fault == "die once" and first):
         os.kill(os.getpid(), signal.SIGKILL)
+    if toy.fault == "hang once" and first:
+        time.sleep(3600)
+    if toy.fault == "preempted once" and first:
+        os.kill(os.getpid(), signal.SIGTERM)
+    if toy.fault == "memory" and (now := micro_batch or toy.batch) > 2:
+        raise OutOfMemoryError(f"{now} at a time are too many", now // 2)
 
 
+@dataclass(frozen=True)
 class ToySetting:
     """Runs trials as they are declared."""
 
-    profile, data_name, caption, notices, context = "toy", "none", "counting", (), None
-    own_data = seed_noise = None
-    at_paper_scale = whole_gpus = False
+    profile: str = "toy"
+    data_name: str = "none"
+    caption: str = "counting"
+    notices: tuple[str, ...] = ()
+    context: None = None
+    own_data: None = None
+    seed_noise: None = None
+    at_paper_scale: bool = False
+    whole_gpus: bool = False
 
     def trial(self, training: Toy, seed: int) -> Toy:
-        return Toy(training.name, training.steps, training.step_seconds, training.fault, seed)
+        return replace(training, seed=seed)
 
     def evaluation(self, evaluation: Count) -> Count:
         return evaluation
+
+    def resources(self, trial: Toy) -> Resources | None:
+        return Resources(trial.workers, trial.cpus) if trial.workers else None
+
+    def cost(self, trial: Toy, evaluations: Sequence[Count]) -> float:
+        return trial.steps * max(trial.step_seconds, 0.01)
 
 
 def toy_study(toys: list[Toy]) -> Study:
@@ -123,32 +167,24 @@ def toy_study(toys: list[Toy]) -> Study:
     return Study("toy", "Counting", (table,), (), {"toy": profile}, "toy", train)
 
 
-def planned(toys: list[Toy], store: Store) -> Plan:
+def planned(toys: list[Toy], store: Store, seeds: Sequence[int] = (0,)) -> Plan:
     """The plan, known to the store."""
     study = toy_study(toys)
-    register(make_plan(study, ToySetting(), [0], store=store), store)
-    return make_plan(study, ToySetting(), [0], store=store)
+    register(make_plan(study, ToySetting(), seeds, store=store), store)
+    return make_plan(study, ToySetting(), seeds, store=store)
 
 
-def drive(workspace: Workspace, toys: list[Toy], options: Options) -> Summary:
+def drive(workspace: Workspace, toys: list[Toy], options: Options, store: str, storage: str) -> Summary:
     """What a `run` command does."""
     workspace.create()
-    with workspace.driver_lock("toy"):
-        store = Store.open(workspace.store_path)
-        store.reclaim_all()
-        plan = planned(toys, store)
+    opened = Store.open(store or workspace.store_path, root=workspace.root)
+    with nullcontext() if opened.shared else workspace.driver_lock("toy"):
+        opened.reclaim_silent() if opened.shared else opened.reclaim_all()
+        plan = planned(toys, opened)
+        place = Place(opened, workspace, storage_at(storage or workspace.artifacts))
         with PlainDisplay(Board(plan), lambda line: print(line, flush=True)) as listener:
-            return run(
-                plan.work(),
-                train,
-                None,
-                store,
-                workspace,
-                options,
-                listener,
-                whole_gpus=ToySetting.whole_gpus,
-                provenance={},
-            )
+            seconds = {trial.key: trial.cost for trial in plan.trials}
+            return run(plan, place, options, listener, seconds, facts={})
 
 
 def main() -> None:
@@ -156,10 +192,13 @@ def main() -> None:
     parser.add_argument("workspace", type=Path)
     parser.add_argument("--toys", type=json.loads, required=True)
     parser.add_argument("--options", type=json.loads, default={})
+    parser.add_argument("--store", default="")
+    parser.add_argument("--storage", default="")
     arguments: Any = parser.parse_args()
     toys = [Toy(**values) for values in arguments.toys]
     try:
-        summary = drive(Workspace.at(arguments.workspace), toys, Options(**arguments.options))
+        workspace, options = Workspace.at(arguments.workspace), Options(**arguments.options)
+        summary = drive(workspace, toys, options, arguments.store, arguments.storage)
     except UserError as error:
         sys.exit(str(error))
     print(json.dumps(asdict(summary)))

@@ -7,12 +7,16 @@ from collections.abc import Collection
 
 from rich.console import Console
 
-from ablation import provenance, scheduler
-from ablation.display import display
 from ablation.errors import last_line
+from ablation.evidence import provenance
 from ablation.plan import register
-from ablation.report import print_report, report_console
-from ablation.scheduler import Options, Summary
+from ablation.results.report import print_report, report_console
+from ablation.running import scheduler
+from ablation.running.display import display
+from ablation.running.estimate import calibrate, measured, seconds_left
+from ablation.running.options import Options
+from ablation.running.scheduler import Place, Summary
+from ablation.running.storage import storage_at
 from ablation.session import Session
 from ablation.tracking import Mirror
 
@@ -24,52 +28,51 @@ def run_study(
 ) -> int:
     """Train and evaluate what is missing, mirror it to MLflow, print and write the tables.
 
-    The caller holds the workspace's driver lock.
+    The caller holds the workspace's driver lock, unless drivers share the store.
 
     Returns:
         Exit code: 0 when every planned trial is complete, 1 when one is not, 130 when a person stopped it.
     """
-    console = report_console()
-    store = session.store
-    store.reclaim_all()
-    register(session.plan, store)
-    if retry_failed:
-        store.retry([trial.key for trial in session.plan.trials if trial.state == "FAILED"])
-    session = session.replanned()
+    console, store = report_console(), session.store
+    # First what may be refused, before anything is written.
+    mirror = Mirror.of(store, session.workspace, session.selection.mlflow_uri)
+    storage = storage_at(session.selection.storage or session.workspace.artifacts)
+    storage.probe()
+    session = _registered(session, retry_failed)
     print(session.plan.describe(), flush=True)
     facts = provenance.collect(command)
     invocation = store.start_invocation(command, facts)
-    mirror = Mirror.of(store, session.workspace)
     mirror.start()
     try:
-        summary = _train(session, options, console, facts, invocation)
+        with display(session.plan, console) as listener:
+            plan, place = session.plan, Place(store, session.workspace, storage)
+            seconds = seconds_left(plan, calibrate(plan, measured(plan, store)))
+            summary = scheduler.run(
+                plan, place, options, listener, seconds, facts=facts, invocation_id=invocation
+            )
     finally:
         store.end_invocation(invocation)
         mirror.close()
         if mirror.last_error:
             console.print(
-                f"MLflow does not have everything yet ({mirror.last_error}); the next run copies it."
+                f"MLflow does not have everything yet ({mirror.last_error}); "
+                f"the next run copies it, or `{session.command('sync')}`.",
+                markup=False,
             )
     return _conclude(session.replanned(), summary, formats, console)
 
 
-def _train(
-    session: Session, options: Options, console: Console, facts: dict[str, object], invocation: int
-) -> Summary:
-    plan = session.plan
-    with display(plan, console) as listener:
-        return scheduler.run(
-            plan.work(),
-            session.study.train,
-            plan.setting.context,
-            session.store,
-            session.workspace,
-            options,
-            listener,
-            whole_gpus=plan.setting.whole_gpus,
-            provenance=facts,
-            invocation_id=invocation,
-        )
+def _registered(session: Session, retry_failed: bool) -> Session:
+    """The session after the store knows its plan, and what lost drivers held is free again."""
+    store = session.store
+    if store.shared:
+        store.reclaim_silent()
+    else:
+        store.reclaim_all()
+    register(session.plan, store)
+    if retry_failed:
+        store.retry([trial.key for trial in session.plan.trials if trial.state == "FAILED"])
+    return session.replanned()
 
 
 def _conclude(session: Session, summary: Summary, formats: Collection[str], console: Console) -> int:

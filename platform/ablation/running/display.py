@@ -45,6 +45,12 @@ class Listener(Protocol):
     def lost(self, trial: PlannedTrial, reason: str) -> None:
         """A process of it died, and it starts again; `reason` ends with a line for people."""
 
+    def released(self, trial: PlannedTrial, why: str) -> None:
+        """Its attempt ended before the trial did, and not by accident."""
+
+    def noted(self, text: str) -> None:
+        """Something that a person should know of the whole run."""
+
     def stopping(self) -> None:
         """A person stopped the run."""
 
@@ -271,6 +277,15 @@ class PlainDisplay:
         """See `Listener`."""
         self._board.lose(trial)
         self._say("again", trial, last_line(reason))
+
+    def released(self, trial: PlannedTrial, why: str) -> None:
+        """See `Listener`."""
+        self._board.lose(trial)
+        self._say("stopped", trial, why)
+
+    def noted(self, text: str) -> None:
+        """See `Listener`."""
+        self._line("note", text)
 
     def stopping(self) -> None:
         """See `Listener`."""

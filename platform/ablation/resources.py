@@ -1,0 +1,145 @@
+"""What a trial holds while it runs, and how a person changes it for a table or a row."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from ablation.errors import UserError
+
+EVERYWHERE = "all"
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """What one trial needs: so many equal workers, all of them at once.
+
+    Attributes:
+        workers: processes that train the trial together.
+        cpus, gpus: of each worker. A GPU may be shared by trials of one worker: then it is a fraction.
+        memory: of each worker, in bytes; 0 asks for none in particular.
+    """
+
+    workers: int = 1
+    cpus: float = 1.0
+    gpus: float = 0.0
+    memory: int = 0
+
+    def __post_init__(self) -> None:
+        if self.workers < 1:
+            raise ValueError(f"workers must be >= 1, got {self.workers}")
+        if min(self.cpus, self.gpus, self.memory) < 0 or not self.cpus + self.gpus > 0:
+            raise ValueError(
+                f"cpus, gpus and memory must be >= 0, and a worker needs a CPU or GPU; got {self}"
+            )
+        if self.workers > 1 and self.gpus % 1:
+            raise ValueError(f"workers of one trial cannot share a GPU, got {self.gpus} for each")
+        if self.gpus > 1 and self.gpus % 1:
+            raise ValueError(f"gpus must be a part of one or a whole number, got {self.gpus}")
+
+
+# --- what a person wants instead -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ResourceOverride:
+    """Other resources for some trials.
+
+    Attributes:
+        where: "all", a table's id, "table8/ROW LABEL", or a trial's key.
+        changes: fields of `Resources`; the others stay.
+    """
+
+    where: str
+    changes: Mapping[str, float]
+
+
+def parse_overrides(texts: Sequence[str]) -> tuple[ResourceOverride, ...]:
+    """Reads "WHERE=workers:8,cpus:4,gpus:1,memory:16G", any of the fields; WHERE may hold "=" too.
+
+    A table may be given by its number; memory in bytes or with K, M, G or T (powers of 1,024).
+
+    Raises:
+        UserError: a text of another form, or a number that the field cannot take.
+    """
+    return tuple(_parsed(text) for text in texts)
+
+
+def overridden(
+    resources: Resources | None, places: Collection[str], overrides: Sequence[ResourceOverride]
+) -> Resources | None:
+    """A trial's resources with what a person wants instead.
+
+    A trial's key goes before its rows, a row before its table, a table before "all"; of two alike the later.
+
+    Args:
+        resources: the profile's choice. Where it has none, an override changes a worker of one CPU.
+        places: the trial's key, the tables that cite it, and their rows as "table8/ROW LABEL".
+
+    Raises:
+        UserError: the outcome is no possible size.
+    """
+    found = [o for o in overrides if o.where == EVERYWHERE or o.where in places]
+    if not found:
+        return resources
+    changes: dict[str, float] = {}
+    for override in sorted(found, key=lambda o: _closeness(o.where)):
+        changes |= override.changes
+    try:
+        return replace(resources or Resources(), **changes)  # type: ignore[arg-type]
+    except ValueError as error:
+        raise UserError(f"--resources {found[-1].where}: {error}") from error
+
+
+def without_gpus(resources: Resources) -> Resources:
+    """The same where there is no GPU: CPUs alone."""
+    return replace(resources, gpus=0.0, cpus=max(1.0, resources.cpus))
+
+
+def _closeness(where: str) -> int:
+    if where == EVERYWHERE:
+        return 0
+    if "/" in where:
+        return 2
+    return 3 if re.fullmatch(r"[0-9a-f]{12}", where) else 1
+
+
+def _parsed(text: str) -> ResourceOverride:
+    where, equals, fields = text.rpartition("=")
+    where = where.strip()
+    if not equals or not where:
+        raise UserError(
+            f"--resources must be WHERE=workers:N,cpus:N,gpus:N,memory:SIZE, with any of the four, as "
+            f"table8=workers:8,gpus:1 or all=memory:16G; got {text!r}."
+        )
+    table = re.match(r"\d+(?=/|$)", where) if not re.fullmatch(r"[0-9a-f]{12}", where) else None
+    return ResourceOverride(
+        f"table{where}" if table else where, dict(_field(f, text) for f in fields.split(","))
+    )
+
+
+def _field(field: str, text: str) -> tuple[str, float]:
+    name, _, value = (part.strip() for part in field.partition(":"))
+    try:
+        number = _READ[name](value)
+    except KeyError:
+        raise UserError(
+            f"--resources {text}: fields are workers, cpus, gpus and memory; got {name!r}."
+        ) from None
+    except ValueError:
+        raise UserError(f"--resources {text}: {name} must be a number, got {value!r}.") from None
+    if not (math.isfinite(number) and number >= 0):
+        raise UserError(f"--resources {text}: {name} must be >= 0, got {value!r}.")
+    return name, number
+
+
+def _bytes(text: str) -> int:
+    size = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT]?)(?:i?B)?", text, re.IGNORECASE)
+    if size is None:
+        raise ValueError(text)
+    return round(float(size[1]) * (1 << 10 * " KMGT".index(size[2].upper() or " ")))
+
+
+_READ: Mapping[str, Callable[[str], float]] = {"workers": int, "cpus": float, "gpus": float, "memory": _bytes}

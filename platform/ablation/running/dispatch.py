@@ -1,0 +1,132 @@
+"""What to start next: the plan's trials as the store wants them now, as far as there is room."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+
+from ablation.plan import Plan, PlannedTrial
+from ablation.resources import Resources
+from ablation.running.admission import Admission, Candidate, Node
+from ablation.running.desk import Desk
+from ablation.running.worker import Order
+from ablation.store import Wishes
+
+LOOK_EVERY_S = 2.0
+"""How often the store is asked what people want: control commands work through it."""
+RECLAIM_EVERY_S = 10.0
+SEEDS = 1000
+"""Earlier seeds come first among trials of one priority, so that tables fill seed by seed."""
+
+
+@dataclass(slots=True)
+class Dispatcher:
+    """Decides, and claims what it decides.
+
+    Attributes:
+        seconds: how long each trial should take, by key; corrected by those that finish.
+        resources: what each trial holds, by key.
+        micro_batch: see `ablation.running.options.Options`.
+        nodes: asked for the machines there are now.
+        clock: seconds.
+    """
+
+    plan: Plan
+    desk: Desk
+    admission: Admission
+    seconds: Mapping[str, float]
+    resources: Mapping[str, Resources]
+    micro_batch: int | None
+    nodes: Callable[[], tuple[Node, ...]]
+    clock: Callable[[], float] = time.monotonic
+    wishes: Wishes = field(default_factory=lambda: Wishes(paused=False, trials={}))
+    _looked: float | None = None
+    _reclaimed: float = 0.0
+    _there: tuple[Node, ...] = ()
+    _began: dict[str, float] = field(default_factory=dict)
+    _ratios: list[float] = field(default_factory=list)
+    _stuck: frozenset[str] = frozenset()
+
+    def next(self) -> Order | None:
+        """The attempt to start now, claimed; None when there is none at the moment."""
+        self.desk.check()
+        if self.desk.interrupted:
+            return None
+        self.look()
+        while candidate := self.admission.next(self.clock()):
+            if self.desk.claim(candidate.id):
+                self._began[candidate.id] = self.clock()
+                return self._order(candidate.id)
+            self.ended(candidate.id)
+        return None
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing is left that could start, now or later, here or in another driver."""
+        elsewhere = any(wish.state == "RUNNING" for wish in self.wishes.trials.values())
+        return not (self.desk.running or self.admission.waiting or self.wishes.paused or elsewhere)
+
+    def ended(self, key: str) -> None:
+        """Its places are free; where it is not over, the store is asked at once what becomes of it."""
+        began = self._began.pop(key, None)
+        if key in self.desk.finished:
+            if began is not None:
+                self._ratios.append((self.clock() - began) / self.seconds[key])
+            done = replace(self.wishes.trials[key], state="COMPLETE")
+            self.wishes = replace(self.wishes, trials={**self.wishes.trials, key: done})
+        else:
+            self._looked = None
+        self.admission.release(key)
+
+    def look(self) -> None:
+        """Takes in what people want, what other drivers did, and which machines there are."""
+        now = self.clock()
+        if self._looked is not None and now - self._looked < LOOK_EVERY_S:
+            return
+        self._looked = now
+        if self.desk.store.shared and now - self._reclaimed >= RECLAIM_EVERY_S:
+            self._reclaimed = now
+            self.desk.store.reclaim_silent()
+        if (there := self.nodes()) != self._there:
+            self._there = there
+            self.admission.set_nodes(there)
+        setting = self.plan.setting
+        keys = list(self.desk.trials)
+        self.wishes = self.desk.store.wishes(self.plan.study.name, setting.profile, setting.data_name, keys)
+        for trial in self.desk.trials.values():
+            self._apply(trial)
+        self._say_stuck()
+
+    def _apply(self, trial: PlannedTrial) -> None:
+        """Offers a trial, takes it back, or stops it."""
+        wish, key = self.wishes.trials[trial.key], trial.key
+        if key in self.desk.running:
+            if self.wishes.paused or wish.state == "CANCELLED":
+                self.desk.ask_to_stop(key)
+        elif wish.state == "WAITING" and not self.wishes.paused:
+            priority = wish.priority * SEEDS - self.plan.seeds.index(trial.seed)
+            seconds = self.seconds[key] * (statistics.median(self._ratios) if self._ratios else 1.0)
+            candidate = Candidate(key, self.resources[key], seconds, priority)
+            if self.admission.waiting.get(key) != candidate:
+                self.admission.offer(candidate)
+        else:
+            self.admission.withdraw(key)
+
+    def _say_stuck(self) -> None:
+        """Tells, once, of trials that no longer fit on the machines there are."""
+        stuck = frozenset(
+            key for key, waits in self.admission.waiting.items() if self.admission.never_fits(waits.resources)
+        )
+        for key in stuck - self._stuck:
+            self.desk.listener.noted(
+                f"{self.desk.trials[key].name} waits for machines: it needs {self.resources[key]}"
+            )
+        self._stuck = stuck
+
+    def _order(self, key: str) -> Order:
+        wish = self.wishes.trials[key]
+        sizes = [size for size in (self.micro_batch, wish.micro_batch) if size is not None]
+        done = tuple(self.desk.done.get(key, ()))
+        return Order(key, done, min(sizes, default=None), self.resources[key])

@@ -1,0 +1,38 @@
+"""How to run, which changes no result."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What a person says about a run.
+
+    Attributes:
+        concurrency: trials at a time; as many as the CPUs or the GPUs allow when None.
+        workers_per_trial: processes that train one trial together; None leaves it to the profile.
+        micro_batch: see `protocol.Request`.
+        cluster: address of a running Ray cluster, "auto" to find it; None starts Ray on this machine.
+        max_retries: how often in a row a trial starts again after its process died without a new checkpoint.
+            A Python exception would only come again, so such a trial fails at once.
+        grace: seconds that running trials get to write a checkpoint when the run is stopped.
+        hang_after: see `watch.Watch`.
+    """
+
+    concurrency: int | None = None
+    workers_per_trial: int | None = None
+    micro_batch: int | None = None
+    cluster: str | None = None
+    max_retries: int = 2
+    grace: float = 30.0
+    hang_after: float = 600.0
+
+    def __post_init__(self) -> None:
+        for name in ("concurrency", "workers_per_trial", "micro_batch"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be >= 1, got {value}")
+        for name in ("max_retries", "grace", "hang_after"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}")

@@ -1,0 +1,148 @@
+"""What there is to run on, and what a trial gets of it."""
+
+import os
+import socket
+
+import pytest
+
+from ablation.errors import UserError
+from ablation.resources import Resources
+from ablation.running import cluster
+from ablation.running.admission import Node
+from ablation.running.cluster import Layout, share
+from ablation.running.options import Options
+
+
+@pytest.mark.parametrize("field", ["concurrency", "workers_per_trial", "micro_batch"])
+def test_options_refuse_what_could_never_run(field: str) -> None:
+    with pytest.raises(ValueError, match=f"{field} must be >= 1, got 0"):
+        Options(**{field: 0})
+
+
+@pytest.mark.parametrize(
+    ("options", "cpus", "gpus", "shared"),
+    [
+        (Options(), 8, 0, (8, Resources(1, gpus=0.0))),
+        (Options(workers_per_trial=2), 8, 0, (4, Resources(2, gpus=0.0))),
+        (Options(workers_per_trial=4), 2, 0, (1, Resources(4, gpus=0.0))),
+        (Options(concurrency=3), 8, 1, (3, Resources(1, gpus=1 / 3))),
+        (Options(concurrency=2), 8, 4, (2, Resources(1, gpus=1.0))),
+        (Options(cluster="auto"), 96, 8, (8, Resources(1, gpus=1.0))),
+        (Options(cluster="auto", workers_per_trial=4), 96, 8, (2, Resources(4, gpus=1.0))),
+    ],
+)
+def test_what_there_is_is_shared_among_the_trials(
+    options: Options, cpus: int, gpus: int, shared: tuple[int, Resources]
+) -> None:
+    assert share(options, cpus, gpus, whole_gpus=False) == shared
+
+
+@pytest.mark.parametrize(
+    ("workers", "concurrency", "whole_gpus", "shared"),
+    [
+        (1, None, True, (8, Resources(1, gpus=1.0))),
+        (2, None, True, (4, Resources(2, gpus=1.0))),
+        (8, None, True, (1, Resources(8, gpus=1.0))),
+        (1, 3, True, (3, Resources(1, gpus=1.0))),
+        (2, 4, True, (4, Resources(2, gpus=1.0))),
+        (1, None, False, (64, Resources(1, gpus=1 / 8))),
+        (2, None, False, (4, Resources(2, gpus=1.0))),
+        (8, None, False, (1, Resources(8, gpus=1.0))),
+        (1, 16, False, (16, Resources(1, gpus=1 / 2))),
+        (2, 3, False, (3, Resources(2, gpus=1.0))),
+    ],
+)
+def test_64_cpus_and_8_gpus_are_shared_by_what_a_worker_needs(
+    workers: int, concurrency: int | None, whole_gpus: bool, shared: tuple[int, Resources]
+) -> None:
+    options = Options(concurrency=concurrency, workers_per_trial=workers)
+    assert share(options, 64, 8, whole_gpus=whole_gpus) == shared
+
+
+@pytest.mark.parametrize("options", [Options(), Options(workers_per_trial=2), Options(concurrency=3)])
+def test_whole_gpus_mean_nothing_where_there_are_none(options: Options) -> None:
+    assert share(options, 8, 0, whole_gpus=True) == share(options, 8, 0, whole_gpus=False)
+
+
+@pytest.mark.parametrize(
+    ("options", "whole_gpus", "said"),
+    [
+        (Options(cluster="auto", workers_per_trial=16), True, "needs 16 GPUs; the cluster has 8"),
+        (Options(workers_per_trial=16), True, "needs 16 GPUs; this machine has 8"),
+        (Options(workers_per_trial=16), False, "needs 16 GPUs; this machine has 8"),
+        (Options(concurrency=9), True, "--concurrency 9 needs 9 GPUs.*there are 8.*at most 8"),
+        (Options(concurrency=9, cluster="auto"), True, "needs 9 GPUs"),
+        (Options(concurrency=5, workers_per_trial=2), True, "needs 10 GPUs.*at most 4"),
+        (Options(concurrency=5, workers_per_trial=2), False, "needs 10 GPUs.*at most 4"),
+    ],
+)
+def test_what_would_never_find_its_gpus_is_refused(options: Options, whole_gpus: bool, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        share(options, 64, 8, whole_gpus=whole_gpus)
+
+
+def test_a_cluster_without_room_for_a_group_is_refused() -> None:
+    with pytest.raises(UserError, match="needs 9 CPUs; the cluster has 8"):
+        share(Options(cluster="auto", workers_per_trial=9), 8, 0, whole_gpus=False)
+
+
+@pytest.mark.parametrize(("visible", "count"), [(None, 4), (["0", "2"], 2), ([], 0), (list("012345"), 4)])
+def test_the_gpus_here_are_those_that_ray_would_find(
+    visible: list[str] | None, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ray._private.accelerators import get_accelerator_manager_for_resource
+
+    manager = get_accelerator_manager_for_resource("GPU")
+    monkeypatch.setattr(manager, "get_current_node_num_accelerators", staticmethod(lambda: 4))
+    monkeypatch.setattr(manager, "get_current_process_visible_accelerator_ids", staticmethod(lambda: visible))
+    assert cluster._gpus_here() == count
+
+
+@pytest.mark.parametrize("field", ["max_retries", "grace", "hang_after"])
+def test_options_refuse_a_negative_time_or_number(field: str) -> None:
+    with pytest.raises(ValueError, match=f"{field} must be >= 0, got -1"):
+        Options(**{field: -1})
+
+
+def test_a_trial_that_asks_for_nothing_gets_a_fair_share_and_one_that_asks_gets_it() -> None:
+    layout = Layout((Node("a", 8, 2, 0),), Resources(gpus=0.5), 4)
+    assert layout.resources(None) == Resources(gpus=0.5)
+    assert layout.resources(Resources(2, 4, 1)) == Resources(2, 4, 1)
+
+
+def test_the_users_number_of_workers_replaces_the_profiles() -> None:
+    layout = Layout((Node("a", 8, 8, 0),), Resources(4, gpus=1), None, workers=4)
+    assert layout.resources(Resources(1, 2, 1)) == Resources(4, 2, 1)
+
+
+def test_no_trial_waits_for_a_gpu_where_there_is_none_at_all() -> None:
+    layout = Layout((Node("a", 8, 0, 0),), Resources(), None)
+    assert layout.resources(Resources(2, 4, 1)) == Resources(2, 4, 0)
+
+
+def test_an_address_of_ray_client_is_refused_with_what_to_give_instead() -> None:
+    with (
+        pytest.raises(UserError, match=r"ray://head:10001 .* \(HOST:6379\)"),
+        cluster.ray_for(Options(cluster="ray://head:10001"), [], whole_gpus=False),
+    ):
+        pass
+
+
+def test_a_cluster_that_does_not_answer_is_an_error_at_once() -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{unused.getsockname()[1]}"
+        with (
+            pytest.raises(UserError, match=f"No Ray cluster answers at '{address}': nothing listens there"),
+            cluster.ray_for(Options(cluster=address), [], whole_gpus=False),
+        ):
+            pass
+
+
+def test_the_environment_is_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ONE", "before")
+    monkeypatch.delenv("TWO", raising=False)
+    with cluster.environment({"ONE": "1", "TWO": "2"}):
+        assert os.environ["ONE"] + os.environ["TWO"] == "12"
+    assert os.environ["ONE"] == "before"
+    assert "TWO" not in os.environ

@@ -1,0 +1,201 @@
+"""What starts next, as the store and the machines have it, without Ray."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from ablation.resources import Resources
+from ablation.running.admission import Admission, Node
+from ablation.running.desk import Desk
+from ablation.running.dispatch import LOOK_EVERY_S, Dispatcher
+from ablation.running.display import Board, PlainDisplay
+from ablation.running.storage import storage_at
+from ablation.running.worker import ENDED, STOPPED
+from ablation.store import Store
+from ablation.workspace import Workspace
+from tests.ablation.toy_driver import Toy, planned
+
+
+@dataclass
+class World:
+    """A dispatcher over a clock and machines that the test moves."""
+
+    store: Store
+    folder: Path
+    now: float = 0.0
+    nodes: tuple[Node, ...] = (Node("a", 2, 0, 1 << 40),)
+    said: list[str] = field(default_factory=list)
+
+    def dispatcher(self, toys: list[Toy], seeds: tuple[int, ...] = (0,)) -> Dispatcher:
+        plan, workspace = planned(toys, self.store, seeds), Workspace.at(self.folder)
+        trials = {trial.key: trial for trial in plan.trials}
+        listener = PlainDisplay(Board(plan), self.said.append)
+        storage = storage_at(workspace.artifacts)
+        desk = Desk(trials, self.store, storage, workspace, listener, {}, max_retries=1, grace=60.0)
+        resources = {trial.key: trial.resources or Resources() for trial in plan.trials}
+        seconds = {trial.key: trial.cost for trial in plan.trials}
+        admission = Admission(self.nodes)
+        return Dispatcher(
+            plan, desk, admission, seconds, resources, None, lambda: self.nodes, clock=lambda: self.now
+        )
+
+    def later(self) -> None:
+        self.now += LOOK_EVERY_S
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(Store.open(tmp_path / "store.db"), tmp_path)
+
+
+def started(dispatcher: Dispatcher) -> list[str]:
+    """Names of all that start now."""
+    names = []
+    while order := dispatcher.next():
+        names.append(dispatcher.desk.trials[order.key].config.name)
+    return names
+
+
+def key_of(dispatcher: Dispatcher, name: str, seed: int = 0) -> str:
+    trials = dispatcher.plan.trials
+    return next(trial.key for trial in trials if (trial.config.name, trial.seed) == (name, seed))
+
+
+def end(dispatcher: Dispatcher, name: str, kind: str = ENDED) -> None:
+    key = key_of(dispatcher, name)
+    if kind == ENDED:
+        dispatcher.desk._bring = lambda *_: None  # type: ignore[method-assign]
+    dispatcher.desk.receive(key, [{"kind": kind}])
+    dispatcher.ended(key)
+
+
+def test_the_longest_start_first_as_far_as_there_is_room(world: World) -> None:
+    dispatcher = world.dispatcher([Toy("short", 10), Toy("longest", 30), Toy("long", 20)])
+    assert started(dispatcher) == ["longest", "long"]
+
+
+def test_all_of_an_earlier_seed_start_before_a_later_one(world: World) -> None:
+    world.nodes = (Node("a", 3, 0, 0),)
+    dispatcher = world.dispatcher([Toy("short", 10), Toy("long", 20)], seeds=(0, 1))
+    orders = [dispatcher.next() for _ in range(3)]
+    seeds = [dispatcher.desk.trials[order.key].seed for order in orders if order]
+    assert seeds == [0, 0, 1]
+
+
+def test_what_a_person_prioritises_while_it_runs_starts_next(world: World) -> None:
+    dispatcher = world.dispatcher([Toy("a", 30), Toy("b", 20), Toy("c", 10), Toy("d", 5)])
+    assert started(dispatcher) == ["a", "b"]
+    world.store.prioritise([key_of(dispatcher, "d")], 1)
+    world.later()
+    dispatcher.look()
+    dispatcher.admission.release(key_of(dispatcher, "a"))
+    assert started(dispatcher) == ["d"]
+
+
+def test_a_paused_study_starts_nothing_and_stops_what_runs_until_it_is_resumed(world: World) -> None:
+    dispatcher = world.dispatcher([Toy("a"), Toy("b"), Toy("c")])
+    assert len(started(dispatcher)) == 2
+    world.store.set_paused("toy", "toy", "none", True)
+    world.later()
+    assert started(dispatcher) == []
+    assert all(dispatcher.desk.storage.stop_asked(key) for key in dispatcher.desk.running)
+    for name in ("a", "b"):
+        end(dispatcher, name, STOPPED)
+    assert started(dispatcher) == []
+    assert not dispatcher.over, "a paused run waits to be resumed"
+    world.store.set_paused("toy", "toy", "none", False)
+    world.later()
+    assert len(started(dispatcher)) == 2
+
+
+def test_a_cancelled_trial_does_not_start_and_a_running_one_is_stopped(world: World) -> None:
+    dispatcher = world.dispatcher([Toy("a", 30), Toy("b", 20), Toy("c", 10)])
+    assert started(dispatcher) == ["a", "b"]
+    world.store.cancel([key_of(dispatcher, "a"), key_of(dispatcher, "c")])
+    world.later()
+    assert started(dispatcher) == []
+    assert dispatcher.desk.storage.stop_asked(key_of(dispatcher, "a"))
+    assert not dispatcher.desk.storage.stop_asked(key_of(dispatcher, "b"))
+    end(dispatcher, "a", STOPPED)
+    end(dispatcher, "b", STOPPED)
+    assert started(dispatcher) == ["b"]
+
+
+def test_a_failed_trial_that_a_person_retries_starts_in_the_run_that_is_going_on(world: World) -> None:
+    dispatcher = world.dispatcher([Toy("a"), Toy("b")])
+    started(dispatcher)
+    key = key_of(dispatcher, "a")
+    dispatcher.desk.fail(key, "broken")
+    dispatcher.ended(key)
+    assert started(dispatcher) == []
+    world.store.retry([key])
+    world.later()
+    assert started(dispatcher) == ["a"]
+
+
+def test_a_run_is_over_when_nothing_runs_waits_or_is_paused(world: World) -> None:
+    dispatcher = world.dispatcher([Toy("a")])
+    started(dispatcher)
+    assert not dispatcher.over
+    dispatcher.desk.fail(key_of(dispatcher, "a"), "broken")
+    dispatcher.ended(key_of(dispatcher, "a"))
+    assert started(dispatcher) == []
+    assert dispatcher.over
+
+
+def test_what_another_driver_runs_is_waited_for_and_not_started(world: World) -> None:
+    dispatcher = world.dispatcher([Toy("a")])
+    world.store.claim(key_of(dispatcher, "a"), "another", {})
+    assert started(dispatcher) == []
+    assert not dispatcher.over
+
+
+def test_an_attempt_starts_with_the_smallest_number_of_images_that_was_asked_for(world: World) -> None:
+    dispatcher = world.dispatcher([Toy("a")])
+    dispatcher.micro_batch = 8
+    world.store.set_micro_batch(key_of(dispatcher, "a"), 4)
+    order = dispatcher.next()
+    assert order is not None
+    assert order.micro_batch == 4
+
+
+def test_a_machine_that_joins_is_used_and_one_that_leaves_is_not(world: World) -> None:
+    toys = [Toy(name, 10) for name in "abcd"]
+    dispatcher = world.dispatcher(toys)
+    assert len(started(dispatcher)) == 2
+    world.nodes = (*world.nodes, Node("b", 1, 0, 0))
+    world.later()
+    assert len(started(dispatcher)) == 1
+    world.nodes = world.nodes[:1]
+    world.later()
+    assert started(dispatcher) == []
+
+
+def test_a_trial_that_no_longer_fits_is_said_once(world: World) -> None:
+    dispatcher = world.dispatcher([Toy("wide", workers=2)])
+    world.nodes = (Node("a", 1, 0, 0),)
+    for _ in range(3):
+        assert started(dispatcher) == []
+        world.later()
+    assert [line for line in world.said if "waits for machines" in line] == world.said[-1:]
+    assert not dispatcher.over
+
+
+def test_estimates_are_corrected_by_what_finished_trials_took(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.nodes = (Node("a", 1, 0, 0),)
+    dispatcher = world.dispatcher([Toy("a", 200), Toy("b", 100)])
+    before: Callable[[], float] = lambda: dispatcher.admission.waiting[key_of(dispatcher, "b")].seconds  # noqa: E731
+    assert started(dispatcher) == ["a"]
+    estimated = before()
+    world.now += 3 * dispatcher.seconds[key_of(dispatcher, "a")]
+    dispatcher.desk.finished.append(key_of(dispatcher, "a"))
+    dispatcher.desk._forget(key_of(dispatcher, "a"))
+    dispatcher.ended(key_of(dispatcher, "a"))
+    dispatcher.desk.running["b"] = 0  # keeps the one place
+    monkeypatch.setattr(dispatcher.admission, "next", lambda now: None)
+    dispatcher.next()
+    assert before() == pytest.approx(3 * estimated)

@@ -1,0 +1,112 @@
+"""The log beside a training, and the watch that ends a hang."""
+
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ablation.protocol import Checkpointed, Described, Evaluated, Noticed, Progress, Report
+from ablation.running.watch import FACTOR, HANG, LOG, START, Watch, alive, hang_of, logged
+
+
+def test_the_log_has_what_was_reported_and_what_was_printed(tmp_path: Path) -> None:
+    with logged(tmp_path) as log:
+        log(Progress(5, 10, {"loss": 0.123456}))
+        log(Checkpointed(5, "/w/0001/5.pt", "ab"))
+        log(Evaluated("k", {"AP": 41.234}))
+        log(Noticed("passed over a checkpoint"))
+        log(Described({"host": "x"}))
+        print("from a library")
+    lines = (tmp_path / LOG).read_text().splitlines()
+    assert "started on" in lines[0]
+    for text in (
+        "5/10  loss 0.1235",
+        "checkpoint of step 5: 5.pt",
+        "evaluation k: AP 41.23",
+        "from a library",
+    ):
+        assert any(line.endswith(text) for line in lines), text
+    assert not any("host" in line for line in lines)
+
+
+def test_the_log_says_why_an_attempt_failed_and_the_next_attempt_adds_to_it(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="broken"), logged(tmp_path):
+        raise ValueError("broken")
+    with logged(tmp_path):
+        pass
+    text = (tmp_path / LOG).read_text()
+    assert "failed: ValueError: broken" in text
+    assert text.count("started on") == 2
+
+
+def test_a_rank_that_is_not_the_first_logs_only_what_it_prints(tmp_path: Path) -> None:
+    with logged(tmp_path, writes=False) as log:
+        log(Progress(1, 2))
+        print("rank 1 here")
+    assert (tmp_path / LOG).read_text() == "rank 1 here\n"
+
+
+def test_silence_counts_as_hanging_after_many_times_the_usual_pace_but_never_before_the_least(
+    tmp_path: Path,
+) -> None:
+    def slow() -> Iterator[Report]:
+        for step in range(3):
+            time.sleep(0.05)
+            yield Progress(step, 3)
+
+    with Watch(tmp_path, 0.2) as watch:
+        assert watch.limit == pytest.approx(START * 0.2)
+        assert len(list(watch.over(slow()))) == 3
+        assert FACTOR * 0.05 <= watch.limit < FACTOR * 0.5
+    with Watch(tmp_path, 1000) as watch:
+        list(watch.over(slow()))
+        assert watch.limit == 1000
+
+
+def test_a_training_that_ended_well_leaves_no_trace_of_the_watch(tmp_path: Path) -> None:
+    with Watch(tmp_path, 1.0) as watch:
+        list(watch.over(iter([Progress(1, 1)])))
+    assert not list(tmp_path.glob(f"{HANG}*"))
+    assert hang_of(tmp_path) is None
+
+
+def test_a_hanging_process_is_ended_and_leaves_where_it_stood(tmp_path: Path) -> None:
+    program = textwrap.dedent("""
+        import sys, time
+        from pathlib import Path
+        from ablation.protocol import Progress
+        from ablation.running.watch import Watch, alive
+
+        def training():
+            yield Progress(1, 3)
+            for _ in range(4):
+                time.sleep(0.5)
+                alive()
+            yield Progress(2, 3)
+            print("lived", flush=True)
+            time.sleep(60)
+
+        with Watch(Path(sys.argv[1]), 0.15) as watch:
+            for report in watch.over(training()):
+                watch._paces.clear()
+    """)
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    )
+    assert done.stdout == "lived\n", "signs of life keep it going"
+    assert done.returncode == 1
+    assert "in training" in str(hang_of(tmp_path))
+    assert "hung" in (tmp_path / LOG).read_text()
+    assert hang_of(tmp_path) is None, "told once"
+
+
+def test_a_sign_of_life_where_nothing_is_watched_does_nothing() -> None:
+    alive()
