@@ -6,14 +6,21 @@ import shlex
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from importlib.metadata import entry_points
 from pathlib import Path
 
+from sqlalchemy import URL, make_url
+from sqlalchemy.exc import ArgumentError
+
+from ablation.credentials import without_password
 from ablation.errors import UserError
 from ablation.plan import Plan, make_plan
+from ablation.resources import parse_overrides
+from ablation.running.storage import Storage, storage_at
 from ablation.store import Store
+from ablation.store.database import NoStoreError
 from ablation.study import Overrides, Profile, Setting, Study
 from ablation.workspace import Workspace
 
@@ -34,6 +41,10 @@ class Selection:
         data: directory of a COCO-format data set.
         split_paths: instead of `data`, by the names of `SPLIT_PATHS`.
         overrides: what to change of the profile.
+        store: address of a PostgreSQL database; the workspace's own SQLite file when None.
+        mlflow_uri: of a tracking server; the workspace's own file when None.
+        storage: where trials keep their files, a shared folder or an fsspec URL; in the workspace when None.
+        resources: what trials hold instead of the profile's choice, as `resources.parse_overrides` reads.
     """
 
     study: str = "atss"
@@ -44,6 +55,17 @@ class Selection:
     split_paths: Mapping[str, Path] = field(default_factory=dict)
     overrides: Overrides = field(default_factory=Overrides)
     workspace: Path | None = None
+    store: str | None = None
+    mlflow_uri: str | None = None
+    storage: str | None = None
+    resources: Sequence[str] = ()
+
+    @property
+    def place(self) -> Path | str:
+        """Where the store is, as `Store.open` takes it; UserError for an address that is none."""
+        if self.store is None:
+            return Workspace.at(self.workspace).store_path
+        return database_url(self.store).render_as_string(hide_password=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +74,14 @@ class Session:
 
     Attributes:
         opened: the store; None for a look at a workspace where nothing has run.
+        selection: what was asked for.
     """
 
     study: Study
     workspace: Workspace
     opened: Store | None
     plan: Plan
+    selection: Selection = field(default_factory=Selection)
 
     @staticmethod
     def open(selection: Selection, *, writes: bool) -> Session:
@@ -65,42 +89,56 @@ class Session:
 
         Args:
             selection: what to work on.
-            writes: the caller has made the workspace and holds its driver lock. Otherwise nothing is
-                written but the cache: the data set's fingerprint is part of every key.
+            writes: the caller is a driver that has made the workspace. Otherwise nothing is written but
+                the cache: the data set's fingerprint is part of every key.
 
         Raises:
             UserError: an unknown study, profile or table; a data set or a store that cannot be used; an
                 override that the profile cannot take.
         """
-        study = load_study(selection.study)
-        name = selection.profile or study.default_profile
-        if name not in study.profiles:
-            known = "\n".join(f"  {p.name:<12} {p.summary}" for p in study.profiles.values())
-            raise UserError(f"There is no profile {name!r}. --profile is one of\n{known}")
-        profile = study.profiles[name]
-        workspace = Workspace.at(selection.workspace)
+        return Session._planned(selection, lambda: open_store(selection, read_only=not writes))
+
+    @staticmethod
+    def beside_drivers(selection: Selection) -> Session:
+        """A session that writes into a store that is there, whose drivers may be at work.
+
+        Raises:
+            UserError: see `open` and `existing_store`.
+        """
+        return Session._planned(selection, lambda: existing_store(selection))
+
+    @staticmethod
+    def _planned(selection: Selection, opened: Callable[[], Store | None]) -> Session:
+        study, workspace = load_study(selection.study), Workspace.at(selection.workspace)
+        profile = _profile(study, selection.profile)
         data = named_data(selection.data, selection.split_paths)
         setting = _prepared(profile, workspace, data, selection.overrides)
         _results(study, setting, workspace)  # a name that makes no folder fails before anything trains
         for notice in setting.notices:
             print(f"note: {notice}", file=sys.stderr)
-        place = workspace.store_path
-        store = Store.open(place, read_only=not writes) if writes or place.exists() else None
-        seeds = range(selection.seeds or profile.seeds)
-        plan = make_plan(study, setting, seeds, _table_ids(selection.tables), store)
-        return Session(study, workspace, store, plan)
+        resources, seeds = parse_overrides(selection.resources), range(selection.seeds or profile.seeds)
+        store = opened()
+        plan = make_plan(study, setting, seeds, _table_ids(selection.tables), store, resources)
+        return Session(study, workspace, store, plan, selection)
 
     @property
     def store(self) -> Store:
         """The store; UserError when there is none to look at."""
         if self.opened is None:
-            raise nothing_has_run(self.workspace)
+            raise nothing_has_run(self.selection)
         return self.opened
 
     def replanned(self) -> Session:
         """The same, with the plan made anew from what the store holds now."""
-        plan = make_plan(self.study, self.plan.setting, self.plan.seeds, self.plan.table_ids, self.store)
-        return Session(self.study, self.workspace, self.store, plan)
+        before, store = self.plan, self.opened or open_store(self.selection, read_only=True)
+        resources = parse_overrides(self.selection.resources)
+        plan = make_plan(self.study, before.setting, before.seeds, before.table_ids, store, resources)
+        return replace(self, opened=store, plan=plan)
+
+    @property
+    def storage(self) -> Storage:
+        """Where trials keep their files; UserError for a place that cannot be used."""
+        return storage_at(self.selection.storage or self.workspace.artifacts)
 
     @property
     def results(self) -> Path:
@@ -115,7 +153,44 @@ class Session:
     def command(self, *words: str) -> str:
         """An `ablation` command on this workspace, as a person types it."""
         given = [] if self.workspace == Workspace.at(None) else ["--workspace", str(self.workspace.root)]
+        if self.selection.store is not None:
+            given += ["--store", without_password(database_url(self.selection.store))]
         return shlex.join(["ablation", *words, *given])
+
+
+def open_store(selection: Selection, *, read_only: bool) -> Store | None:
+    """The selection's store; None where a look finds nothing. Artifacts lie in the workspace."""
+    place = selection.place
+    if read_only and isinstance(place, Path) and not place.exists():
+        return None
+    try:
+        return Store.open(place, root=Workspace.at(selection.workspace).root, read_only=read_only)
+    except NoStoreError:
+        return None
+
+
+def existing_store(selection: Selection) -> Store:
+    """The selection's store, to be written beside its drivers.
+
+    Raises:
+        UserError: there is none, or one of another version, which only a driver brings up to date.
+    """
+    there = open_store(selection, read_only=True)
+    if there is None:
+        raise nothing_has_run(selection)
+    there.close()
+    return Store.open(selection.place, root=Workspace.at(selection.workspace).root)
+
+
+def database_url(text: str) -> URL:
+    """The address of a PostgreSQL database; UserError, which does not repeat it, for anything else."""
+    with suppress(ArgumentError, ValueError):
+        if (url := make_url(text)).get_backend_name() == "postgresql":
+            return url
+    raise UserError(
+        "--store must be a PostgreSQL address, postgresql+psycopg://USER@HOST/DATABASE (or ABLATION_STORE, "
+        "where --store is not given). Without one the store is a file in the workspace."
+    )
 
 
 def load_study(name: str) -> Study:
@@ -128,9 +203,12 @@ def load_study(name: str) -> Study:
     return make()
 
 
-def nothing_has_run(workspace: Workspace) -> UserError:
+def nothing_has_run(selection: Selection) -> UserError:
     """Why there is no store to look at."""
-    return UserError(f"Nothing has run in {workspace.root} yet: `ablation run` does.")
+    where = str(Workspace.at(selection.workspace).root)
+    if selection.store is not None:
+        where = without_password(database_url(selection.store))
+    return UserError(f"Nothing has run in {where} yet: `ablation run` does.")
 
 
 def named_data(directory: Path | None, split_paths: Mapping[str, Path]) -> Mapping[str, Path] | None:
@@ -142,6 +220,14 @@ def named_data(directory: Path | None, split_paths: Mapping[str, Path]) -> Mappi
     if split_paths and missing:
         raise UserError(f"A data set named by its files takes all four; missing: {', '.join(missing)}.")
     return {"directory": directory} if directory else split_paths or None
+
+
+def _profile(study: Study, name: str | None) -> Profile:
+    name = name or study.default_profile
+    if name not in study.profiles:
+        known = "\n".join(f"  {p.name:<12} {p.summary}" for p in study.profiles.values())
+        raise UserError(f"There is no profile {name!r}. --profile is one of\n{known}")
+    return study.profiles[name]
 
 
 def _prepared(

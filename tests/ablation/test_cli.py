@@ -1,24 +1,35 @@
 """The command line says what it wants."""
 
 import argparse
+import json
 import re
 import shlex
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
+from sqlalchemy import make_url
 
 from ablation import cli, session
+from ablation.cli import checking, looking, running
 from ablation.errors import UserError
+from ablation.plan import Plan
+from ablation.protocol import Evaluated, Progress
+from ablation.running import forecast, run, scheduler
+from ablation.running.scheduler import Place, Summary
 from ablation.session import Selection, Session, load_study
-from ablation.study import Overrides, Profile, Study
+from ablation.steering.status import watch
+from ablation.store import Store
+from ablation.study import Cell, Overrides, Profile, Row, Study, Table, Variant
 from ablation.tracking import Mirror
 from ablation.workspace import Workspace
 from dashboards import __main__ as dashboard
 from tests.ablation import conftest
 from tests.ablation.test_scores import SUMMARY
+from tests.ablation.toy_driver import Count, Toy, toy_study
 
 
 def _run(*arguments: str) -> int:
@@ -28,10 +39,26 @@ def _run(*arguments: str) -> int:
     return code if isinstance(code, int) else 1
 
 
-@pytest.mark.parametrize("command", ["plan", "run", "status", "tables", "retry", "import-scores", "ui"])
-def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+COMMANDS = (
+    *("plan", "run", "status", "tables", "logs", "pause", "resume", "cancel", "retry", "prioritise", "gc"),
+    *("check-data", "verify", "import-scores", "sync", "ui"),
+)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself_with_an_example(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert _run(command, "--help") == 0
-    assert re.search(r"--workspace DIR", capsys.readouterr().out)
+    said = capsys.readouterr().out
+    assert re.search(rf"example: ablation {command}\b", said)
+    assert re.search(r"--workspace DIR|--study NAME", said)
+
+
+def test_the_commands_are_listed_with_what_they_do(capsys: pytest.CaptureFixture[str]) -> None:
+    assert _run("--help") == 0
+    said = capsys.readouterr().out
+    assert set(COMMANDS) == set(re.findall(r"^    ([a-z-]+)(?: |$)", said, re.MULTILINE))
 
 
 @pytest.mark.parametrize(
@@ -47,6 +74,11 @@ def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixtu
         (("run", "--tabels", "3"), "unrecognized arguments: --tabels"),
         (("run", "--dry-run", "--retry-failed"), "not allowed with argument"),
         (("ui", "--port", "99999"), "port from 1 to 65535"),
+        (("run", "--budget-gpu-hours", "-3"), "number >= 0"),
+        (("run", "--hang-after", "nan"), "number >= 0"),
+        (("status", "--json", "--watch"), "not allowed with argument"),
+        (("cancel",), "the following arguments are required: TRIAL|TABLE"),
+        (("prioritise", "table3", "--by", "much"), "invalid int value"),
         (("fly",), "invalid choice: 'fly'"),
     ],
 )
@@ -102,18 +134,7 @@ def test_tables_and_a_page_of_nothing_are_refused(tmp_path: Path, capsys: pytest
     assert "Nothing has run" in capsys.readouterr().err
 
 
-def test_a_retry_needs_the_workspace_to_itself_and_failed_trials(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    options = ("--profile", "smoke", "--tables", "2", "--workspace", str(tmp_path))
-    assert _run("retry", *options, "--trial", "0123456789ab") == 2
-    assert "Not among this study's failed trials: 0123456789ab" in capsys.readouterr().err
-    with Workspace.at(tmp_path).driver_lock("ablation run"):
-        assert _run("retry", *options) == 2
-    assert "in use by process" in capsys.readouterr().err
-
-
-def test_what_was_typed_is_what_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_typed_is_what_is_recorded_but_for_passwords(monkeypatch: pytest.MonkeyPatch) -> None:
     recorded = []
 
     def command(arguments: argparse.Namespace) -> int:
@@ -121,9 +142,34 @@ def test_what_was_typed_is_what_is_recorded(monkeypatch: pytest.MonkeyPatch) -> 
         recorded.append(arguments.command_line)
         return 0
 
-    monkeypatch.setattr(cli, "run_command", command)
-    assert _run("run", "--workspace", "a b") == 0
-    assert recorded == ["ablation run --workspace 'a b'"]
+    monkeypatch.setattr(running, "run_command", command)
+    assert (
+        _run("run", "--workspace", "a b", "--store", "postgresql+psycopg://me:secret@host/db?password=secret")
+        == 0
+    )
+    assert recorded == [
+        "ablation run --workspace 'a b' --store 'postgresql+psycopg://***@host/db?password=***'"
+    ]
+
+
+@pytest.mark.parametrize("url", ["mysql://me:secret@host/db", "me:secret@host", "sqlite:///x.db"])
+def test_a_store_that_is_no_postgresql_address_is_refused_without_its_password(
+    url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _run("status", "--profile", "smoke", "--workspace", str(tmp_path), "--store", url) == 2
+    said = capsys.readouterr().err
+    assert "--store" in said
+    assert "secret" not in said
+
+
+def test_the_store_is_taken_from_the_environment_where_no_option_names_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("ABLATION_STORE", "postgresql+psycopg://here/db")
+    parser = cli.selection_parser()
+    assert cli.selection_of(parser.parse_args([])).store == "postgresql+psycopg://here/db"
+    typed = parser.parse_args(["--store", "postgresql+psycopg://there/db"])
+    assert cli.selection_of(typed).store == "postgresql+psycopg://there/db"
 
 
 def test_an_interrupt_while_preparing_says_how_to_go_on(capsys: pytest.CaptureFixture[str]) -> None:
@@ -149,7 +195,8 @@ def test_what_takes_long_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest
 
 def test_the_hint_for_the_ui_names_a_workspace_of_ones_own(tmp_path: Path) -> None:
     def hint(folder: Path | None) -> str:
-        return Session(load_study("atss"), Workspace.at(folder), None, None).ui_hint  # type: ignore[arg-type]
+        selection = Selection(workspace=folder)
+        return Session(load_study("atss"), Workspace.at(folder), None, None, selection).ui_hint  # type: ignore[arg-type]
 
     assert hint(None) == "make ui"
     assert hint(tmp_path) == f"ablation ui --workspace {tmp_path}"
@@ -173,7 +220,7 @@ def use(monkeypatch: pytest.MonkeyPatch) -> Use:
     """Makes a study the one that every name finds."""
 
     def used(study: Study) -> None:
-        for module in (cli, session):
+        for module in (checking, session):
             monkeypatch.setattr(module, "load_study", lambda name: study)
 
     return used
@@ -237,7 +284,7 @@ def test_status_says_what_to_upload_and_the_command_that_takes_the_numbers_in(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(Mirror, "try_sync", lambda mirror: True)
+    monkeypatch.setattr(Mirror, "try_sync", lambda mirror, patience=0: True)
     workspace = make_workspace()
     use(_toy(workspace.study, lambda *_: conftest.Setting()))
     (key,) = workspace.submit("k5")
@@ -259,15 +306,287 @@ def test_status_says_what_to_upload_and_the_command_that_takes_the_numbers_in(
     assert "upload" not in capsys.readouterr().out
 
 
-def test_an_import_needs_the_workspace_to_itself_and_something_that_has_run(
-    make_workspace: MakeWorkspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("import-scores", "abc", "file"),
+        ("sync",),
+        ("pause",),
+        ("cancel", "table1"),
+        ("retry",),
+        ("prioritise", "table1"),
+        ("gc", "--yes"),
+        ("logs", "table1 base"),
+        ("verify",),
+    ],
+)
+def test_where_nothing_has_run_there_is_nothing_to_steer_and_nothing_is_made(
+    command: tuple[str, ...],
+    make_workspace: MakeWorkspace,
+    use: Use,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert _run("import-scores", "abc", "file", "--workspace", str(tmp_path / "empty")) == 2
+    use(_toy(make_workspace().study, lambda *_: conftest.Setting()))
+    folder = tmp_path / "empty"
+    assert _run(*command, "--workspace", str(folder)) == 2
     assert "Nothing has run" in capsys.readouterr().err
+    assert not folder.exists()
+
+
+# --- beside a running driver ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def driven(make_workspace: MakeWorkspace, use: Use) -> Iterator["conftest.Workspace"]:
+    """A workspace whose driver is at work: it holds the lock, and a trial runs."""
     workspace = make_workspace()
+    use(_toy(workspace.study, lambda *_: conftest.Setting()))
     with Workspace.at(workspace.root).driver_lock("ablation run"):
-        assert _run("import-scores", "abc", "file", "--workspace", str(workspace.root)) == 2
-    assert "in use by process" in capsys.readouterr().err
+        workspace.store.record(workspace.start("gn"), [Progress(20, 100, {"loss": 1.0})])
+        yield workspace
+
+
+def _states(workspace: "conftest.Workspace") -> dict[str, str]:
+    return {row.name: row.state for row in workspace.store.trial_states().values()}
+
+
+def test_trials_are_cancelled_and_brought_back_beside_a_running_driver(
+    driven: "conftest.Workspace", capsys: pytest.CaptureFixture[str]
+) -> None:
+    where = ("--workspace", str(driven.root))
+    driven.store.fail(driven.start("k3"), "the loss is NaN")
+    assert _run("cancel", "table1 base+gn", "4", *where) == 0
+    said = capsys.readouterr().out
+    assert "4 trials are cancelled" in said
+    assert "Also missing now in table1" in said
+    assert [name for name, state in _states(driven).items() if state == "CANCELLED"] == [
+        "table1 base+gn, seed 0",
+        *(f"table4 k={k}, seed 0" for k in (3, 5, 7)),
+    ]
+    assert _run("cancel", "table4", *where) == 0
+    assert "0 trials are cancelled.\nAs before, for cancelled: 3" in capsys.readouterr().out
+    assert _run("retry", "table4", *where) == 0
+    assert "3 trials are waiting again" in capsys.readouterr().out
+    assert _states(driven)["table4 k=3, seed 0"] == "WAITING"
+
+
+def test_a_retry_without_names_is_of_what_failed_and_leaves_what_was_cancelled(
+    driven: "conftest.Workspace", capsys: pytest.CaptureFixture[str]
+) -> None:
+    where = ("--workspace", str(driven.root))
+    driven.store.fail(driven.start("k3"), "the loss is NaN")
+    assert _run("cancel", "table4 k=7", *where) == 0
+    assert _run("retry", *where) == 0
+    assert "1 trial is waiting again.\n" in capsys.readouterr().out
+    states = _states(driven)
+    assert (states["table4 k=3, seed 0"], states["table4 k=7, seed 0"]) == ("WAITING", "CANCELLED")
+
+
+def test_an_ambiguous_name_changes_nothing_and_lists_what_it_may_be(
+    driven: "conftest.Workspace", capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = _states(driven)
+    assert _run("cancel", "table3", "table4 k", "--workspace", str(driven.root)) == 2
+    assert "table4 k=5, seed 0" in capsys.readouterr().err
+    assert _states(driven) == before
+
+
+def test_a_study_is_paused_prioritised_and_resumed_beside_a_running_driver(
+    driven: "conftest.Workspace", capsys: pytest.CaptureFixture[str]
+) -> None:
+    where = ("--workspace", str(driven.root))
+    assert _run("pause", *where) == 0
+    assert _run("prioritise", "table4 k=7", "--by", "5", *where) == 0
+    assert re.search(r"priority +5 .*table4 k=7", capsys.readouterr().out)
+    assert _run("status", "--json", *where) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert data["paused"]
+    assert data["counts"]["running"] == 1
+    assert {trial["priority"] for trial in data["trials"]} == {0, 5}
+    assert _run("resume", *where) == 0
+    capsys.readouterr()
+    assert _run("status", *where) == 0
+    said = capsys.readouterr().out
+    assert "Paused" not in said
+    assert "Last sign of life" in said
+
+
+def test_a_trial_can_be_looked_into_beside_a_running_driver(
+    driven: "conftest.Workspace", capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = driven.root / "artifacts" / driven.trial_key("gn") / "log.txt"
+    log.parent.mkdir(parents=True)
+    log.write_text("20/100  loss 1\n")
+    assert _run("logs", "table1 base+gn", "--workspace", str(driven.root)) == 0
+    said = capsys.readouterr().out
+    assert "Attempt 1: RUNNING" in said
+    assert said.endswith("20/100  loss 1\n")
+
+
+def test_status_is_watched_until_it_is_interrupted(
+    driven: "conftest.Workspace", monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def wait(seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(looking, "watch", partial(watch, wait=wait))
+    assert _run("status", "--watch", "--workspace", str(driven.root)) == 0
+    assert "1 running" in capsys.readouterr().out
+
+
+def test_gc_shows_what_it_would_remove_and_removes_nothing_unasked(
+    driven: "conftest.Workspace", capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = driven.root / "artifacts" / driven.trial_key("k5")
+    folder.mkdir(parents=True)
+    (folder / "step.pt.part").write_bytes(b"x" * 2048)
+    where = ("--workspace", str(driven.root))
+    assert _run("gc", *where) == 2  # nobody is there to ask
+    said = capsys.readouterr()
+    assert "table4 k=5, seed 0:" in said.out
+    assert "--yes removes it" in said.err
+    assert (folder / "step.pt.part").exists()
+    assert _run("gc", "--yes", *where) == 0
+    assert not (folder / "step.pt.part").exists()
+    assert _run("gc", "--yes", *where) == 0
+    assert "nothing that no cell needs" in capsys.readouterr().out
+
+
+def test_a_sync_that_cannot_reach_mlflow_says_that_nothing_is_lost_and_no_password(
+    driven: "conftest.Workspace", monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def away(mirror: Mirror, patience: float = 0) -> int:
+        raise ConnectionError("http://me:secret@host:5000 does not answer")
+
+    monkeypatch.setattr(Mirror, "sync", away)
+    assert _run("sync", "--workspace", str(driven.root)) == 2
+    said = capsys.readouterr().err
+    assert "Nothing is lost" in said
+    assert "secret" not in said
+    monkeypatch.setattr(Mirror, "sync", lambda mirror, patience=0: 3)
+    assert _run("sync", "--workspace", str(driven.root)) == 0
+    assert "3 attempts" in capsys.readouterr().out
+
+
+# --- a study that grows ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Runs train in this process and at once; names of what they trained."""
+    names: list[str] = []
+
+    def train(plan: Plan, place: Place, *_: object, **__: object) -> Summary:
+        for trial in plan.work():
+            names.append(trial.name)
+            attempt = place.store.claim(trial.key, "test", {})
+            assert attempt is not None
+            evaluated = [Evaluated(evaluation.key, {"AP": 40.0}) for evaluation in trial.missing]
+            place.store.record(attempt, [Progress(1, 1, {}), *evaluated])
+            place.store.finish(attempt)
+        return Summary((), {}, (), interrupted=False, seconds=1.0)
+
+    monkeypatch.setattr(scheduler, "run", train)
+    monkeypatch.setattr(run, "print_report", lambda *_: None)
+    monkeypatch.setattr(Mirror, "start", lambda mirror: None)
+    monkeypatch.setattr(Mirror, "close", lambda mirror: None)
+    return names
+
+
+def test_seeds_rows_and_tables_added_to_a_finished_study_train_just_what_is_new(
+    tmp_path: Path, use: Use, trained: list[str]
+) -> None:
+    def rows(*names: str) -> tuple[Row, ...]:
+        return tuple(Row(n, (n,), (Cell(Variant(Toy(n), Count()), "AP"),)) for n in names)
+
+    def finished(*arguments: str, **tables: tuple[Row, ...]) -> list[str]:
+        del trained[:]
+        study = replace(
+            toy_study([]),
+            tables=tuple(Table(name, "counts", ("toy",), ("AP",), made) for name, made in tables.items()),
+        )
+        use(study)
+        assert _run("run", "--workspace", str(tmp_path), *arguments) == 0
+        return list(trained)
+
+    assert finished(table1=rows("a", "b")) == ["table1 a, seed 0", "table1 b, seed 0"]
+    assert finished(table1=rows("a", "b")) == []
+    assert finished("--seeds", "2", table1=rows("a", "b")) == ["table1 a, seed 1", "table1 b, seed 1"]
+    assert finished("--seeds", "2", table1=rows("a", "b", "c")) == ["table1 c, seed 0", "table1 c, seed 1"]
+    more = {"table1": rows("a", "b", "c"), "table2": rows("b", "d")}
+    assert finished("--seeds", "2", **more) == ["table2 d, seed 0", "table2 d, seed 1"]
+    assert finished("--seeds", "2", **more) == []
+    assert finished("--seeds", "1", table2=rows("d", "c")) == []
+
+
+def test_a_run_over_its_budget_is_refused_with_nobody_to_ask_and_started_with_yes(
+    tmp_path: Path,
+    use: Use,
+    trained: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    use(toy_study([Toy("a")]))
+    monkeypatch.setattr(forecast, "gpus_here", lambda: 1)
+    budget = ("run", "--workspace", str(tmp_path), "--budget-gpu-hours", "1")
+    assert _run(*budget) == 2
+    assert "--budget-gpu-hours allows 1. --yes starts it" in capsys.readouterr().err
+    assert trained == []
+    assert _run(*budget, "--yes") == 0
+    assert trained == ["table1 a, seed 0"]
+
+
+def _files_with(secret: str, root: Path) -> list[Path]:
+    return [path for path in root.rglob("*") if path.is_file() and secret.encode() in path.read_bytes()]
+
+
+def test_a_study_on_a_database_server_is_run_and_steered_and_its_password_is_never_told(
+    postgres_url: str,
+    tmp_path: Path,
+    use: Use,
+    trained: list[str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    use(toy_study([Toy("a"), Toy("b")]))
+    where = ("--workspace", str(tmp_path), "--store", postgres_url)
+    password, said = make_url(postgres_url).password, []
+    assert password
+    for command, code in (
+        (("pause",), 2),  # there is a database, but nothing has run
+        (("status",), 0),
+        (("run",), 0),
+        (("pause",), 0),
+        (("status", "--json"), 0),
+        (("resume",), 0),
+        (("cancel", "table1 a"), 0),
+        (("logs", "table1 a"), 0),
+        (("gc", "--yes"), 0),
+        (("status",), 0),
+    ):
+        assert _run(*command, *where) == code, command
+        found = capsys.readouterr()
+        said.append(found.out + found.err)
+    assert "Nothing has run" in said[0]
+    assert trained == ["table1 a, seed 0", "table1 b, seed 0"]
+    assert json.loads(said[4])["paused"]
+    assert "As before, for complete: 1" in said[6]
+    assert password not in "".join(said)
+    assert _files_with(password, tmp_path) == []
+    store = Store.open(postgres_url, root=tmp_path)
+    (invocation,) = store.invocations()
+    assert password not in f"{invocation.command} {invocation.provenance}"
+    assert "***@127.0.0.1" in invocation.command
+
+
+def test_drivers_of_one_database_do_not_lock_each_other_out(
+    postgres_url: str, tmp_path: Path, use: Use, trained: list[str]
+) -> None:
+    use(toy_study([Toy("a")]))
+    with Workspace.at(tmp_path).driver_lock("ablation run"):
+        assert _run("run", "--workspace", str(tmp_path), "--store", postgres_url) == 0
+        assert _run("run", "--workspace", str(tmp_path)) == 2
+    assert trained == ["table1 a, seed 0"]
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,11 @@
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from ablation import provenance
+from ablation.evidence import provenance
 
 
 def git(folder: Path, *arguments: str) -> str:
@@ -26,6 +27,7 @@ def test_a_clean_checkout_has_its_commit_and_no_diff(checkout: Path) -> None:
     found = provenance.collect("run", checkout)
     assert found["commit"] == git(checkout, "rev-parse", "HEAD").strip()
     assert (found["dirty"], found["diff"], found["diff_sha256"]) == (False, "", "")
+    assert found["committed"] == git(checkout, "log", "-1", "--format=%cs").strip()
 
 
 def test_a_change_is_kept_as_a_diff_with_its_hash(checkout: Path) -> None:
@@ -56,7 +58,7 @@ def test_a_huge_diff_is_cut(checkout: Path) -> None:
 
 def test_outside_a_checkout_the_commit_is_unknown(tmp_path: Path) -> None:
     found = provenance.collect("run", tmp_path)
-    assert found["commit"] == "unknown"
+    assert (found["commit"], found["committed"]) == ("unknown", "")
     assert found["versions"]["numpy"]
 
 
@@ -85,8 +87,30 @@ def test_an_absent_package_has_no_version(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_versions_are_found_without_importing_the_libraries() -> None:
     code = (
-        "import sys; from ablation.provenance import collect; collect('x');"
+        "import sys; from ablation.evidence.provenance import collect; collect('x');"
         "print({'torch', 'ray', 'mlflow', 'numpy'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_data_and_weights_of_a_config_are_named_by_their_hashes() -> None:
+    config = {"data": {"fingerprint": "3f", "short_side": 800}, "weights": {"sha256": "0a"}, "seed": 0}
+    found = provenance.inputs(json.dumps(config | {"test_fingerprint": None}))
+    assert found == {"data.fingerprint": "3f", "weights.sha256": "0a"}
+
+
+def test_every_value_of_a_config_has_a_path() -> None:
+    assert list(provenance.leaves({"a": [1, {"b": None}], "c": "x"})) == [
+        ("a.0", 1),
+        ("a.1.b", None),
+        ("c", "x"),
+    ]
+
+
+def test_an_image_says_from_which_commit_it_was_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert provenance.collect("run", tmp_path)["commit"] == "unknown"
+    monkeypatch.setenv("ABLATION_COMMIT", "abc123")
+    assert provenance.collect("run", tmp_path)["commit"] == "abc123"

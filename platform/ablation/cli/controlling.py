@@ -1,0 +1,160 @@
+"""Commands that steer: pause, resume, cancel, retry, prioritise, gc.
+
+They work beside running drivers, from any terminal or machine that reaches the store. A driver looks for
+such wishes every two seconds; where none runs, the next one finds them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from ablation.cli.parts import Commands, add, selection_of, selection_parser
+from ablation.credentials import hidden
+from ablation.errors import UserError
+from ablation.plan import PlannedTrial
+from ablation.running.budget import agreed
+from ablation.session import Session
+from ablation.steering import gc
+from ablation.steering.control import Control, chosen
+from ablation.tracking import Mirror
+
+_SHOWN = 10
+"""Trials that an answer names before it only counts the rest."""
+
+
+def pause_command(arguments: argparse.Namespace) -> int:
+    """Let running trials write a checkpoint and stop, and none start, until `resume`."""
+    session = _session(arguments)
+    Control(session.plan, session.store).set_paused(True)
+    print(f"{_named(session)} is paused: what runs stops at a checkpoint. `ablation resume` lets it go on.")
+    return 0
+
+
+def resume_command(arguments: argparse.Namespace) -> int:
+    """Let a paused study go on."""
+    session = _session(arguments)
+    Control(session.plan, session.store).set_paused(False)
+    print(f"{_named(session)} goes on, by a running driver or the next `ablation run`.")
+    return 0
+
+
+def cancel_command(arguments: argparse.Namespace) -> int:
+    """Stop trials at a checkpoint, or never start them, until `retry`; what is complete stays."""
+    session = _session(arguments)
+    trials = chosen(session.plan, arguments.what)
+    cancelled = Control(session.plan, session.store).cancel(trials)
+    _tell("cancelled", cancelled, trials)
+    named = {
+        table
+        for table in session.plan.table_ids
+        if {table, table.removeprefix("table")} & set(arguments.what)
+    }
+    others = sorted({table for trial in cancelled for table in trial.tables} - named)
+    if cancelled and others:
+        print(f"Also missing now in {', '.join(others)}. `ablation retry` brings trials back.")
+    return 0
+
+
+def retry_command(arguments: argparse.Namespace) -> int:
+    """Let trials that failed or were cancelled run again; without names, all that failed."""
+    session = _session(arguments)
+    failed = [trial for trial in session.plan.trials if trial.state == "FAILED"]
+    trials = chosen(session.plan, arguments.what) if arguments.what else failed
+    _tell("waiting again", Control(session.plan, session.store).retry(trials), trials)
+    return 0
+
+
+def prioritise_command(arguments: argparse.Namespace) -> int:
+    """Let trials start before others."""
+    session = _session(arguments)
+    trials = chosen(session.plan, arguments.what)
+    levels = Control(session.plan, session.store).prioritise(trials, arguments.by)
+    for trial in trials[:_SHOWN]:
+        print(f"  priority {levels[trial.key]:>3}  {trial.key}  {trial.name}")
+    if len(trials) > _SHOWN:
+        print(f"  and {len(trials) - _SHOWN} more")
+    return 0
+
+
+def gc_command(arguments: argparse.Namespace) -> int:
+    """Remove checkpoints, superseded files and MLflow runs that no cell needs, after showing them."""
+    session = _session(arguments)
+    found = gc.unneeded([session.plan], session.store, session.workspace)
+    print(gc.describe(found))
+    if not found:
+        return 0
+    if not arguments.yes and not sys.stdin.isatty():
+        raise UserError("Nothing was removed: nobody is there to ask. --yes removes it.")
+    if not arguments.yes and not agreed("Remove all this?"):
+        print("Nothing was removed.")
+        return 0
+    removed = _removed(session, found)
+    print(f"Removed: {len(removed)} of {len(found)}.")
+    return 0
+
+
+def _removed(session: Session, found: Sequence[gc.Removable]) -> list[gc.Removable]:
+    mirror = Mirror.of(session.store, session.workspace, session.selection.mlflow_uri)
+    try:
+        return gc.remove(found, session.store, session.workspace, session.storage, mirror.delete_runs)
+    except UserError:
+        raise
+    except OSError as error:
+        raise UserError(f"{error.filename} cannot be removed: {error.strerror}.") from error
+    except Exception as error:  # MLflow and its transports raise anything
+        raise UserError(f"MLflow did not remove its runs: {hidden(str(error))}") from error
+
+
+def _session(arguments: argparse.Namespace) -> Session:
+    return Session.beside_drivers(selection_of(arguments))
+
+
+def _named(session: Session) -> str:
+    setting = session.plan.setting
+    return f"{session.study.name} {setting.profile} on {setting.data_name}"
+
+
+def _tell(done: str, changed: Sequence[PlannedTrial], asked: Sequence[PlannedTrial]) -> None:
+    """What has changed, and why the rest has not."""
+    print(f"{len(changed)} {'trial is' if len(changed) == 1 else 'trials are'} {done}.")
+    for trial in changed[:_SHOWN]:
+        print(f"  {trial.key}  {trial.name}")
+    if len(changed) > _SHOWN:
+        print(f"  and {len(changed) - _SHOWN} more")
+    left = [trial for trial in asked if trial not in changed]
+    for state in dict.fromkeys(trial.state for trial in left):
+        print(f"As before, for {state.lower()}: {sum(trial.state == state for trial in left)}")
+
+
+# --- their parsers ---------------------------------------------------------------------------------------
+
+
+def add_commands(commands: Commands) -> None:
+    """The parsers of this module's commands."""
+    shared = [selection_parser()]
+    add(commands, "pause", pause_command, shared, "--profile coco")
+    add(commands, "resume", resume_command, shared, "--profile coco")
+    _add_what(add(commands, "cancel", cancel_command, shared, '"table3 FCOS" table8'), "+")
+    _add_what(add(commands, "retry", retry_command, shared, "0123abcd"), "*")
+    prioritise = add(commands, "prioritise", prioritise_command, shared, "table3 --by 10")
+    _add_what(prioritise, "+")
+    prioritise.add_argument(
+        "--by",
+        type=int,
+        default=1,
+        metavar="N",
+        help="raise their priority by N, which is 0 at first; lower it where N is negative (default: 1)",
+    )
+    collect = add(commands, "gc", gc_command, shared, "--yes")
+    collect.add_argument("--yes", action="store_true", help="remove without asking")
+
+
+def _add_what(parser: argparse.ArgumentParser, number: str) -> None:
+    parser.add_argument(
+        "what",
+        nargs=number,
+        metavar="TRIAL|TABLE",
+        help='a trial by its key, its name ("table3 FCOS") or the start of either; or a table, as table3',
+    )

@@ -1,0 +1,118 @@
+"""Commands that look and change nothing: plan, status, tables, logs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+
+from rich.console import Console
+
+from ablation.cli.parts import (
+    Commands,
+    add,
+    add_format,
+    add_machines,
+    options_of,
+    selection_of,
+    selection_parser,
+)
+from ablation.evidence import staleness
+from ablation.results.report import print_report
+from ablation.running.forecast import forecast
+from ablation.running.watch import LOG
+from ablation.session import Session
+from ablation.steering.control import trial_of
+from ablation.steering.logs import account, follow, printable
+from ablation.steering.status import lines, status_of, watch
+
+
+def plan_command(arguments: argparse.Namespace) -> int:
+    """Print what a run would do, and how long it would take on the machines at hand."""
+    session = look(arguments)
+    expected = forecast(session, options_of(arguments), timed=arguments.probe)
+    print(session.plan.describe(expected.describe()))
+    return 0
+
+
+def status_command(arguments: argparse.Namespace) -> int:
+    """Print how far each training is, why some failed, and what to upload to an evaluation server."""
+    session = look(arguments)
+    if arguments.watch:
+        watch(lambda: _status_text(session.replanned()), Console())
+    elif arguments.json:
+        print(json.dumps(_status_data(session, stale=arguments.stale), indent=2, allow_nan=False))
+    elif arguments.stale:
+        print(staleness.describe(staleness.find(session.plan, session.store), session.plan))
+    else:
+        print(_status_text(session))
+    return 0
+
+
+def _status_text(session: Session) -> str:
+    return "\n".join(lines(status_of(session), session.command))
+
+
+def _status_data(session: Session, *, stale: bool) -> dict[str, object]:
+    found = {"stale": [asdict(f) for f in staleness.find(session.plan, session.store)]} if stale else {}
+    return status_of(session).data() | found
+
+
+def tables_command(arguments: argparse.Namespace) -> int:
+    """Print the tables and write them in the formats asked for."""
+    print_report(look(arguments), arguments.format)
+    return 0
+
+
+def logs_command(arguments: argparse.Namespace) -> int:
+    """Print what a trial has been through: attempts, notices, errors, last numbers, the end of its log."""
+    session = look(arguments)
+    trial, store = trial_of(session.plan, arguments.trial), session.store
+    directory = session.workspace.trial_directory(trial.key)
+    path = directory / LOG
+    start = path.stat().st_size if path.is_file() else 0
+    print("\n".join(printable(line) for line in account(trial, store, directory)), flush=True)
+
+    def going_on() -> bool:
+        rows = store.trial_states([trial.key])
+        return trial.key in rows and rows[trial.key].state in ("WAITING", "RUNNING")
+
+    news: Iterator[str] = follow(path, going_on, start=start) if arguments.follow else iter(())
+    try:
+        for text in news:
+            print(printable(text), end="", flush=True)
+    except KeyboardInterrupt:
+        print()
+    return 0
+
+
+def look(arguments: argparse.Namespace) -> Session:
+    """A session that writes nothing."""
+    return Session.open(selection_of(arguments), writes=False)
+
+
+# --- their parsers ---------------------------------------------------------------------------------------
+
+
+def add_commands(commands: Commands) -> None:
+    """The parsers of this module's commands."""
+    shared = [selection_parser()]
+    add_machines(add(commands, "plan", plan_command, shared, "--tables 3 4 --seeds 3 --probe"))
+    status = add(commands, "status", status_command, shared, "--watch")
+    how = status.add_mutually_exclusive_group()
+    how.add_argument("--watch", action="store_true", help="look again every 2 seconds, until Ctrl-C")
+    how.add_argument("--json", action="store_true", help="one JSON object for programs (docs/control.md)")
+    status.add_argument(
+        "--stale",
+        action="store_true",
+        help="the cells whose code, data or packages differ from today's in what their result depends on",
+    )
+    add_format(add(commands, "tables", tables_command, shared, "--format md,latex"))
+    logs = add(commands, "logs", logs_command, shared, '"table3 FCOS" --follow')
+    logs.add_argument(
+        "trial", metavar="TRIAL", help='its key, its name ("table3 FCOS"), or the start of either'
+    )
+    logs.add_argument(
+        "--follow", action="store_true", help="go on with what is written, until the trial ends"
+    )

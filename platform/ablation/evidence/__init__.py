@@ -1,0 +1,1 @@
+"""What a number rests on: code, versions, machines, data; and whether it still holds."""

@@ -1,0 +1,136 @@
+"""Whether what the store says of every evaluation is what its files give: hashes, and numbers made anew.
+
+The judge is deterministic, so numbers made from the stored detections must equal the stored ones exactly.
+An evaluation server's numbers are compared with the file that it returned; where nobody can give numbers
+yet, only the files are looked at.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ablation.errors import UserError
+from ablation.plan import Plan, PlannedEvaluation, PlannedTrial
+from ablation.results.scores import parse_scores
+from ablation.store import SCORES, ArtifactRow, EvaluationRow, Store
+
+DETECTIONS = "detections"
+"""The kind of artifact that holds what an evaluation found, for `Study.rescore`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What was found of one evaluation.
+
+    Attributes:
+        name: of the row that wants it, with its seed.
+        problems: what is not as the store says, a sentence each.
+        notes: what could not be checked, a sentence each.
+    """
+
+    name: str
+    trial_key: str
+    evaluation_key: str
+    problems: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether all that could be checked is as the store says."""
+        return not self.problems
+
+
+def verify(plan: Plan, store: Store) -> Iterator[Verdict]:
+    """A verdict on every planned evaluation that has a result, each as soon as it is known.
+
+    Numbers of a test on thousands of images take a minute to make anew.
+    """
+    check = _Check(plan, store)
+    for trial in plan.trials:
+        rows = store.evaluations([evaluation.key for evaluation in trial.evaluations])
+        for wanted in trial.evaluations:
+            if wanted.key in rows:
+                yield check.verdict(trial, wanted, rows[wanted.key])
+
+
+def summary(verdicts: Sequence[Verdict]) -> str:
+    """All of it in one line."""
+    bad = sum(not verdict.ok for verdict in verdicts)
+    noted = sum(verdict.ok and bool(verdict.notes) for verdict in verdicts)
+    counts = [f"{len(verdicts) - bad} of {len(verdicts)} evaluations are as the store says"]
+    counts += [f"{noted} of them could be checked in part only"] if noted else []
+    counts += [f"{bad} are not"] if bad else []
+    return ", ".join(counts) + "."
+
+
+@dataclass(frozen=True, slots=True)
+class _Check:
+    plan: Plan
+    store: Store
+
+    def verdict(self, trial: PlannedTrial, wanted: PlannedEvaluation, row: EvaluationRow) -> Verdict:
+        files = self._files(row)
+        problems = [problem for file in files.values() if (problem := self._damage(file))]
+        notes: list[str] = []
+        try:
+            if not problems:
+                problems, notes = self._numbers(trial, wanted, row, files)
+        except UserError as error:
+            problems = [f"the numbers cannot be made anew: {error}"]
+        return Verdict(wanted.name, trial.key, row.key, tuple(problems), tuple(notes))
+
+    def _files(self, row: EvaluationRow) -> dict[str, ArtifactRow]:
+        """The newest file of each kind behind an evaluation."""
+        files = self.store.artifacts(row.trial_key)
+        return {file.kind: file for file in files if file.evaluation_key == row.key}
+
+    def _damage(self, file: ArtifactRow) -> str | None:
+        path = self.store.resolve(file.path)
+        try:
+            found = digest(path)
+        except OSError as error:
+            return f"{file.kind}: {file.path} cannot be read ({error.strerror or error})"
+        if file.sha256 is None:
+            return f"{file.kind}: {file.path} was not there when the result was stored"
+        return None if found == file.sha256 else f"{file.kind}: {file.path} is not what was stored"
+
+    def _numbers(
+        self,
+        trial: PlannedTrial,
+        wanted: PlannedEvaluation,
+        row: EvaluationRow,
+        files: Mapping[str, ArtifactRow],
+    ) -> tuple[list[str], list[str]]:
+        """What the stored numbers are compared with says: problems and notes."""
+        rescore = self.plan.study.rescore
+        if row.awaits_scores:
+            return [], ["cannot be recomputed here: an evaluation server has yet to give its numbers"]
+        if row.imported:
+            path = self.store.resolve(files[SCORES].path)
+            return differences(row.metrics, parse_scores(path.read_text(encoding="utf-8"), str(path))), []
+        if rescore is None or DETECTIONS not in files:
+            return [], ["no detections are stored to make its numbers from"]
+        detections = self.store.resolve(files[DETECTIONS].path)
+        made = rescore(self.plan.setting, trial.config, wanted.config, detections)
+        return differences(row.metrics, made), []
+
+
+def differences(stored: Mapping[str, float], made: Mapping[str, float]) -> list[str]:
+    """Where two sets of numbers are not exactly the same; NaN, and absence, equal themselves."""
+    nan = math.nan
+    pairs = {name: (stored.get(name, nan), made.get(name, nan)) for name in {**stored, **made}}
+    return [
+        f"{name} is stored as {ours!r}, and made anew it is {again!r}"
+        for name, (ours, again) in pairs.items()
+        if not (ours == again or (math.isnan(ours) and math.isnan(again)))
+    ]
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file's bytes, as hex digits; OSError when it cannot be read."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

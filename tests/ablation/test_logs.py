@@ -1,0 +1,87 @@
+"""What a trial has been through can be read, also while it grows."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ablation.plan import make_plan
+from ablation.protocol import Described, Noticed, Progress
+from ablation.steering.logs import account, follow, printable, tail
+from tests.ablation import conftest
+
+
+def test_an_account_has_attempts_errors_notices_numbers_and_the_end_of_the_log(
+    make_workspace: Callable[..., "conftest.Workspace"],
+) -> None:
+    workspace = make_workspace()
+    first = workspace.start("k5")
+    workspace.store.record(first, [Described({"host": "node7", "gpus": ["H100"]})])
+    workspace.store.record(first, [Progress(20, 100, {"loss": 1.5}), Noticed("a checkpoint was passed over")])
+    workspace.store.fail(first, "Traceback\nValueError: the loss is NaN")
+    workspace.store.retry([workspace.trial_key("k5")])
+    workspace.measure("k5", 49.5)
+    trial = workspace.plan.trial(workspace.trial_key("k5"))
+    folder = workspace.root / "artifacts" / trial.key
+    (folder / "log.txt").write_text("".join(f"line {number}\n" for number in range(100)))
+    text = "\n".join(account(trial, workspace.store, folder))
+    host = workspace.store.attempts([trial.key])[0].host
+    for said in (
+        f"table4 k=5, seed 0  ({trial.key}): COMPLETE 100/100",
+        "Attempt 1: FAILED",
+        "UTC, on node7 (H100)",
+        f"on {host}, commit 0123456789ab",
+        "  ValueError: the loss is NaN",
+        "Attempt 2: COMPLETE",
+        "Notices\n  a checkpoint was passed over",
+        "loss 1  (step 100)",
+        "table4 k=5, seed 0: AP 49.5",
+        "line 99",
+    ):
+        assert said in text, said
+    assert "line 79" not in text
+
+
+def test_a_trial_that_never_ran_has_a_short_account(full: "conftest.Workspace", tmp_path: Path) -> None:
+    trial = make_plan(full.study, full.setting, (7,)).trials[0]
+    assert len(list(account(trial, full.store, tmp_path))) == 2
+
+
+def test_the_end_of_a_long_log_is_found_without_reading_all_of_it(tmp_path: Path) -> None:
+    path = tmp_path / "log.txt"
+    path.write_text("x" * 1_000_000 + "\nlast but one\nlast\n")
+    assert tail(path, 2) == ["last but one", "last"]
+    assert tail(tmp_path / "none") == []
+
+
+def test_a_followed_log_is_read_to_its_last_words(tmp_path: Path) -> None:
+    path = tmp_path / "log.txt"
+    path.write_text("old\n")
+    turns = iter([True, True, True, True, False])
+
+    def going_on() -> bool:
+        goes = next(turns)
+        if not goes:  # it ends between the look at its state and the look at its log
+            path.open("a").write("last words\n")
+        return goes
+
+    waits: list[float] = []
+
+    def wait(seconds: float) -> None:
+        waits.append(seconds)
+        if len(waits) == 2:
+            path.open("a").write("new\n")
+
+    assert list(follow(path, going_on, start=4, wait=wait)) == ["new\n", "last words\n"]
+    assert len(waits) == 3
+
+
+def test_a_log_that_is_written_anew_is_followed_from_its_start(tmp_path: Path) -> None:
+    path = tmp_path / "log.txt"
+    path.write_text("new\n")
+    assert list(follow(path, lambda: False, start=400)) == ["new\n"]
+
+
+@pytest.mark.parametrize(("text", "shown"), [("é\tx\n", "é\tx\n"), ("\x1b[2Jx\x07", "\ufffd[2Jx\ufffd")])
+def test_what_a_log_holds_does_not_steer_the_terminal(text: str, shown: str) -> None:
+    assert printable(text) == shown

@@ -1,0 +1,144 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from ablation.errors import UserError
+from ablation.evidence.verify import differences, summary, verify
+from ablation.protocol import Evaluated
+
+SUMMARY = """
+ Average Precision  (AP) @[ IoU=0.50:0.95 | area=   all | maxDets=100 ] = 0.436
+ Average Precision  (AP) @[ IoU=0.50      | area=   all | maxDets=100 ] = 0.620
+ Average Precision  (AP) @[ IoU=0.75      | area=   all | maxDets=100 ] = 0.470
+ Average Precision  (AP) @[ IoU=0.50:0.95 | area= small | maxDets=100 ] = 0.260
+ Average Precision  (AP) @[ IoU=0.50:0.95 | area=medium | maxDets=100 ] = 0.466
+ Average Precision  (AP) @[ IoU=0.50:0.95 | area= large | maxDets=100 ] = 0.533
+"""
+
+
+def rescore(setting, trial, evaluation, detections: Path) -> dict[str, float]:
+    """The toy study's judge: its detections are the numbers themselves."""
+    if detections.read_text() == "no detections":
+        raise UserError("they name no image")
+    return json.loads(detections.read_text())
+
+
+@pytest.fixture
+def workspace(make_workspace):
+    made = make_workspace()
+    made.study = replace(made.study, rescore=rescore)
+    return made
+
+
+def evaluate(workspace, method, metrics, detections=None, **others: str):
+    """The method's trial ends with these numbers and files; returns where the files lie."""
+    attempt = workspace.start(method)
+    trial = workspace.plan.trial(workspace.trial_key(method))
+    folder = workspace.root / "artifacts" / trial.key
+    folder.mkdir(parents=True)
+    texts = {"detections": json.dumps(metrics) if detections is None else detections} | others
+    for kind, text in texts.items():
+        (folder / kind).write_text(text)
+    paths = {kind: str(folder / kind) for kind in texts}
+    for evaluation in trial.evaluations:
+        workspace.store.record(attempt, [Evaluated(evaluation.key, metrics, paths)])
+    workspace.store.finish(attempt)
+    return folder
+
+
+def verdicts(workspace):
+    return list(verify(workspace.plan, workspace.store))
+
+
+def test_an_evaluation_whose_numbers_come_out_again_is_ok(workspace):
+    evaluate(workspace, "k3", {"AP": 12.345678901234567, "APS": float("nan")}, '{"AP": 12.345678901234567}')
+    (verdict,) = verdicts(workspace)
+    assert (verdict.ok, verdict.problems, verdict.notes) == (True, (), ())
+    assert verdict.name == "table4 k=3, seed 0"
+    assert summary([verdict]) == "1 of 1 evaluations are as the store says."
+
+
+def test_a_number_that_differs_in_its_last_digit_is_a_problem(workspace):
+    evaluate(workspace, "k3", {"AP": 40.1, "AP50": 60.0}, '{"AP": 40.10000000000001, "AP50": 60.0}')
+    (verdict,) = verdicts(workspace)
+    assert verdict.problems == ("AP is stored as 40.1, and made anew it is 40.10000000000001",)
+    assert summary([verdict]) == "0 of 1 evaluations are as the store says, 1 are not."
+
+
+def test_a_number_that_is_there_once_only_is_a_difference():
+    assert len(differences({"AP": 1.0}, {"AP": 1.0, "AP50": 2.0})) == 1
+    assert len(differences({"AP": 1.0, "AP50": 2.0}, {"AP": 1.0})) == 1
+    assert differences({"AP": float("nan")}, {}) == []
+
+
+def test_a_damaged_a_missing_and_another_kind_of_file_are_named(workspace):
+    folder = evaluate(workspace, "k3", {"AP": 40.0}, bootstrap="b", matches="m")
+    (folder / "detections").write_text("{}")
+    (folder / "matches").unlink()
+    (verdict,) = verdicts(workspace)
+    place = f"artifacts/{folder.name}"
+    assert verdict.problems == (
+        f"detections: {place}/detections is not what was stored",
+        f"matches: {place}/matches cannot be read (No such file or directory)",
+    )
+
+
+def test_a_file_that_was_never_there_is_a_problem(workspace):
+    attempt = workspace.start("k3")
+    (evaluation,) = workspace.plan.trial(workspace.trial_key("k3")).evaluations
+    workspace.store.record(attempt, [Evaluated(evaluation.key, {"AP": 1.0}, {"bootstrap": "artifacts/none"})])
+    (verdict,) = verdicts(workspace)
+    assert "cannot be read" in verdict.problems[0]
+
+
+def test_detections_that_cannot_be_scored_are_a_problem(workspace):
+    evaluate(workspace, "k3", {"AP": 40.0}, "no detections")
+    (verdict,) = verdicts(workspace)
+    assert verdict.problems == ("the numbers cannot be made anew: they name no image",)
+
+
+def test_numbers_without_detections_cannot_be_checked_and_that_is_said(workspace):
+    workspace.measure("k3", 40.0)
+    (verdict,) = verdicts(workspace)
+    assert verdict.ok
+    assert verdict.notes == ("no detections are stored to make its numbers from",)
+    assert "1 of them could be checked in part only" in summary([verdict])
+
+
+def test_a_study_that_cannot_score_again_says_so(workspace):
+    evaluate(workspace, "k3", {"AP": 40.0})
+    workspace.study = replace(workspace.study, rescore=None)
+    assert verdicts(workspace)[0].notes
+
+
+def test_what_waits_for_an_evaluation_server_cannot_be_recomputed_but_its_files_are_checked(workspace):
+    workspace.submit("k3")
+    (verdict,) = verdicts(workspace)
+    assert verdict.ok
+    assert "cannot be recomputed here" in verdict.notes[0]
+    (workspace.root / "artifacts" / workspace.trial_key("k3") / "submission.zip").write_text("cut")
+    assert not verdicts(workspace)[0].ok
+
+
+def test_imported_numbers_are_compared_with_the_file_that_the_server_returned(workspace):
+    (key,) = workspace.submit("k3")
+    path = workspace.root / "artifacts" / "scores.txt"
+    path.write_text(SUMMARY)
+    given = dict(
+        zip(("AP", "AP50", "AP75", "APS", "APM", "APL"), (43.6, 62, 47, 26, 46.6, 53.3), strict=True)
+    )
+    workspace.store.import_scores(key, given, str(path))
+    assert verdicts(workspace)[0].ok
+    workspace.store.import_scores(key, given | {"AP": 43.7}, str(path))
+    assert verdicts(workspace)[0].problems == ("AP is stored as 43.7, and made anew it is 43.6",)
+
+
+def test_only_what_has_a_result_gets_a_verdict_each_as_soon_as_it_is_known(workspace):
+    evaluate(workspace, "k3", {"AP": 40.0})
+    evaluate(workspace, "k5", {"AP": 41.0})
+    workspace.start("k7")
+    found = verify(workspace.plan, workspace.store)
+    assert next(found).name == "table4 k=3, seed 0"
+    assert [verdict.name for verdict in found] == ["table4 k=5, seed 0"]
