@@ -1,14 +1,23 @@
 """MLflow mirrors the store: everything arrives once, in a readable shape, however late."""
 
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
 
+from ablation import tracking
+from ablation.errors import UserError
 from ablation.protocol import Checkpointed, Evaluated, Progress
 from ablation.store import AttemptRow, Store, TrialRow
-from ablation.tracking import Mirror, flatten, metric_name
+from ablation.tracking import Mirror, MirrorBusyError, flatten, metric_name, server_address
+from ablation.workspace import Workspace
 
 TRIAL, EVALUATION, SECOND = "0123456789ab", "ba9876543210", "000000000002"
 NAME = "table3 RetinaNet (#A=1) + ATSS, seed 0"
@@ -119,11 +128,65 @@ def test_nothing_is_lost_while_the_server_is_away(store: Store, mirror: Mirror) 
 
 
 def test_a_deleted_experiment_comes_back(store: Store, mirror: Mirror) -> None:
+    attempt = _start(store)
+    mirror.sync()
     client = MlflowClient(mirror.uri)
-    client.delete_experiment(client.create_experiment("toy smoke"))
+    client.delete_experiment(mirror._experiments["toy", "smoke"].experiment_id)
+    store.record(attempt, [Progress(10, 20, {"loss": 2.0})])
+    assert not mirror.try_sync()  # finds out
+    mirror.sync()
+    (run,) = [run for run in _runs(mirror)[1] if run.info.run_name == NAME]
+    assert run.data.metrics == {"loss": 2.0}
+
+
+def test_a_deleted_experiment_that_nothing_more_is_copied_to_stays_deleted(
+    store: Store, mirror: Mirror
+) -> None:
+    store.release(_start(store))
+    mirror.sync()
+    client = MlflowClient(mirror.uri)
+    experiment = mirror._experiments["toy", "smoke"].experiment_id
+    client.delete_experiment(experiment)
+    Mirror(store, mirror.uri, mirror.artifact_root).sync()
+    assert client.get_experiment(experiment).lifecycle_stage == "deleted"
+
+
+@pytest.mark.parametrize("deleted", [False, True])
+def test_an_experiment_of_the_name_that_keeps_its_files_elsewhere_is_left_alone(
+    deleted: bool, store: Store, mirror: Mirror
+) -> None:
+    client = MlflowClient(mirror.uri)
+    other = client.create_experiment("toy smoke", artifact_location="/nowhere")
+    if deleted:
+        client.delete_experiment(other)
     _start(store)
     mirror.sync()
-    assert len(_runs(mirror)[1]) == 2
+    experiment = client.get_experiment_by_name("toy smoke (2)")
+    assert experiment is not None
+    assert len(client.search_runs([experiment.experiment_id])) == 2
+    assert Mirror(store, mirror.uri, mirror.artifact_root).sync() == 0
+
+
+def test_a_tracking_store_made_anew_gets_everything_again(
+    store: Store, mirror: Mirror, migrated: bytes, tmp_path: Path
+) -> None:
+    attempt = _start(store)
+    store.record(attempt, [Progress(10, 20, {"loss": 2.0})])
+    store.finish(attempt)
+    mirror.sync()
+    another = tmp_path / "another.db"
+    another.write_bytes(migrated)
+    moved = Mirror(store, f"sqlite:///{another}", mirror.artifact_root)
+    assert moved.sync() == 1
+    (run,) = [run for run in _runs(moved)[1] if run.info.run_name == NAME]
+    assert (run.info.status, run.data.metrics) == ("FINISHED", {"loss": 2.0})
+    with pytest.raises(UserError, match="copies toy smoke to another MLflow"):
+        mirror.sync()
+    assert Mirror(store, mirror.uri, mirror.artifact_root).sync() == 1  # and back: nothing is there twice
+    client, runs = _runs(mirror)
+    (run,) = [run for run in runs if run.info.run_name == NAME]
+    assert len(runs) == 2
+    assert len(client.get_metric_history(run.info.run_id, "loss")) == 1
 
 
 def test_an_attempt_whose_run_was_deleted_gets_a_new_one_with_all_of_it(store: Store, mirror: Mirror) -> None:
@@ -166,7 +229,7 @@ def test_a_failure_while_a_run_is_made_loses_no_parameters(
 ) -> None:
     _start(store)
     with monkeypatch.context() as broken:
-        broken.setattr(Mirror, "_log_params", lambda *_: (_ for _ in ()).throw(ValueError("away")))
+        broken.setattr(tracking, "_log_params", lambda *_: (_ for _ in ()).throw(ValueError("away")))
         assert not mirror.try_sync()
     mirror.sync()
     (attempt,) = store.attempts()
@@ -183,7 +246,7 @@ def test_the_command_of_a_killed_driver_ends_with_the_next_one_and_is_looked_at_
     store.reclaim_all()
     mirror.sync()
     assert {run.info.status for run in _runs(mirror)[1]} == {"FINISHED", "KILLED"}
-    monkeypatch.setattr(MlflowClient, "get_run", lambda *_: pytest.fail("looked again"))
+    monkeypatch.setattr(MlflowClient, "search_runs", lambda *_: pytest.fail("looked again"))
     mirror.sync()
 
 
@@ -233,3 +296,199 @@ def test_imported_numbers_arrive_though_the_attempt_was_copied_before(
         "evaluation/scores.txt",
     ]
     assert mirror.sync() == 0
+
+
+def test_a_workspace_that_was_moved_writes_no_files_where_it_was(
+    store: Store, mirror: Mirror, tmp_path: Path
+) -> None:
+    attempt = _start(store)
+    mirror.sync()
+    before = sorted((tmp_path / "mlruns").rglob("*"))
+    store.finish(attempt)
+    moved = Mirror(store, mirror.uri, (tmp_path / "elsewhere").as_uri())
+    assert moved.sync() == 1
+    assert sorted((tmp_path / "mlruns").rglob("*")) == before
+    assert list((tmp_path / "elsewhere").rglob("config.json"))
+
+
+# --- one at a time, once -------------------------------------------------------------------------------
+
+
+def test_a_run_whose_making_only_seemed_to_fail_is_found_again(
+    store: Store, mirror: Mirror, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _start(store)
+    create = MlflowClient.create_run
+
+    def lose_the_reply(*arguments: object, **keywords: object) -> None:
+        create(*arguments, **keywords)
+        raise TimeoutError
+
+    with monkeypatch.context() as broken:
+        broken.setattr(MlflowClient, "create_run", lose_the_reply)
+        assert not mirror.try_sync()  # makes the parent
+        assert not mirror.try_sync()  # finds it, makes the child
+    mirror.sync()
+    assert len(_runs(mirror)[1]) == 2
+
+
+def test_a_run_that_was_made_twice_stays_once(
+    store: Store, mirror: Mirror, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _start(store)
+    create = MlflowClient.create_run
+
+    def lose_the_reply(*arguments: object, **keywords: object) -> None:
+        create(*arguments, **keywords)
+        create(*arguments, **keywords)
+        raise TimeoutError
+
+    with monkeypatch.context() as broken:
+        broken.setattr(MlflowClient, "create_run", lose_the_reply)
+        assert not mirror.try_sync()
+    mirror.sync()
+    assert len(_runs(mirror)[1]) == 2
+
+
+def test_mirrors_at_work_at_once_make_each_run_once(store: Store, mirror: Mirror) -> None:
+    for _ in range(5):
+        attempt = store.claim(TRIAL, "me", {})
+        assert attempt is not None
+        store.release(attempt)
+    mirrors = [Mirror(store, mirror.uri, mirror.artifact_root) for _ in range(3)]
+    threads = [threading.Thread(target=one.try_sync, args=(60,)) for one in mirrors]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [one.last_error for one in mirrors] == [None] * 3
+    assert len(_runs(mirror)[1]) == 5
+
+
+def test_a_process_that_has_ended_keeps_nobody_from_copying(store: Store, mirror: Mirror) -> None:
+    _start(store)
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    holder = f"{socket.gethostname()}:{{}}:0"
+    assert store.lease_mirror(holder.format(os.getpid()), 60)
+    with pytest.raises(MirrorBusyError, match="another process"):
+        mirror.sync()
+    assert store.lease_mirror(holder.format(os.getpid()), 0)
+    assert store.lease_mirror(holder.format(ended.pid), 60)
+    assert mirror.sync() == 1
+
+
+def test_a_lease_ends_by_itself(store: Store) -> None:
+    assert store.lease_mirror("elsewhere:1:0", 0.2)
+    assert not store.lease_mirror("elsewhere:2:0", 60)
+    time.sleep(0.3)
+    assert store.lease_mirror("elsewhere:2:0", 60)
+    assert not store.lease_mirror("elsewhere:1:0", 60)
+
+
+def test_a_database_server_keeps_the_mirrors_notes_alike(postgres_url: str, tmp_path: Path) -> None:
+    shared = Store.open(postgres_url, root=tmp_path)
+    shared.add_study("toy", "smoke", "shapes")
+    shared.ensure_trial(TRIAL, NAME, "{}", 0, "smoke", "shapes", "toy", ("table3",))
+    attempt = _start(shared)
+    assert shared.lease_mirror("elsewhere:1:0", 0.2) and not shared.lease_mirror("elsewhere:2:0", 60)
+    time.sleep(0.3)
+    assert shared.lease_mirror("elsewhere:2:0", 60)
+    assert (shared.studies(), shared.mirror("toy", "smoke")) == ([("toy", "smoke")], None)
+    shared.set_mlflow_run(attempt, "run")
+    shared.mark_mirrored(attempt, 0, "RUNNING")
+    assert shared.attempts_to_mirror() == []
+    shared.set_mirror("toy", "smoke", "3@1700")
+    assert shared.mirror("toy", "smoke") == "3@1700"
+    assert [row.mlflow_run_id for row in shared.attempts_to_mirror()] == [None]
+    shared.close()
+
+
+# --- a server that is away ------------------------------------------------------------------------------
+
+
+def test_the_waits_for_a_server_that_is_away_grow_up_to_a_bound(
+    mirror: Mirror, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    delays: list[float] = []
+
+    class Stop(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            assert timeout is not None
+            delays.append(timeout)
+            return len(delays) == 8
+
+    answers = [False] * 5 + [True] * 3
+    monkeypatch.setattr(mirror, "_stop", Stop())
+    monkeypatch.setattr(Mirror, "try_sync", lambda *_: answers.pop(0))
+    mirror._loop()
+    assert delays == [5.0, 10.0, 20.0, 40.0, 60.0, 60.0, 5.0, 5.0]
+
+
+def test_the_end_of_a_run_waits_for_a_silent_server_no_longer_than_its_bound(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempt = _start(store)
+    monkeypatch.setattr(tracking, "CLOSE_SECONDS", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        mirror = Mirror(store, f"http://127.0.0.1:{silent.getsockname()[1]}", interval=0.01)
+        mirror._connect()  # its import takes seconds
+        mirror.start()
+        began = time.monotonic()
+        store.record(attempt, [Progress(10, 20, {"loss": 2.0})])
+        store.finish(attempt)
+        mirror.close()
+        assert time.monotonic() - began < 5
+    assert mirror.last_error == "it took longer than 0 s"
+    assert [row.id for row in store.attempts_to_mirror()] == [attempt]
+
+
+# --- deletion ---------------------------------------------------------------------------------------------
+
+
+def test_deleted_runs_take_their_files_along(store: Store, mirror: Mirror, tmp_path: Path) -> None:
+    attempt = _start(store)
+    _evaluate(store, attempt, tmp_path)
+    store.finish(attempt)
+    mirror.sync()
+    (row,) = store.attempts()
+    assert row.mlflow_run_id is not None
+    folders = list((tmp_path / "mlruns").glob(f"*/{row.mlflow_run_id}"))
+    assert len(folders) == 1
+    assert mirror.delete_runs([row.mlflow_run_id, "0" * 32]) == 1
+    assert not [path for path in folders[0].rglob("*") if path.is_file()]
+    assert [run.info.run_name for run in _runs(mirror)[1]] != [NAME]
+    assert mirror.delete_runs([row.mlflow_run_id]) == 1
+
+
+# --- addresses ---------------------------------------------------------------------------------------------
+
+
+def test_credentials_in_an_address_are_split_off(store: Store, tmp_path: Path) -> None:
+    workspace = Workspace.at(tmp_path)
+    mirror = Mirror.of(store, workspace, "https://ann:s%40crit@mlflow.example:8443/lab/?key=s%40crit")
+    assert mirror.uri == "https://mlflow.example:8443/lab"
+    assert mirror.login == ("ann", "s@crit")
+    assert "crit" not in repr(mirror)
+
+
+def test_the_address_comes_from_the_flag_or_the_environment_or_is_the_file(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace = Workspace.at(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert server_address(None) is None
+    assert Mirror.of(store, workspace).uri == workspace.mlflow_uri
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://ann:secret@one:5000")
+    assert server_address(None) == Mirror.of(store, workspace).uri == "http://one:5000"
+    assert server_address("http://two") == Mirror.of(store, workspace, "http://two").uri == "http://two"
+
+
+@pytest.mark.parametrize(
+    "uri",
+    ["runs/mlruns", "sqlite:///mlflow.db", "postgresql://ann:secret@host/db", "http://:x@", "http://a:b"],
+)
+def test_what_is_no_servers_address_is_refused_without_its_password(uri: str) -> None:
+    with pytest.raises(UserError, match="address is http://HOST:PORT") as error:
+        server_address(uri)
+    assert "secret" not in str(error.value)
