@@ -14,14 +14,14 @@ from dataclasses import replace
 from html import escape
 from pathlib import Path
 
-from ablation.claims import verdicts
 from ablation.files import write_whole
 from ablation.plan import Plan, PlannedTrial
-from ablation.render import html
-from ablation.schema import TrialState
+from ablation.results.claims import verdicts
+from ablation.results.render import html
+from ablation.results.table import assemble
 from ablation.store import AttemptRow, Store
+from ablation.store.schema import TrialState
 from ablation.study import Statistic, Study
-from ablation.table import assemble
 
 CURVE = "loss"
 """The metric whose curve a trial shows."""

@@ -42,6 +42,7 @@ def workspace(tmp_path):
         profile="shapes", data_name="shapes", caption="Small.", notices=(), context=None,
         at_paper_scale=False, own_data=None, seed_noise=None, whole_gpus=False,
         trial=lambda training, seed: Trial(training.method, seed), evaluation=lambda evaluation: evaluation,
+        resources=lambda trial: None, cost=lambda trial, evaluations: 1.0,
     )  # fmt: skip
     store = Store.open(tmp_path / "store.db")
     register(make_plan(study, setting, [0]), store)
