@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: reproduce test checks bench install ui lock clean
+.PHONY: reproduce test checks bench bench-platform install ui lock clean
 .DEFAULT_GOAL := help
 
 help:
@@ -14,6 +14,7 @@ help:
 	@echo "make test        every test"
 	@echo "make checks      ruff and mypy"
 	@echo "make bench       the detector's speed beside torchvision's and mmdet's, 13 minutes"
+	@echo "make bench-platform  what the platform adds: trials, scheduling, store, MLflow; half an hour"
 	@echo "make ui          the MLflow UI on 127.0.0.1"
 	@echo "make install     only set up $(VENV)"
 
@@ -26,8 +27,8 @@ $(STAMP): pyproject.toml requirements.lock
 	@if command -v uv >/dev/null; then \
 	  echo "Setting up $(VENV) with uv (first time: about a minute, 5 GB) ..."; \
 	  uv venv --quiet --allow-existing --python $(PYTHON) $(VENV) && \
-	  uv pip install --quiet --python $(BIN)/python -r requirements.lock && \
-	  uv pip install --quiet --python $(BIN)/python --no-deps -e .; \
+	  uv pip install --quiet --compile-bytecode --python $(BIN)/python -r requirements.lock && \
+	  uv pip install --quiet --compile-bytecode --python $(BIN)/python --no-deps -e .; \
 	else \
 	  echo "Setting up $(VENV) with pip (first time: several minutes, 5 GB) ..."; \
 	  $(PYTHON) -m venv $(VENV) && \
@@ -63,6 +64,12 @@ bench: install $(PEERS)/.installed
 	@$(BIN)/python -m benchmarks.focal_loss
 	@$(BIN)/python -m benchmarks.training_step --all
 	@$(BIN)/python -m benchmarks.gpu
+
+bench-platform: install
+	@$(BIN)/python -m benchmarks.orchestration
+	@$(BIN)/python -m benchmarks.scheduling
+	@$(BIN)/python -m benchmarks.store
+	@$(BIN)/python -m benchmarks.tracking
 
 ui: install
 	@$(BIN)/ablation ui $(ARGS)

@@ -1,7 +1,7 @@
 import pytest
 
-from ablation.claims import references, summary, verdicts
-from ablation.table import assemble
+from ablation.results.claims import references, summary, verdicts
+from ablation.results.table import assemble
 
 
 def judge(workspace, table_ids=None):

@@ -1,16 +1,17 @@
 import pytest
 from PIL import Image
 
-from ablation.figures import draw, write_figures
-from ablation.table import assemble
+from ablation.results.drawing import draw
+from ablation.results.figures import write_figures
+from ablation.results.table import assemble
 
 
 def test_every_table_with_a_number_gets_a_png_and_a_pdf(partial, tmp_path):
     paths = write_figures(tmp_path / "figures", assemble(partial.study, partial.plan, partial.store))
-    assert [path.name for path in paths] == ["table1.png", "table1.pdf"]
-    with Image.open(paths[0]) as image:
+    assert [path.name for path in paths] == ["table1.pdf", "table1.png"]
+    with Image.open(paths[1]) as image:
         assert image.width > 800
-    assert paths[1].read_bytes().startswith(b"%PDF")
+    assert paths[0].read_bytes().startswith(b"%PDF")
     assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == ["table1.pdf", "table1.png"]
 
 
@@ -18,6 +19,23 @@ def test_equal_results_give_equal_files(full, tmp_path):
     tables = assemble(full.study, full.plan, full.store, ["table2"])
     first, second = (write_figures(tmp_path / name, tables) for name in "ab")
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
+
+
+def test_a_figure_is_drawn_again_only_when_it_changed_or_a_file_is_missing(full, partial, tmp_path):
+    tables = assemble(full.study, full.plan, full.store, ["table2"])
+    pdf, png = write_figures(tmp_path, tables)
+    before = pdf.stat().st_mtime_ns
+    write_figures(tmp_path, tables)
+    assert pdf.stat().st_mtime_ns == before
+    pdf.unlink()
+    write_figures(tmp_path, tables)
+    after = pdf.stat().st_mtime_ns
+    assert after != before
+    png.write_bytes(b"damaged")
+    write_figures(tmp_path, tables)
+    assert pdf.stat().st_mtime_ns != after
+    (other,) = assemble(partial.study, partial.plan, partial.store, ["table1"])
+    assert repr(other) != repr(tables[0])
 
 
 def test_numeric_rows_are_a_curve_and_named_rows_are_dots(full):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ablation.errors import UserError
-from ablation.scores import import_scores, parse_scores, waiting
+from ablation.results.scores import import_scores, parse_scores, waiting
 from ablation.workspace import Workspace
 from tests.ablation import conftest
 

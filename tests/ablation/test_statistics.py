@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from ablation.errors import UserError
-from ablation.statistics import (
+from ablation.results.statistics import (
     METRICS,
     Bounds,
     Estimate,

@@ -2,7 +2,7 @@ import pytest
 
 from ablation.plan import make_plan
 from ablation.protocol import Evaluated
-from ablation.table import FilledCell, assemble, grid, num_heading_columns, spans
+from ablation.results.table import FilledCell, assemble, grid, num_heading_columns, spans
 
 
 def tables_of(workspace):

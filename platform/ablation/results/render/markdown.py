@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from ablation.claims import Verdict, summary
-from ablation.render import text
-from ablation.table import FilledCell, FilledTable, Item, grid, num_heading_columns
+from ablation.results.claims import Verdict, summary
+from ablation.results.render import text
+from ablation.results.table import FilledCell, FilledTable, Item, grid, num_heading_columns
 
 
 def document(title: str, tables: Sequence[FilledTable]) -> str:
@@ -61,7 +61,7 @@ def pipe_table(head: Sequence[str], body: Sequence[Sequence[str]], num_left: int
 def escape(plain: str) -> str:
     """Text that Markdown shows as it stands, in a table cell too."""
     one_line = " ".join(plain.split())
-    return re.sub(r"([\\`*_{}\[\]<>|~])", r"\\\1", one_line)
+    return re.sub(r"([\\`*_{}\[\]<>|~&])", r"\\\1", one_line)
 
 
 def _item(item: Item) -> str:

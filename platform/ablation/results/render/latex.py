@@ -9,8 +9,8 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Sequence
 
-from ablation.render import text
-from ablation.table import FilledCell, FilledTable, Item, grid, num_heading_columns, spans
+from ablation.results.render import text
+from ablation.results.table import FilledCell, FilledTable, Item, grid, num_heading_columns, spans
 
 PREAMBLE = r"""\documentclass[10pt]{article}
 \usepackage[a4paper,margin=18mm]{geometry}
@@ -101,6 +101,9 @@ _SPECIAL = {
     "<": r"\textless{}",
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
+    # After a line's end both would be an argument of it.
+    "[": "{[}",
+    "*": "{*}",
     '"': "''",
     "±": r"$\pm$",
     "−": r"$-$",

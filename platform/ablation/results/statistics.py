@@ -113,7 +113,7 @@ def t_quantile(probability: float, freedom: float) -> float:
 def read_replicates(path: Path, metric: str) -> NDArray[np.float64]:
     """Column `metric` of a bootstrap file: (R,) float64, percent. UserError where it cannot be read."""
     try:
-        with np.load(path) as archive:
+        with np.load(path, allow_pickle=False) as archive:
             replicates = np.asarray(archive["replicates"], dtype=np.float64)
         return replicates[:, METRICS.index(metric)]
     except (OSError, EOFError, BadZipFile, KeyError, ValueError, IndexError, zlib.error) as error:

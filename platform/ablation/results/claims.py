@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ablation.errors import UserError
-from ablation.statistics import (
+from ablation.results.statistics import (
     EQUIVALENCE_LEVEL,
     Estimate,
     Outcome,
@@ -30,8 +30,8 @@ from ablation.statistics import (
     judge_within,
     read_replicates,
 )
+from ablation.results.table import FilledCell, FilledTable, Source
 from ablation.study import CellRef, Chain, Claim, Equivalent, Greater, Range, Setting, Statistic, Study
-from ablation.table import FilledCell, FilledTable, Source
 
 VerdictName = Literal["supported", "refuted", "undecided", "pending"]
 OUTCOMES: tuple[VerdictName, ...] = ("supported", "refuted", "undecided", "pending")

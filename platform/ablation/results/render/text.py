@@ -6,8 +6,8 @@ ours minus it. A number that not all seeds have given yet shows how many have: "
 
 from __future__ import annotations
 
-from ablation.claims import Verdict
-from ablation.table import IMPORTED_MARK, FilledCell
+from ablation.results.claims import Verdict
+from ablation.results.table import IMPORTED_MARK, FilledCell
 
 CHECK = "✓"
 MINUS = "−"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import csv
 import io
 
-from ablation.render import text
-from ablation.table import FilledCell, FilledTable
+from ablation.results.render import text
+from ablation.results.table import FilledCell, FilledTable
 
 VALUE_COLUMNS = ("column", "metric", "ours", "spread", "seeds", "paper", "difference", "state", "trial_keys")
 
@@ -15,21 +15,22 @@ def table(filled: FilledTable) -> str:
     """One table: id, row label, the heading columns as declared, then what the cell holds.
 
     Numbers are percent at full precision; an absent one is empty, its `state` says why. `seeds` is
-    "have/planned"; `trial_keys` are separated by spaces, in order of seed.
+    "have/planned"; `trial_keys` are separated by spaces, in order of seed. A text that a spreadsheet would
+    compute (it starts with =, +, -, @, a tab or a carriage return) has an apostrophe before it.
     """
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["table", "row", *filled.table.headers, *VALUE_COLUMNS])
+    writer.writerow(["table", "row", *map(_text, filled.table.headers), *VALUE_COLUMNS])
     for row, cells in zip(filled.table.rows, filled.rows, strict=True):
-        headers = [_header(header) for header in row.headers]
-        writer.writerows([filled.table.id, row.label, *headers, *_values(cell)] for cell in cells)
+        names = [_text(filled.table.id), _text(row.label), *map(_header, row.headers)]
+        writer.writerows([*names, *_values(cell)] for cell in cells)
     return buffer.getvalue()
 
 
 def _values(cell: FilledCell) -> list[str]:
     return [
-        cell.column,
-        cell.cell.metric,
+        _text(cell.column),
+        _text(cell.cell.metric),
         _plain(cell.mean),
         _plain(cell.spread),
         f"{len(cell.values)}/{len(cell.sources)}",
@@ -41,7 +42,11 @@ def _values(cell: FilledCell) -> list[str]:
 
 
 def _header(header: str | bool) -> str:
-    return (text.CHECK if header else "") if isinstance(header, bool) else header
+    return (text.CHECK if header else "") if isinstance(header, bool) else _text(header)
+
+
+def _text(plain: str) -> str:
+    return f"'{plain}" if plain.startswith(("=", "+", "-", "@", "\t", "\r")) else plain
 
 
 def _plain(value: float | None) -> str:

@@ -8,13 +8,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ablation.claims import Verdict, summary
 from ablation.errors import UserError
-from ablation.figures import write_figures
 from ablation.files import write_whole
-from ablation.render import csv, html, latex, markdown
+from ablation.results.claims import Verdict, summary
+from ablation.results.figures import write_figures
+from ablation.results.render import csv, html, latex, markdown
+from ablation.results.table import FilledCell, FilledTable
 from ablation.study import Study
-from ablation.table import FilledCell, FilledTable
 
 FORMATS = ("md", "latex", "csv", "html")
 

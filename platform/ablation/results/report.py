@@ -6,11 +6,12 @@ from collections.abc import Collection
 
 from rich.console import Console
 
-from ablation.claims import verdicts
-from ablation.render import terminal
-from ablation.render.results import write_results
+from ablation.results.claims import verdicts
+from ablation.results.render import terminal
+from ablation.results.render.results import write_results
+from ablation.results.table import assemble
 from ablation.session import Session
-from ablation.table import assemble
+from ablation.tracking import server_address
 
 PLAIN_WIDTH = 120
 """Columns where the output is no terminal, and nothing says how wide its reader is."""
@@ -37,4 +38,5 @@ def print_report(session: Session, formats: Collection[str], console: Console | 
     write_results(session.results, study, tables, judged, formats)
     console.print(f"\nTables, figures and claims: {session.results}", highlight=False, soft_wrap=True)
     console.print(f"Runs and checkpoints:       {session.workspace.root}", highlight=False, soft_wrap=True)
-    console.print(f"Every run, curve and picture: `{session.ui_hint}`, the MLflow UI", highlight=False)
+    shown = server_address(session.selection.mlflow_uri) or f"`{session.ui_hint}`, the MLflow UI"
+    console.print(f"Every run, curve and picture: {shown}", highlight=False, soft_wrap=True)

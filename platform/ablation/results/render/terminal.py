@@ -9,9 +9,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from ablation.claims import Verdict, summary
-from ablation.render import text
-from ablation.table import FilledCell, FilledTable, Item, grid, num_heading_columns
+from ablation.results.claims import Verdict, summary
+from ablation.results.render import text
+from ablation.results.table import FilledCell, FilledTable, Item, grid, num_heading_columns
 
 VERDICT_STYLE = {"supported": "green", "refuted": "red", "undecided": "yellow", "pending": "dim"}
 LONG_NAME = 30

@@ -13,40 +13,23 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from io import BytesIO
 from itertools import cycle
-from pathlib import Path
 
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ablation.claims import sample
-from ablation.files import write_whole
-from ablation.statistics import average, difference
-from ablation.table import FilledCell, FilledTable
+from ablation.results.claims import sample
+from ablation.results.statistics import average, difference
+from ablation.results.table import FilledCell, FilledTable
 
 COLOURS = ("#0b68cb", "#c2571a", "#18794e", "#7d4fc3")
 GREY = "#5f6873"
-_METADATA = {"png": {"Software": None}, "pdf": {"CreationDate": None}}
-"""Nothing that changes from run to run, so that equal results are equal files."""
 
 
-def write_figures(directory: Path, tables: Sequence[FilledTable]) -> list[Path]:
-    """Write `<table>.png` and `.pdf` of every table with a number in it; returns the paths."""
-    directory.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for filled in tables:
-        if any(cell.values for cell in filled.cells):
-            figure = draw(filled)
-            for kind, metadata in _METADATA.items():
-                drawn = BytesIO()
-                figure.savefig(drawn, format=kind, dpi=160, metadata=metadata)
-                paths.append(write_whole(directory / f"{filled.table.id}.{kind}", drawn.getvalue()))
-    return paths
-
-
+@rc_context({"text.parse_math": False})  # a $ in a name is a $
 def draw(filled: FilledTable) -> Figure:
     """The figure of one table."""
     columns, numbers = _columns(filled), _numbers(filled)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from ablation.claims import Verdict, summary
-from ablation.render import text
-from ablation.render.markdown import CLAIMS_NOTE
-from ablation.table import FilledCell, FilledTable, Item, grid, num_heading_columns, spans
+from ablation.results.claims import Verdict, summary
+from ablation.results.render import text
+from ablation.results.render.markdown import CLAIMS_NOTE
+from ablation.results.table import FilledCell, FilledTable, Item, grid, num_heading_columns, spans
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1c2024; --soft: #5f6873; --line: #d9dde2; --page: #fff;
@@ -40,10 +40,15 @@ td i { font-size: .75rem; font-style: normal; color: var(--soft); }
 """
 
 
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
+"""A page runs no script and asks nobody for anything, should a text ever get into it unescaped."""
+
+
 def page(title: str, body: str, style: str = "") -> str:
     """A complete document around a finished body."""
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{escape(title)}</title>\n<style>{STYLE}{style}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
     )

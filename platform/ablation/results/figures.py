@@ -1,0 +1,63 @@
+"""The files of the figures, drawn anew only when something in them has changed: drawing takes seconds."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from importlib.metadata import version
+from io import BytesIO
+from pathlib import Path
+
+from PIL import Image, UnidentifiedImageError
+
+from ablation.files import write_whole
+from ablation.results.table import FilledTable
+
+KINDS = ("pdf", "png")
+"""In the order of writing: the PNG says last that both are there."""
+
+_DRAWN_FROM = "Source"
+"""The entry of a PNG file that says what it was drawn from."""
+
+
+def write_figures(directory: Path, tables: Sequence[FilledTable]) -> list[Path]:
+    """Write `<table>.png` and `.pdf` of every table with a number in it; returns the paths."""
+    directory.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for filled in tables:
+        if any(cell.values for cell in filled.cells):
+            files = [directory / f"{filled.table.id}.{kind}" for kind in KINDS]
+            source = _source(filled)
+            if _drawn_from(files) != source:
+                for path, content in zip(files, _drawn(filled, source), strict=True):
+                    write_whole(path, content)
+            paths += files
+    return paths
+
+
+def _source(filled: FilledTable) -> str:
+    """Names all that a figure shows, and what draws it."""
+    code = Path(__file__).with_name("drawing.py").read_text()
+    return hashlib.sha256(f"{filled!r} {version('matplotlib')} {code}".encode()).hexdigest()
+
+
+def _drawn_from(files: Sequence[Path]) -> str | None:
+    """What the files that are there were drawn from; None where one is missing or damaged."""
+    if not all(path.is_file() for path in files):
+        return None
+    try:
+        with Image.open(files[-1]) as image:
+            return str(image.info.get(_DRAWN_FROM))
+    except (OSError, UnidentifiedImageError):
+        return None
+
+
+def _drawn(filled: FilledTable, source: str) -> Iterator[bytes]:
+    """The bytes of each kind. Nothing in them changes from run to run: equal results are equal files."""
+    from ablation.results.drawing import draw  # matplotlib takes a second to import
+
+    figure = draw(filled)
+    for kind, metadata in (("pdf", {"CreationDate": None}), ("png", {"Software": None, _DRAWN_FROM: source})):
+        drawn = BytesIO()
+        figure.savefig(drawn, format=kind, dpi=160, metadata=metadata)
+        yield drawn.getvalue()
