@@ -75,7 +75,8 @@ def overridden(
     A trial's key goes before its rows, a row before its table, a table before "all"; of two alike the later.
 
     Args:
-        resources: the profile's choice. Where it has none, an override changes a worker of one CPU.
+        resources: the profile's choice. Where it has none, an override changes a worker of one CPU, and
+            must say what it has of the GPUs.
         places: the trial's key, the tables that cite it, and their rows as "table8/ROW LABEL".
 
     Raises:
@@ -87,6 +88,11 @@ def overridden(
     changes: dict[str, float] = {}
     for override in sorted(found, key=lambda o: _closeness(o.where)):
         changes |= override.changes
+    if resources is None and "gpus" not in changes:
+        raise UserError(
+            f"--resources {found[-1].where}: the profile leaves it to the machine how trials share GPUs; "
+            "say gpus:N as well (gpus:0 for none)."
+        )
     try:
         return replace(resources or Resources(), **changes)  # type: ignore[arg-type]
     except ValueError as error:

@@ -7,7 +7,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -59,6 +59,14 @@ class Selection:
     mlflow_uri: str | None = None
     storage: str | None = None
     resources: Sequence[str] = ()
+
+    def as_options(self) -> list[str]:
+        """The options that name the study, the profile and the data set."""
+        named = {"profile": self.profile, "data": self.data, **self.split_paths, **asdict(self.overrides)}
+        given = {name: value for name, value in named.items() if value is not None}
+        if self.study != Selection().study:
+            given["study"] = self.study
+        return [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", str(value))]
 
     @property
     def place(self) -> Path | str:
@@ -153,6 +161,8 @@ class Session:
     def command(self, *words: str) -> str:
         """An `ablation` command on this workspace, as a person types it."""
         given = [] if self.workspace == Workspace.at(None) else ["--workspace", str(self.workspace.root)]
+        if words[0] not in ("ui", "sync", "import-scores"):  # those are about no study in particular
+            given += self.selection.as_options()
         if self.selection.store is not None:
             given += ["--store", without_password(database_url(self.selection.store))]
         return shlex.join(["ablation", *words, *given])

@@ -10,7 +10,7 @@ from ablation.errors import UserError
 from ablation.protocol import Checkpointed, Evaluated, Progress, to_wire
 from ablation.running.desk import Desk, StopNow
 from ablation.running.display import Board, PlainDisplay
-from ablation.running.storage import storage_at
+from ablation.running.storage import StorageError, storage_at
 from ablation.running.watch import HANG
 from ablation.running.worker import ENDED, FAILED, OUT_OF_MEMORY, STOPPED
 from ablation.store import Store
@@ -216,3 +216,38 @@ def test_an_end_that_the_store_did_not_take_leaves_the_attempt_to_be_released(
     assert str(desk.failure) == "disk is full"
     desk.close()
     assert state(store, one) == ("WAITING", ["INTERRUPTED"])
+
+
+def test_a_report_that_makes_no_sense_fails_its_trial_and_nothing_else(
+    store: Store, desk: Desk, one: str
+) -> None:
+    desk.guard(desk.receive, one, [to_wire(Evaluated("nobody asked", {"AP": 1.0}))])
+    assert desk.failure is None
+    assert state(store, one) == ("FAILED", ["FAILED"])
+
+
+def test_a_storage_that_is_away_at_the_start_of_an_attempt_does_not_leave_it_running(
+    store: Store, desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = next(iter(desk.trials))
+
+    class Away:
+        def clear(self, trial_key: str) -> None:
+            raise StorageError("the bucket cannot be reached")
+
+    monkeypatch.setattr(desk, "storage", Away())
+    assert not desk.claim(key)
+    assert state(store, key) == ("WAITING", ["INTERRUPTED"])
+
+
+def test_a_driver_that_was_cut_off_itself_gives_others_time_to_come_back(
+    store: Store, desk: Desk, one: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reclaimed: list[bool] = []
+    monkeypatch.setattr(store, "reclaim_silent", lambda: reclaimed.append(True))
+    desk.beaten -= 60
+    desk.reclaim()
+    assert not reclaimed
+    desk.patient_until = 0.0
+    desk.reclaim()
+    assert reclaimed

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from ablation.protocol import Evaluated, to_wire
 from ablation.resources import Resources
 from ablation.running.admission import Admission, Node
 from ablation.running.desk import Desk
-from ablation.running.dispatch import LOOK_EVERY_S, Dispatcher
+from ablation.running.dispatch import LOOK_EVERY_S, UNHEARD_S, Dispatcher
 from ablation.running.display import Board, PlainDisplay
 from ablation.running.storage import storage_at
 from ablation.running.worker import ENDED, STOPPED
@@ -65,8 +66,6 @@ def key_of(dispatcher: Dispatcher, name: str, seed: int = 0) -> str:
 
 def end(dispatcher: Dispatcher, name: str, kind: str = ENDED) -> None:
     key = key_of(dispatcher, name)
-    if kind == ENDED:
-        dispatcher.desk._bring = lambda *_: None  # type: ignore[method-assign]
     dispatcher.desk.receive(key, [{"kind": kind}])
     dispatcher.ended(key)
 
@@ -97,9 +96,11 @@ def test_what_a_person_prioritises_while_it_runs_starts_next(world: World) -> No
 def test_a_paused_study_starts_nothing_and_stops_what_runs_until_it_is_resumed(world: World) -> None:
     dispatcher = world.dispatcher([Toy("a"), Toy("b"), Toy("c")])
     assert len(started(dispatcher)) == 2
+    dispatcher.desk.heard.update(dispatcher.desk.running)
     world.store.set_paused("toy", "toy", "none", True)
     world.later()
     assert started(dispatcher) == []
+    assert len(dispatcher.desk.running) == 2
     assert all(dispatcher.desk.storage.stop_asked(key) for key in dispatcher.desk.running)
     for name in ("a", "b"):
         end(dispatcher, name, STOPPED)
@@ -113,6 +114,7 @@ def test_a_paused_study_starts_nothing_and_stops_what_runs_until_it_is_resumed(w
 def test_a_cancelled_trial_does_not_start_and_a_running_one_is_stopped(world: World) -> None:
     dispatcher = world.dispatcher([Toy("a", 30), Toy("b", 20), Toy("c", 10)])
     assert started(dispatcher) == ["a", "b"]
+    dispatcher.desk.heard.update(dispatcher.desk.running)
     world.store.cancel([key_of(dispatcher, "a"), key_of(dispatcher, "c")])
     world.later()
     assert started(dispatcher) == []
@@ -199,3 +201,41 @@ def test_estimates_are_corrected_by_what_finished_trials_took(
     monkeypatch.setattr(dispatcher.admission, "next", lambda now: None)
     dispatcher.next()
     assert before() == pytest.approx(3 * estimated)
+
+
+def test_what_the_plan_no_longer_wants_of_a_trial_does_not_start_it_again(world: World) -> None:
+    dispatcher = world.dispatcher([Toy("a")])
+    key = key_of(dispatcher, "a")
+    world.store.ensure_evaluation("of another run", key, "{}")
+    started(dispatcher)
+    (wanted,) = dispatcher.plan.trials[0].missing
+    dispatcher.desk.receive(key, [to_wire(Evaluated(wanted.key, {"AP": 4.0})), {"kind": ENDED}])
+    dispatcher.ended(key)
+    world.later()
+    assert world.store.trial_states()[key].state == "WAITING"
+    assert started(dispatcher) == []
+    assert dispatcher.over
+
+
+def test_an_evaluation_that_another_driver_did_is_not_asked_for_again(world: World) -> None:
+    dispatcher = world.dispatcher([Toy("a")])
+    key = key_of(dispatcher, "a")
+    (wanted,) = dispatcher.plan.trials[0].missing
+    dispatcher.look()
+    attempt = world.store.claim(key, "another", {})
+    assert attempt is not None
+    world.store.record(attempt, [Evaluated(wanted.key, {"AP": 4.0})])
+    world.store.release(attempt)
+    order = dispatcher.next()
+    assert order is not None
+    assert order.done == (wanted.key,)
+
+
+def test_a_process_that_never_starts_is_given_up(world: World) -> None:
+    dispatcher = world.dispatcher([Toy("a")])
+    assert started(dispatcher) == ["a"]
+    world.now += UNHEARD_S + LOOK_EVERY_S
+    assert started(dispatcher) == []
+    assert started(dispatcher) == ["a"], "it is tried anew"
+    attempts = world.store.attempts([key_of(dispatcher, "a")])
+    assert [attempt.state for attempt in attempts] == ["INTERRUPTED", "RUNNING"]

@@ -68,7 +68,7 @@ def test_the_closest_override_counts_and_of_two_alike_the_later() -> None:
         "table1/x=cpus:4",
         "table1=cpus:3,gpus:1",
         "table2=cpus:2,gpus:2",
-        "all=cpus:1",
+        "all=cpus:1,gpus:0",
     ]
     overrides = parse_overrides(texts)
     for cpus, places in enumerate([{"table9"}, {"table2"}, {"table1"}, {"table1", "table1/x"}], start=1):
@@ -81,6 +81,11 @@ def test_the_closest_override_counts_and_of_two_alike_the_later() -> None:
 def test_what_nobody_changes_stays_as_the_profile_has_it() -> None:
     assert overridden(None, {"table1"}, parse_overrides(["table2=cpus:2"])) is None
     assert overridden(Resources(cpus=7), {"table1"}, ()) == Resources(cpus=7)
+
+
+def test_where_the_profile_leaves_gpus_to_the_machine_an_override_must_say_them() -> None:
+    with pytest.raises(UserError, match=r"say gpus:N as well \(gpus:0 for none\)"):
+        overridden(None, {"table1"}, parse_overrides(["table1=memory:16G"]))
 
 
 def test_overrides_that_do_not_go_together_are_refused() -> None:

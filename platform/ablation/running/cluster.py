@@ -15,7 +15,7 @@ from functools import cache
 from typing import Any
 
 from ablation.errors import UserError
-from ablation.resources import Resources
+from ablation.resources import Resources, without_gpus
 from ablation.running.admission import Node
 from ablation.running.options import Options
 
@@ -61,7 +61,7 @@ class Layout:
             return self.default
         wanted = replace(wanted, workers=self.workers or wanted.workers)
         if wanted.gpus and not any(node.gpus for node in self.nodes):
-            return replace(wanted, gpus=0.0, cpus=max(1.0, wanted.cpus))
+            return without_gpus(wanted)
         return wanted
 
 

@@ -18,8 +18,11 @@ from ablation.running import worker
 from ablation.running.display import Listener
 from ablation.running.storage import Storage, StorageError
 from ablation.running.watch import hang_of
-from ablation.store import AttemptOverError, Store
+from ablation.store import SILENCE, AttemptOverError, Store
 from ablation.workspace import Workspace
+
+LATE_S = 10.0
+"""A driver's sign of life that comes later than this was held up: by the store, or with the whole machine."""
 
 
 class StopNow(BaseException):
@@ -63,6 +66,8 @@ class Desk:
     interrupted: bool = False
     failure: Exception | None = None
     deadline: float | None = None
+    beaten: float = field(default_factory=time.monotonic)
+    patient_until: float = 0.0
 
     # --- ending the run ----------------------------------------------------------------------------
 
@@ -118,11 +123,14 @@ class Desk:
         attempt = self.store.claim(key, owner, facts, self.invocation_id)
         if attempt is None:
             return False
-        self.storage.clear(key)
         self.running[key] = attempt
         self.failed.pop(key, None)
         self.listener.started(trial)
-        return True
+        try:
+            self.storage.clear(key)
+        except (StorageError, OSError) as error:
+            self.lose(key, str(error))
+        return key in self.running
 
     def receive(self, key: str, messages: Sequence[Mapping[str, Any]]) -> None:
         """Messages of the trial's process, in order."""
@@ -134,7 +142,9 @@ class Desk:
                 self._record(key, [from_wire(m) for m in messages if m["kind"] not in worker.LAST])
                 self._end(key, messages[-1])
             except StorageError as error:
-                self._again(key, str(error))
+                self.lose(key, str(error))
+            except ValueError as error:  # a report that makes no sense is the trial's fault alone
+                self.fail(key, f"{type(error).__name__}: {error}")
 
     @contextmanager
     def _unless_taken_over(self, key: str) -> Iterator[None]:
@@ -227,6 +237,25 @@ class Desk:
         self.failed[key] = error
         self.listener.failed(self.trials[key], error)
 
+    def give_up(self, key: str) -> None:
+        """Ends an attempt whose process has not started."""
+        with self._unless_taken_over(key):
+            self._release(key, "its process has not started")
+
     def beat(self) -> None:
         """Says that the running attempts are alive."""
         self.store.heartbeat(list(self.running.values()))
+        self.beaten = time.monotonic()
+
+    def reclaim(self) -> None:
+        """Frees what drivers hold that are gone.
+
+        Where this one could not reach the store for a while, others could not either: they get as long to
+        say that they are alive.
+        """
+        now = time.monotonic()
+        if now - self.beaten > LATE_S:
+            self.patient_until = now + SILENCE.total_seconds()
+        self.beat()
+        if now >= self.patient_until:
+            self.store.reclaim_silent()

@@ -17,6 +17,8 @@ from ablation.store import Wishes
 LOOK_EVERY_S = 2.0
 """How often the store is asked what people want: control commands work through it."""
 RECLAIM_EVERY_S = 10.0
+UNHEARD_S = 600.0
+"""A trial's process that has told nothing for so long has no machine to start on."""
 SEEDS = 1000
 """Earlier seeds come first among trials of one priority, so that tables fill seed by seed."""
 
@@ -88,7 +90,7 @@ class Dispatcher:
         self._looked = now
         if self.desk.store.shared and now - self._reclaimed >= RECLAIM_EVERY_S:
             self._reclaimed = now
-            self.desk.store.reclaim_silent()
+            self.desk.reclaim()
         if (there := self.nodes()) != self._there:
             self._there = there
             self.admission.set_nodes(there)
@@ -103,9 +105,14 @@ class Dispatcher:
         """Offers a trial, takes it back, or stops it."""
         wish, key = self.wishes.trials[trial.key], trial.key
         if key in self.desk.running:
-            if self.wishes.paused or wish.state == "CANCELLED":
+            unwanted = self.wishes.paused or wish.state == "CANCELLED"
+            waited = self.clock() - self._began.get(key, self.clock())
+            if key not in self.desk.heard and (unwanted or waited > UNHEARD_S):
+                self.desk.give_up(key)  # should its process start after all, it is not listened to
+                self.ended(key)
+            elif unwanted:
                 self.desk.ask_to_stop(key)
-        elif wish.state == "WAITING" and not self.wishes.paused:
+        elif wish.state == "WAITING" and not self.wishes.paused and self._lacks(trial):
             priority = wish.priority * SEEDS - self.plan.seeds.index(trial.seed)
             seconds = self.seconds[key] * (statistics.median(self._ratios) if self._ratios else 1.0)
             candidate = Candidate(key, self.resources[key], seconds, priority)
@@ -113,6 +120,10 @@ class Dispatcher:
                 self.admission.offer(candidate)
         else:
             self.admission.withdraw(key)
+
+    def _lacks(self, trial: PlannedTrial) -> bool:
+        """Whether the plan still wants something of it; what only other plans want makes it wait too."""
+        return bool({e.key for e in trial.missing} - set(self.desk.done.get(trial.key, ())))
 
     def _say_stuck(self) -> None:
         """Tells, once, of trials that no longer fit on the machines there are."""
@@ -128,5 +139,6 @@ class Dispatcher:
     def _order(self, key: str) -> Order:
         wish = self.wishes.trials[key]
         sizes = [size for size in (self.micro_batch, wish.micro_batch) if size is not None]
-        done = tuple(self.desk.done.get(key, ()))
+        wanted = [evaluation.key for evaluation in self.desk.trials[key].missing]
+        done = tuple(self.desk.store.evaluations(wanted))  # other drivers' too
         return Order(key, done, min(sizes, default=None), self.resources[key])

@@ -24,6 +24,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from ablation.credentials import hidden
 from ablation.errors import UserError
 from ablation.plan import Plan, PlannedTrial
 from ablation.protocol import EvaluationRequest, Request
@@ -40,8 +41,9 @@ from ablation.store import Store
 from ablation.workspace import Workspace
 
 PULSE_S = 2.0
-RAY_LOST_AFTER = 2
-"""Failed attempts in a row, one at each pulse, to reach Ray's processes before they count as dead."""
+RAY_LOST_AFTER, CLUSTER_LOST_AFTER = 2, 10
+"""Failed attempts in a row, one at each pulse, to reach Ray's processes before they count as dead: those of
+this machine, and a cluster's, where the network may be away for a moment."""
 LEAVE_S = 15.0
 """How long the process may take to end after that."""
 PROCESS_DIED = "A process of the trial died (ended by hand or for lack of memory, or crashed)"
@@ -154,7 +156,8 @@ def _run_on_ray(
             scratch,
         )
         # The signals again: Ray sets a handler of its own for SIGTERM when it starts.
-        with _signals(desk), _pulse(desk, layout) as pulse:
+        patience = CLUSTER_LOST_AFTER if options.cluster else RAY_LOST_AFTER
+        with _signals(desk), _pulse(desk, layout, patience) as pulse:
             dispatcher = Dispatcher(
                 plan,
                 desk,
@@ -313,7 +316,7 @@ def _reason(trial: Any) -> str:
     except (OSError, TypeError):
         text = ""
     last = text.rpartition("\nFailure #")[2].partition("\n")[2].strip()
-    return f"{last}\n{PROCESS_DIED}".lstrip()
+    return hidden(f"{last}\n{PROCESS_DIED}".lstrip())
 
 
 # --- what goes on beside ------------------------------------------------------------------------------
@@ -352,17 +355,18 @@ class _Pulse:
     """What the pulse found last."""
 
     nodes: tuple[Node, ...]
+    patience: int
     over: threading.Event = field(default_factory=threading.Event)
 
 
 @contextmanager
-def _pulse(desk: Desk, layout: Layout) -> Iterator[_Pulse]:
+def _pulse(desk: Desk, layout: Layout, patience: int) -> Iterator[_Pulse]:
     """A thread that keeps the attempts alive in the store, counts machines and notices when Ray is gone.
 
     Ray's own library does not notice for a minute that its central process is dead, and never that
     the node's is.
     """
-    pulse = _Pulse(layout.nodes)
+    pulse = _Pulse(layout.nodes, patience)
     thread = threading.Thread(target=_beat, args=(desk, cluster.doors(), pulse), daemon=True)
     thread.start()
     try:
@@ -380,7 +384,7 @@ def _beat(desk: Desk, doors: Sequence[tuple[str, int]], pulse: _Pulse) -> None:
         if not missed:
             with suppress(Exception):  # of Ray, which may just be going; the doors tell
                 pulse.nodes = cluster.nodes()
-        if missed == RAY_LOST_AFTER:
+        if missed == pulse.patience:
             desk.failure = UserError(
                 "Ray stopped in the middle of the run (its processes are gone). What was running is "
                 "interrupted; the same command goes on from the last checkpoints."

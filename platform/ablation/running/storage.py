@@ -22,6 +22,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import socket
 import tempfile
 import time
@@ -113,6 +114,10 @@ class Storage(Protocol):
             StorageError: it is not there, damaged, or cannot be reached.
             ValueError: the path leaves the directory.
         """
+        ...
+
+    def tidy(self, trial_key: str, directory: Path) -> None:
+        """After a trial: removes a worker's own copies."""
         ...
 
     def ask_to_stop(self, trial_key: str) -> None:
@@ -211,6 +216,9 @@ class SharedFolder:
     def bring(self, trial_key: str, path: str, directory: Path) -> Path:
         """It is there already."""
         return directory / _checked_path(path)
+
+    def tidy(self, trial_key: str, directory: Path) -> None:
+        """Nothing to do: there are no copies."""
 
     def ask_to_stop(self, trial_key: str) -> None:
         """Leaves the marker."""
@@ -322,6 +330,10 @@ class Remote:
             self.discard(trial_key, gone)
             _remember(directory, {path: known[path] for path in known if path not in gone})
 
+    def tidy(self, trial_key: str, directory: Path) -> None:
+        """The directory; what it held lies in the storage."""
+        shutil.rmtree(directory, ignore_errors=True)
+
     def discard(self, trial_key: str, paths: Collection[str]) -> None:
         """Takes them off the list, then deletes their bytes."""
         before = self._stored(trial_key, DRIVER_PATIENCE_S)
@@ -389,6 +401,8 @@ class Remote:
             try:
                 return bytes(fs.cat_file(f"{root}/{name}"))
             except FileNotFoundError:
+                if self.url.startswith("file:") and not fs.isdir(root):
+                    raise  # a mount that is missing is no empty storage
                 return b"{}"
 
         return _listed(self._tried("read", read, patience_s), f"{self.place}/{name}")

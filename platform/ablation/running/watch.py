@@ -9,7 +9,7 @@ import statistics
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -78,7 +78,7 @@ class Watch:
     _current: ClassVar[Watch | None] = None
 
     def __init__(self, directory: Path, least: float) -> None:
-        self._path = directory / f"{HANG}.{os.getpid()}"
+        self._path = directory / f"{HANG}.{socket.gethostname()}.{os.getpid()}"
         self._least = least
         self._paces: deque[float] = deque(maxlen=51)
 
@@ -130,11 +130,10 @@ def alive() -> None:
 def hang_of(directory: Path) -> str | None:
     """Where the last process that hung stood, once: the file goes to the log; None when none did."""
     for path in directory.glob(f"{HANG}.*"):
-        text = path.read_text(errors="replace")
-        if text.strip():
-            with (directory / LOG).open("a") as log:
-                log.write(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S}  hung\n{text}\n")
-        path.unlink(missing_ok=True)
-        if text.strip():
-            return text
+        with suppress(FileNotFoundError):  # of a process that ends at this moment
+            if text := path.read_text(errors="replace").strip():  # an empty one may be in use
+                with (directory / LOG).open("a") as log:
+                    log.write(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S}  hung\n{text}\n")
+                path.unlink()
+                return text
     return None

@@ -25,6 +25,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from ablation.credentials import hidden
 from ablation.evidence.environment import describe
 from ablation.protocol import (
     Checkpointed,
@@ -182,7 +183,7 @@ def messages(job: Job, order: Order, preempted: Callable[[], bool] = lambda: Fal
     request = order.applied_to(job.requests[order.key])
     try:
         if request.workers > 1:
-            yield from _of_group(job, request, order.resources)
+            yield from _of_group(job, request, order.resources, preempted)
             return
 
         def stop() -> bool:
@@ -193,13 +194,18 @@ def messages(job: Job, order: Order, preempted: Callable[[], bool] = lambda: Fal
             if report is None:
                 return
     except OutOfMemoryError as error:
-        yield {"kind": OUT_OF_MEMORY, "smaller": error.smaller, "error": traceback.format_exc()}
+        yield {"kind": OUT_OF_MEMORY, "smaller": error.smaller, "error": _traceback()}
     except (WorkersLostError, StorageError):
         raise
     except Exception:
-        yield {"kind": FAILED, "error": traceback.format_exc()}
+        yield {"kind": FAILED, "error": _traceback()}
     else:
         yield {"kind": ENDED}
+
+
+def _traceback() -> str:
+    """Of the exception that is being handled, without passwords of addresses in it."""
+    return hidden(traceback.format_exc())
 
 
 def reports(
@@ -236,6 +242,8 @@ def reports(
                     return
         yield Described(describe(job.sources))
         log("ended")
+    if writes:
+        storage.tidy(key, here)
 
 
 def _store(storage: Storage, key: str, here: Path, report: Report) -> None:
@@ -255,7 +263,9 @@ def _files(directory: Path) -> list[Path]:
 # --- a group of workers -------------------------------------------------------------------------------
 
 
-def _of_group(job: Job, request: Request, resources: Resources) -> Iterator[Message]:
+def _of_group(
+    job: Job, request: Request, resources: Resources, preempted: Callable[[], bool]
+) -> Iterator[Message]:
     """Trains in a group of processes started by Ray Train, and passes on what rank 0 tells.
 
     Reports come over a queue of our own, not Ray's `TuneReportCallback`, which belongs to trials that are
@@ -281,6 +291,8 @@ def _of_group(job: Job, request: Request, resources: Resources) -> Iterator[Mess
             continue
         last = message
         yield message
+        if preempted():  # the ranks stop at a checkpoint; the next attempt takes the marker away
+            job.storage.ask_to_stop(request.trial_key)
     thread.join()
     told.shutdown()
     failure = failures.get()
@@ -335,7 +347,7 @@ def _trainer(job: Job, request: Request, resources: Resources, told: Any) -> Any
                 report({"kind": STOPPED} if item is None else to_wire(item))
         except Exception as error:
             smaller = {"smaller": error.smaller} if isinstance(error, OutOfMemoryError) else {}
-            told.put({"kind": _RANK_FAILED, "rank": rank, "error": traceback.format_exc(), **smaller})
+            told.put({"kind": _RANK_FAILED, "rank": rank, "error": _traceback(), **smaller})
             raise
 
     per_worker: dict[str, float] = {"CPU": resources.cpus, "GPU": resources.gpus}
