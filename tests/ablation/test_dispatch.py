@@ -224,11 +224,15 @@ def test_an_evaluation_that_another_driver_did_is_not_asked_for_again(world: Wor
     dispatcher.look()
     attempt = world.store.claim(key, "another", {})
     assert attempt is not None
+    world.store.ensure_evaluation("of another run", key, "{}")
     world.store.record(attempt, [Evaluated(wanted.key, {"AP": 4.0})])
     world.store.release(attempt)
     order = dispatcher.next()
     assert order is not None
     assert order.done == (wanted.key,)
+    end(dispatcher, "a")
+    world.later()
+    assert started(dispatcher) == []
 
 
 def test_a_process_that_never_starts_is_given_up(world: World) -> None:

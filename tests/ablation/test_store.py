@@ -122,6 +122,18 @@ def test_an_interrupted_trial_is_waiting_again(opened: Store) -> None:
     assert opened.attempts()[0].state == "INTERRUPTED"
 
 
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_trial_whose_driver_went_after_its_last_result_is_complete(opened: Store, lost: bool) -> None:
+    attempt = claimed(opened)
+    opened.record(attempt, [evaluated()])
+    if lost:
+        opened.reclaim_all()
+    else:
+        opened.release(attempt)
+    assert state(opened) == "COMPLETE"
+    assert opened.attempts()[0].state == ("LOST" if lost else "INTERRUPTED")
+
+
 def test_a_new_evaluation_makes_a_complete_trial_work_again(opened: Store) -> None:
     attempt = claimed(opened)
     opened.record(attempt, [evaluated()])

@@ -141,4 +141,5 @@ class Dispatcher:
         sizes = [size for size in (self.micro_batch, wish.micro_batch) if size is not None]
         wanted = [evaluation.key for evaluation in self.desk.trials[key].missing]
         done = tuple(self.desk.store.evaluations(wanted))  # other drivers' too
+        self.desk.done[key] = list(done)
         return Order(key, done, min(sizes, default=None), self.resources[key])

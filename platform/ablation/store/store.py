@@ -487,12 +487,15 @@ def _leave(t: Transaction, trial_keys: Collection[str], state: TrialState, error
     """What trials are when nobody runs them any more; CANCELLED ones stay so.
 
     They are written all the same, which locks them: `retry` must see either that the attempt goes on, or
-    that it has ended.
+    that it has ended. One that was to wait, but has all its results, is COMPLETE: its driver was lost between
+    the last of them and the end.
     """
-    r = schema.trials
+    r, e = schema.trials, schema.evaluations
     kept = r.c.state == "CANCELLED"
+    asked = select(e.c.key).where(e.c.trial_key == r.c.key)
+    done = asked.exists() & ~asked.where(e.c.attempt_id.is_(None)).exists() & (literal(state) == "WAITING")
     new = literal(error, r.c.error.type)
-    changed = case((kept, r.c.state), else_=state)
+    changed = case((kept, r.c.state), (done, "COMPLETE"), else_=state)
     _change_trials(t, trial_keys, state=changed, error=case((kept, r.c.error), else_=new))
 
 
