@@ -65,7 +65,7 @@ def calibrated(made: Plan, *found: Measured) -> Calibration:
 
 
 def test_the_pace_of_attempts_is_read_from_the_store() -> None:
-    made = plan(resources=["all=workers:2"])
+    made = plan(resources=["all=workers:2,gpus:0"])
     three, five = made.trials[0].key, made.trials[1].key
     store = paced(
         Pace(three, 8, 16.0, 30.0, True),
@@ -104,7 +104,7 @@ def test_start_and_evaluations_are_counted_as_they_were_measured() -> None:
 
 
 def test_more_workers_take_the_less_time() -> None:
-    alone, together = plan(), plan(resources=["all=workers:4"])
+    alone, together = plan(), plan(resources=["all=workers:4,gpus:0"])
     found = calibrated(alone, Measured(alone.trials[0].key, 3.0, 100))
     ratio = {
         key: seconds / seconds_left(together, found)[key]

@@ -313,7 +313,7 @@ def test_a_person_changes_resources_for_all_a_table_a_row_or_a_trial() -> None:
     texts = [
         "table2=workers:2",
         f"{nine}=gpus:1",
-        "all=cpus:4,memory:2G",
+        "all=cpus:4,gpus:0,memory:2G",
         "table1/k=5=workers:3",
         "3=workers:4",
     ]

@@ -19,7 +19,7 @@ from tests.faults.driver import Run, wait_until
 from tests.faults.machines import lacking, machines
 from tests.faults.soak import PATIENCE_S, ROOT, complete, outcome, study
 
-PAIRS = "table2=workers:2"
+PAIRS = "table2=workers:2,gpus:0"
 
 
 def command(workspace: Path, tables: Sequence[str], *words: str) -> list[str]:
