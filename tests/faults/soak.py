@@ -202,6 +202,8 @@ class Soak:
                 left -= hurt
                 run.process.wait(PATIENCE_S)
             if complete(workspace):
+                with self._start(workspace) as run:  # the last fault may have come before the tables
+                    run.process.wait(PATIENCE_S)
                 return outcome(self.grid, workspace)
             assert hurt, f"it failed by itself:\n{run.log.read_text()}"
 
