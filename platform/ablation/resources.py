@@ -104,6 +104,12 @@ def without_gpus(resources: Resources) -> Resources:
     return replace(resources, gpus=0.0, cpus=max(1.0, resources.cpus))
 
 
+def held(wanted: Resources | None, share: Resources, *, gpus: bool) -> Resources:
+    """What a trial really holds: the share where its profile leaves it open, and GPUs where there are any."""
+    size = wanted or share
+    return size if gpus or not size.gpus else without_gpus(size)
+
+
 def _closeness(where: str) -> int:
     if where == EVERYWHERE:
         return 0

@@ -158,10 +158,15 @@ class Session:
         """The command that shows this workspace in MLflow."""
         return "make ui" if self.workspace == Workspace.at(None) else self.command("ui")
 
-    def command(self, *words: str) -> str:
-        """An `ablation` command on this workspace, as a person types it."""
+    def command(self, *words: str, study: bool = False) -> str:
+        """An `ablation` command on this workspace, as a person types it.
+
+        Args:
+            words: the command and its arguments.
+            study: whether it is about a study in particular, which has to be named then.
+        """
         given = [] if self.workspace == Workspace.at(None) else ["--workspace", str(self.workspace.root)]
-        if words[0] not in ("ui", "sync", "import-scores"):  # those are about no study in particular
+        if study:
             given += self.selection.as_options()
         if self.selection.store is not None:
             given += ["--store", without_password(database_url(self.selection.store))]

@@ -15,7 +15,7 @@ from functools import cache
 from typing import Any
 
 from ablation.errors import UserError
-from ablation.resources import Resources, without_gpus
+from ablation.resources import Resources, held
 from ablation.running.admission import Node
 from ablation.running.options import Options
 
@@ -57,12 +57,9 @@ class Layout:
 
     def resources(self, wanted: Resources | None) -> Resources:
         """What a trial holds; where there are no GPUs at all, it needs none."""
-        if wanted is None:
-            return self.default
-        wanted = replace(wanted, workers=self.workers or wanted.workers)
-        if wanted.gpus and not any(node.gpus for node in self.nodes):
-            return without_gpus(wanted)
-        return wanted
+        if wanted is not None:
+            wanted = replace(wanted, workers=self.workers or wanted.workers)
+        return held(wanted, self.default, gpus=any(node.gpus for node in self.nodes))
 
 
 def share(options: Options, cpus: int, gpus: int, *, whole_gpus: bool) -> tuple[int, Resources]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import median, quantiles
 
 from ablation.plan import Plan, PlannedTrial
-from ablation.resources import Resources, without_gpus
+from ablation.resources import Resources, held
 from ablation.running.admission import Admission, Candidate, Node
 from ablation.running.display import duration
 from ablation.store import Store
@@ -234,19 +234,19 @@ def estimate(
     gpus = any(node.gpus for node in nodes)
     left = [trial for trial in plan.trials if trial.state in ("WAITING", "RUNNING")]
     seconds = seconds_left(plan, calibration)
-    held = {trial.key: held_resources(trial.resources, share, gpus=gpus) for trial in left}
+    sizes = {trial.key: held(trial.resources, share or Resources(), gpus=gpus) for trial in left}
     admission = Admission(nodes, limit)
-    homeless = tuple(trial.name for trial in left if admission.never_fits(held[trial.key]))
+    homeless = tuple(trial.name for trial in left if admission.never_fits(sizes[trial.key]))
     known = calibration is not None
     wall = (
-        makespan(admission, (Candidate(t.key, held[t.key], seconds[t.key]) for t in left)) if known else None
+        makespan(admission, (Candidate(t.key, sizes[t.key], seconds[t.key]) for t in left)) if known else None
     )
-    hours = [(seconds[key] * size.workers / 3600, size) for key, size in held.items()]
+    hours = [(seconds[key] * size.workers / 3600, size) for key, size in sizes.items()]
     longest = max(left, key=lambda trial: seconds[trial.key], default=None)
     disk, basis = _disk(plan, len(left), directory)
     return Estimate(
         trials=len(left),
-        sizes=dict(Counter(held.values())),
+        sizes=dict(Counter(sizes.values())),
         nodes=nodes,
         calibration=calibration,
         gpu_hours=sum(worker_hours * size.gpus for worker_hours, size in hours) if known else None,
@@ -257,12 +257,6 @@ def estimate(
         disk_basis=basis,
         longest=(longest.name, seconds[longest.key]) if longest and known else None,
     )
-
-
-def held_resources(wanted: Resources | None, share: Resources | None, *, gpus: bool) -> Resources:
-    """What a trial really holds: the share where its profile leaves it open, and GPUs where there are any."""
-    size = wanted or share or Resources()
-    return size if gpus or not size.gpus else without_gpus(size)
 
 
 def makespan(admission: Admission, candidates: Iterable[Candidate]) -> float:

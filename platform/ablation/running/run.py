@@ -16,7 +16,6 @@ from ablation.running.display import display
 from ablation.running.estimate import calibrate, measured, seconds_left
 from ablation.running.options import Options
 from ablation.running.scheduler import Place, Summary
-from ablation.running.storage import storage_at
 from ablation.session import Session
 from ablation.tracking import Mirror
 
@@ -36,7 +35,7 @@ def run_study(
     console, store = report_console(), session.store
     # First what may be refused, before anything is written.
     mirror = Mirror.of(store, session.workspace, session.selection.mlflow_uri)
-    storage = storage_at(session.selection.storage or session.workspace.artifacts)
+    storage = session.storage
     storage.probe()
     session = _registered(session, retry_failed)
     print(session.plan.describe(), flush=True)

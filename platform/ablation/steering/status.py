@@ -187,12 +187,12 @@ def lines(status: Status, command: Callable[..., str]) -> Iterator[str]:
 
     Args:
         status: what to tell.
-        command: makes the command on this study that a person types next (`Session.command`).
+        command: makes the command that a person types next (`Session.command`).
     """
     counts = ", ".join(f"{number} {state.lower()}" for state, number in status.counts.items())
     yield f"{status.study} {status.profile} on {status.data_name}: {len(status.trials)} trainings, {counts}"
     if status.paused:
-        yield f"Paused: nothing starts before `{command('resume')}`."
+        yield f"Paused: nothing starts before `{command('resume', study=True)}`."
     if status.last_sign:
         left = f"; about {duration(status.seconds_left)} left" if status.seconds_left else ""
         seen = f"{_ago(status.last_sign, status.time)}, {status.last_sign:%H:%M:%S} UTC"
