@@ -37,7 +37,7 @@ class FPN(nn.Module):
         for feature, lateral in zip(reversed(features), reversed(self.lateral), strict=True):
             inner = lateral(feature)
             if merged:
-                inner = inner + F.interpolate(merged[-1], size=inner.shape[-2:], mode="nearest")
+                inner.add_(F.interpolate(merged[-1], size=inner.shape[-2:], mode="nearest"))
             merged.append(inner)
         p3, p4, p5 = (conv(inner) for conv, inner in zip(self.output, reversed(merged), strict=True))
         p6 = self.p6(features[-1] if self.p6_from == "C5" else p5)

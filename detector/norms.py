@@ -6,12 +6,22 @@ one GPU and on eight.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 PAPER_GROUPS = 32
 PAPER_CHANNELS = 256
 CHANNELS_PER_GROUP = 16
+
+_BF16_LANES = 16
+"""Channels a group that torch's CPU kernel for bfloat16 channels-last can take at a time."""
+_WORTHWHILE = 1 << 17
+"""Elements of a map below which calls cost more than torch's slow kernel."""
+_CACHED = 1 << 18
+"""Elements that stay in a core's cache between one operation and the next."""
 
 
 def num_groups(channels: int) -> int:
@@ -30,7 +40,81 @@ def num_groups(channels: int) -> int:
 
 def group_norm(channels: int) -> nn.GroupNorm:
     """Group norm over `channels` with the project's number of groups and eps 1e-5."""
-    return nn.GroupNorm(num_groups(channels), channels)
+    return GroupNorm(num_groups(channels), channels)
+
+
+class GroupNorm(nn.GroupNorm):
+    """torch's group norm, with a backward pass of its own where torch's is slow.
+
+    That is bfloat16 channels-last on a CPU with groups that fill no vector, such as the paper's 8 channels:
+    there it takes a third of the time, for the same gradients.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise `x` (N, C, H, W); keeps its dtype and memory format."""
+        if not (self._is_slow(x) and torch.is_grad_enabled()):
+            return super().forward(x)
+        out: Tensor = _GroupNorm.apply(x, self.weight, self.bias, self.num_groups, self.eps)
+        return out
+
+    def _is_slow(self, x: Tensor) -> bool:
+        return (
+            x.device.type == "cpu"
+            and x.dtype == torch.bfloat16
+            and x.numel() >= _WORTHWHILE
+            and self.num_channels // self.num_groups % _BF16_LANES != 0
+            and x.is_contiguous(memory_format=torch.channels_last)
+        )
+
+
+class _GroupNorm(torch.autograd.Function):
+    """Group norm whose backward pass is made of batch norms with given statistics, image by image.
+
+    With x' = (x - mean) * rstd and, over the elements of a group, M of them,
+    dx = rstd * (weight * dy - sum(weight * dy) / M - x' * sum(weight * dy * x') / M).
+    A batch norm that learns nothing has sum(dy) and sum(dy * x') as gradients of its bias and weight, in
+    float32; two others are the terms with dy and with x'.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> Tensor:
+        n, c, h, w = x.shape
+        out, mean_NG, rstd_NG = torch.native_group_norm(x, weight, bias, n, c, h * w, groups, eps)
+        ctx.save_for_backward(x, weight, mean_NG, rstd_NG)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        x, weight, mean_NG, rstd_NG = ctx.saved_tensors
+        dy = grad.contiguous(memory_format=torch.channels_last)
+        dx = torch.empty_like(x)
+        dweight, dbias = torch.zeros_like(weight), torch.zeros_like(weight)
+        width = len(weight) // mean_NG.shape[1]
+        for i in range(len(x)):
+            mean_C, rstd_C = (v[i].float().repeat_interleave(width) for v in (mean_NG, rstd_NG))
+            sums = _backward_image(dx[i : i + 1], dy[i : i + 1], x[i : i + 1], weight, mean_C, rstd_C, width)
+            dweight += sums[0]
+            dbias += sums[1]
+        return dx, dweight, dbias, None, None
+
+
+def _backward_image(
+    dx: Tensor, dy: Tensor, x: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor, width: int
+) -> tuple[Tensor, Tensor]:
+    """Writes the gradient of an image (1, C, H, W) into `dx`; returns those of weight and bias, both (C,)."""
+    var, zero, pixels = rstd**-2, torch.zeros_like(mean), x[0, 0].numel()
+    _, dweight, dbias = torch.ops.aten.native_batch_norm_backward(
+        dy, x, weight, mean, var, None, None, False, 0.0, [False, True, True]
+    )
+    by_group_2G = (torch.stack([dweight, dbias]) * weight).view(2, -1, width).sum(dim=2)
+    from_x, from_mean = by_group_2G.repeat_interleave(width, dim=1) * -rstd / (width * pixels)
+    rows = max(1, _CACHED // x[0, :, 0].numel())
+    for part_dx, part_dy, part_x in zip(*(torch.split(t, rows, dim=2) for t in (dx, dy, x)), strict=True):
+        own = torch.native_batch_norm(part_dy, weight, None, zero, var, False, 0.0, 0.0)[0]
+        others = torch.native_batch_norm(part_x, from_x, from_mean, mean, var, False, 0.0, 0.0)[0]
+        torch.add(own, others, out=part_dx)
+    return dweight, dbias
 
 
 class FrozenBatchNorm2d(nn.Module):

@@ -87,7 +87,8 @@ class BasicBlock(nn.Module):
         """Map (N, C, H, W) to (N, width, H / stride, W / stride)."""
         out = F.relu(_normed(self.conv1, self.bn1, x), inplace=True)
         out = _normed(self.conv2, self.bn2, out)
-        return F.relu(out + self.downsample(x), inplace=True)
+        # In place, since fresh memory for a large map costs more than the sum.
+        return F.relu(out.add_(self.downsample(x)), inplace=True)
 
 
 class Bottleneck(nn.Module):
@@ -112,7 +113,7 @@ class Bottleneck(nn.Module):
         out = F.relu(_normed(self.conv1, self.bn1, x), inplace=True)
         out = F.relu(_normed(self.conv2, self.bn2, out), inplace=True)
         out = _normed(self.conv3, self.bn3, out)
-        return F.relu(out + self.downsample(x), inplace=True)
+        return F.relu(out.add_(self.downsample(x)), inplace=True)  # in place as in `BasicBlock`
 
 
 class Projection(nn.Sequential):
