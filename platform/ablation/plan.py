@@ -153,13 +153,13 @@ class Plan:
             cancelled=states.count("CANCELLED"),
         )
 
-    def describe(self, estimate: str = "") -> str:
+    def describe(self, *more: str) -> str:
         """The plan as plain text: how much, table by table, what is shared, extra and failed.
 
         Args:
-            estimate: what it will take, as `estimate.Estimate.describe` says it.
+            more: paragraphs that others have to add; empty ones are left out.
         """
-        return "\n".join([*_described(self), *(["", estimate] if estimate else [])])
+        return "\n\n".join(["\n".join(_described(self)), *(text for text in more if text)])
 
 
 def make_plan(
@@ -359,10 +359,12 @@ def _described(plan: Plan) -> Iterator[str]:
     c, setting, num_seeds = plan.counts(), plan.setting, len(plan.seeds)
     seeds = ("seed " if num_seeds == 1 else "seeds ") + ", ".join(str(seed) for seed in plan.seeds)
     different = f" ({c.trainings // num_seeds} different x {num_seeds} seeds)" if num_seeds > 1 else ""
-    yield f"{plan.study.title}: {len(plan.tables)} tables, {c.rows} rows, {c.cells} cells"
+    size = [counted(len(plan.tables), "table"), counted(c.rows, "row"), counted(c.cells, "cell")]
+    yield f"{plan.study.title}: {', '.join(size)}"
     yield f"Profile {setting.profile}, data {setting.data_name}, {seeds}. {setting.caption}".rstrip()
     yield (
-        f"{c.trainings} trainings{different}, {c.evaluations} evaluations: {c.complete} complete, "
+        f"{counted(c.trainings, 'training')}{different}, {counted(c.evaluations, 'evaluation')}: "
+        f"{c.complete} complete, "
         f"{c.running} running, {c.waiting} waiting, {c.failed} failed"
         + (f", {c.cancelled} cancelled" if c.cancelled else "")
     )
@@ -375,6 +377,11 @@ def _described(plan: Plan) -> Iterator[str]:
     yield from _section("Failed, and left alone until a retry is asked for:", failed)
     cancelled = [f"{t.key} {t.name}" for t in plan.trials if t.state == "CANCELLED"]
     yield from _section("Cancelled, until a retry is asked for:", cancelled)
+
+
+def counted(number: int, what: str) -> str:
+    """ "1 row", "2 rows"."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def _table_lines(plan: Plan) -> Iterator[str]:

@@ -49,7 +49,7 @@ def test_durations_read_well(seconds: float | None, text: str) -> None:
 
 def test_time_left_follows_the_pace_since_the_attempt_began_and_not_since_the_trial_did(plan: Plan) -> None:
     clock, trial = Clock(), plan.trials[0]
-    board = Board(plan, clock)
+    board = Board(plan, clock=clock)
     active = board.start(trial)
     assert facts(active) == ["starting"]
     for step, now in ((50, 10.0), (60, 15.0)):  # resumed at 50 of 100: ten steps take five seconds
@@ -62,7 +62,7 @@ def test_time_left_follows_the_pace_since_the_attempt_began_and_not_since_the_tr
 
 def test_the_estimated_end_counts_only_what_this_run_has_done(plan: Plan) -> None:
     clock, trial = Clock(), plan.trials[0]
-    board = Board(plan, clock)
+    board = Board(plan, clock=clock)
     assert board.seconds_left() is None
     board.start(trial)
     board.report(trial, Progress(50, 100))
@@ -77,17 +77,30 @@ def test_the_estimated_end_counts_only_what_this_run_has_done(plan: Plan) -> Non
 
 
 def test_tables_fill_with_every_evaluation(plan: Plan) -> None:
-    board = Board(plan, Clock())
-    assert filled(board.tables()) == "table1 0/3 cells"
+    one, two, three = (trial.evaluations[0].key for trial in plan.trials)
+    board = Board(plan, {three: {"AP": 39.96}})
+    assert board.tables() == {"table1": (None, None, 39.96)}
     board.start(plan.trials[1])
-    board.report(plan.trials[1], Evaluated(plan.trials[1].evaluations[0].key, {"AP": 40.0}))
-    assert board.tables() == {"table1": (1, 3)}
+    board.report(plan.trials[1], Evaluated(two, {"AP": 40.0}))
+    assert filled(board.tables()["table1"]) == "   · 40.0 40.0"
+    board.start(plan.trials[0])
+    board.report(plan.trials[0], Evaluated(one, {}))  # only an evaluation server can say
+    assert filled(board.tables()["table1"]) == "   – 40.0 40.0"
+
+
+def test_a_cell_of_several_seeds_shows_the_mean_of_those_that_are_there(tmp_path: Path) -> None:
+    plan = planned([Toy("one")], Store.open(tmp_path / "store.db"), seeds=(0, 1, 2))
+    board = Board(plan)
+    for trial, ap in zip(plan.trials, (40.0, 41.0), strict=False):
+        board.start(trial)
+        board.report(trial, Evaluated(trial.evaluations[0].key, {"AP": ap}))
+    assert board.tables() == {"table1": (40.5,)}
 
 
 def test_a_file_gets_one_plain_line_for_every_event(plan: Plan) -> None:
     console, text = screen(terminal=False)
     one, two, three = plan.trials
-    with display(plan, console) as shown:
+    with display(plan, {}, console) as shown:
         assert type(shown) is PlainDisplay
         shown.started(one)
         shown.reported(one, Progress(4, 4))
@@ -105,7 +118,7 @@ def test_a_file_gets_one_plain_line_for_every_event(plan: Plan) -> None:
     assert lines[0] == "started   table1 one, seed 0"
     assert lines[1] == "note      table1 one, seed 0: passed over a broken checkpoint"
     assert lines[2].startswith("finished  table1 one, seed 0: AP 41.3, 0 s; 1 of 3 trials done")
-    assert lines[3] == "tables    table1 1/3 cells"
+    assert lines[3] == "table1    41.3    ·    ·"
     assert lines[5] == "FAILED    table1 two, seed 0: ValueError: loss is [NaN]"
     assert lines[7] == "again     table1 three, seed 0: its process died"
     assert lines[8].startswith("Stopping")
@@ -129,18 +142,18 @@ def test_how_the_tables_fill_is_said_once_and_only_of_those_that_did(plan: Plan)
     for trial in (one, two):
         shown.finished(trial)
     told = [line.split("  ", 1)[-1] for line in lines]
-    assert [line for line in told if line.startswith("tables")] == ["tables    table1 1/3 cells"]
+    assert [line for line in told if line.startswith("table")] == ["table1       –    ·    ·"]
 
 
 def test_a_terminal_shows_running_trials_the_whole_and_the_tables(plan: Plan) -> None:
     console, text = screen(terminal=True)
-    with display(plan, console) as shown:
+    with display(plan, {}, console) as shown:
         assert isinstance(shown, LiveDisplay)
         shown.started(plan.trials[0])
         shown.reported(plan.trials[0], Progress(2, 4, {"loss": 2.0, "images_per_second": 51.0}))
         console.print(shown.picture())
         shown.failed(plan.trials[0], "ValueError: broken")
     seen = text.getvalue()
-    for piece in ("table1 one, seed 0", "2/4", "loss 2.000", "51 img/s", "0 of 3 trials", "table1 0/3 cells"):
+    for piece in ("table1 one, seed 0", "2/4", "loss 2.000", "51 img/s", "0 of 3 trials", "   ·    ·    ·"):
         assert piece in seen
     assert "FAILED    table1 one, seed 0: ValueError: broken" in seen

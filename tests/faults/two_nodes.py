@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ablation.store import Store, TrialRow
-from tests.faults.driver import Run, wait_until
+from tests.faults.driver import Run
 from tests.faults.machines import lacking, machines
 from tests.faults.soak import PATIENCE_S, ROOT, complete, outcome, study
 
@@ -82,7 +82,7 @@ def main() -> None:
         print(f"{done(together)} trials in {time.monotonic() - began:.0f} s on two machines", flush=True)
         words = ["env", "OMP_NUM_THREADS=1", *command(alone, arguments.tables, "--concurrency", "2")]
         with Run(words, alone.with_suffix(".log")) as run:
-            wait_until(lambda: not run.running(), said=run.log.read_text)
+            run.process.wait(PATIENCE_S)
         grid = study("smoke")
         same = outcome(grid, alone) == outcome(grid, together)
         lost = _lost(together)

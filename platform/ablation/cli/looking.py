@@ -29,11 +29,19 @@ from ablation.steering.status import lines, status_of, watch
 
 
 def plan_command(arguments: argparse.Namespace) -> int:
-    """Print what a run would do, and how long it would take on the machines at hand."""
+    """Print what is done, stale and left, and how long a run would take on the machines at hand."""
     session = look(arguments)
     expected = forecast(session, options_of(arguments), timed=arguments.probe)
-    print(session.plan.describe(expected.describe()))
+    print(session.plan.describe(_stale(session), expected.describe()))
     return 0
+
+
+def _stale(session: Session) -> str:
+    """How many results are, in a line; "" for none."""
+    findings = staleness.find(session.plan, session.opened) if session.opened else []
+    count = sum(finding.kind == "stale" for finding in findings)
+    command = session.command("status", "--stale", study=True)
+    return f"Stale: {count} of the results here; `{command}` says what has changed." if count else ""
 
 
 def status_command(arguments: argparse.Namespace) -> int:

@@ -5,10 +5,12 @@ Both keep the same `Board`. The scheduler only knows a `Listener`.
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from statistics import fmean
 from typing import Protocol, Self
 
 from rich.console import Console, Group, RenderableType
@@ -20,6 +22,9 @@ from rich.text import Text
 from ablation.errors import last_line
 from ablation.plan import Plan, PlannedTrial
 from ablation.protocol import Evaluated, Noticed, Progress, Report
+
+Results = Mapping[str, Mapping[str, float]]
+"""Numbers of evaluations by name, by key of the evaluation."""
 
 LOSS, SPEED = "loss", "images_per_second"
 """Names of the two metrics of a `Progress` that are shown."""
@@ -97,10 +102,13 @@ class Board:
 
     Args:
         plan: what is planned; what its trials do not miss counts as there.
+        results: the numbers of the evaluations that are there, by key.
         clock: seconds.
     """
 
-    def __init__(self, plan: Plan, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, plan: Plan, results: Results | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._clock = clock
         self._began: float | None = None
         self.active: dict[str, Active] = {}
@@ -110,7 +118,7 @@ class Board:
         self._ended = 0
         self._resumed = 0.0  # shares of trainings that earlier runs had done
         self.failed = sum(trial.state == "FAILED" for trial in plan.trials)
-        self._evaluated = {e.key for t in plan.trials for e in t.evaluations if e not in t.missing}
+        self._results = dict(results or {})
         self._cells = _cells(plan)
 
     def start(self, trial: PlannedTrial) -> Active:
@@ -130,7 +138,7 @@ class Board:
                 active.first_step, active.first_time = report.step, now
                 self._resumed += active.fraction
         elif isinstance(report, Evaluated):
-            self._evaluated.add(report.key)
+            self._results[report.key] = report.metrics
             active.evaluated = report.metrics
 
     def end(self, trial: PlannedTrial, *, failed: bool = False) -> Active:
@@ -149,12 +157,17 @@ class Board:
         """How long an attempt has run."""
         return self._clock() - active.since
 
-    def tables(self) -> dict[str, tuple[int, int]]:
-        """(cells tested at every seed, cells) of each planned table."""
-        return {
-            table: (sum(needed <= self._evaluated for needed in cells), len(cells))
-            for table, cells in self._cells.items()
-        }
+    def tables(self) -> dict[str, tuple[float | None, ...]]:
+        """The main number of each planned table, cell by cell: the mean over those seeds that are there.
+
+        None where there is none yet; NaN where the data has nothing to average, or only an evaluation
+        server can say.
+        """
+        return {table: tuple(self._value(*cell) for cell in cells) for table, cells in self._cells.items()}
+
+    def _value(self, metric: str, evaluations: Sequence[str]) -> float | None:
+        there = [self._results[key].get(metric, math.nan) for key in evaluations if key in self._results]
+        return fmean(there) if there else None
 
     def seconds_left(self) -> float | None:
         """Of the whole run, from the pace so far; None while nothing has moved."""
@@ -165,13 +178,14 @@ class Board:
         return left * (self._clock() - self._began) / moved
 
 
-def _cells(plan: Plan) -> dict[str, list[frozenset[str]]]:
-    """Of each planned table, what evaluations each of its cells needs."""
+def _cells(plan: Plan) -> dict[str, list[tuple[str, list[str]]]]:
+    """Of each planned table, its first metric and the evaluations behind each cell that has it."""
     return {
         table.id: [
-            frozenset(plan.lookup(cell, seed)[1] for seed in plan.seeds)
+            (cell.metric, [plan.lookup(cell, seed)[1] for seed in plan.seeds])
             for row in table.rows
             for cell in row.cells
+            if cell.metric == table.rows[0].cells[0].metric
         ]
         for table in plan.tables
     }
@@ -216,9 +230,11 @@ def overall(board: Board) -> str:
     return f"{board.done} of {board.total} trials done{failed}, {duration(left)} left (about {end:%H:%M})"
 
 
-def filled(tables: Mapping[str, tuple[int, int]]) -> str:
-    """How full each of `Board.tables` is."""
-    return "  ".join(f"{table} {there}/{of} cells" for table, (there, of) in tables.items())
+def filled(numbers: Sequence[float | None]) -> str:
+    """One of `Board.tables` in a line: a dot where nothing is yet, a dash for what is not known here."""
+    return " ".join(
+        "   ·" if number is None else "   –" if math.isnan(number) else f"{number:4.1f}" for number in numbers
+    )
 
 
 # --- showing ------------------------------------------------------------------------------------------
@@ -295,12 +311,12 @@ class PlainDisplay:
         self._say("running", trial, ", ".join(facts(self._board.active[trial.key])))
 
     def _tell_tables(self) -> None:
-        """How full those tables are that have more cells than when last told."""
+        """Those tables that have more numbers than when last told."""
         now = self._board.tables()
-        changed = {table: fill for table, fill in now.items() if fill != self._told_tables[table]}
+        for table, numbers in now.items():
+            if filled(numbers) != filled(self._told_tables[table]):  # as text, since no NaN equals another
+                self._line(table, filled(numbers))
         self._told_tables = now
-        if changed:
-            self._line("tables", filled(changed))
 
     def _say(self, event: str, trial: PlannedTrial, text: str = "") -> None:
         rest = f": {text}" if text else ""
@@ -337,7 +353,10 @@ class LiveDisplay(PlainDisplay):
         bar = ProgressBar(total=of, completed=self._board.done, width=20)
         whole = Table.grid(padding=(0, 2))
         whole.add_row(bar, Text(overall(self._board)))
-        return Group(grid, whole, Text(filled(self._board.tables()), style="dim"))
+        tables = Table.grid(padding=(0, 2))
+        for table, numbers in self._board.tables().items():
+            tables.add_row(Text(table), Text(filled(numbers), style="dim"))
+        return Group(grid, whole, tables)
 
     def _tell(self, trial: PlannedTrial) -> None:
         """The picture shows it."""
@@ -349,9 +368,14 @@ class LiveDisplay(PlainDisplay):
         self._console.print(line, markup=False, highlight=False)
 
 
-def display(plan: Plan, console: Console) -> PlainDisplay:
-    """The display that suits the console; a context manager and a `Listener`."""
-    board = Board(plan)
+def display(plan: Plan, results: Results, console: Console) -> PlainDisplay:
+    """The display that suits the console; a context manager and a `Listener`.
+
+    Args:
+        plan, results: see `Board`.
+        console: where to.
+    """
+    board = Board(plan, results)
     if console.is_terminal and not console.is_dumb_terminal:
         return LiveDisplay(board, console)
     return PlainDisplay(

@@ -14,7 +14,7 @@ from heapq import heappop, heappush
 from pathlib import Path
 from statistics import median, quantiles
 
-from ablation.plan import Plan, PlannedTrial
+from ablation.plan import Plan, PlannedTrial, counted
 from ablation.resources import Resources, held
 from ablation.running.admission import Admission, Candidate, Node
 from ablation.running.display import duration
@@ -75,7 +75,7 @@ class Calibration:
     @property
     def basis(self) -> str:
         """What it rests on, in words."""
-        some = f"{self.trainings} " + ("training" if self.trainings == 1 else "trainings")
+        some = counted(self.trainings, "training")
         if self.probed:
             return f"from a probe of {some}"
         spread = "" if self.spread is None else f", {self.spread:.0%} apart for equal work"

@@ -43,8 +43,10 @@ def run_study(
     invocation = store.start_invocation(command, facts)
     mirror.start()
     try:
-        with display(session.plan, console) as listener:
-            plan, place = session.plan, Place(store, session.workspace, storage)
+        plan, place = session.plan, Place(store, session.workspace, storage)
+        keys = [evaluation.key for trial in plan.trials for evaluation in trial.evaluations]
+        results = {key: row.metrics for key, row in store.evaluations(keys).items()}
+        with display(plan, results, console) as listener:
             seconds = seconds_left(plan, calibrate(plan, measured(plan, store)))
             summary = scheduler.run(
                 plan, place, options, listener, seconds, facts=facts, invocation_id=invocation
