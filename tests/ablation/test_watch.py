@@ -1,5 +1,7 @@
 """The log beside a training, and the watch that ends a hang."""
 
+import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -10,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from ablation.protocol import Checkpointed, Described, Evaluated, Noticed, Progress, Report
+from ablation.running.guard import LATER_S, TICK_S
 from ablation.running.watch import FACTOR, HANG, LOG, START, Watch, alive, hang_of, logged
 
 
@@ -110,3 +113,103 @@ def test_a_hanging_process_is_ended_and_leaves_where_it_stood(tmp_path: Path) ->
 
 def test_a_sign_of_life_where_nothing_is_watched_does_nothing() -> None:
     alive()
+
+
+# --- from outside ---------------------------------------------------------------------------------------
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's memory files")
+
+BEGIN = """
+import os, signal, sys, time
+from pathlib import Path
+from ablation.protocol import Progress
+from ablation.running import guard, watch
+folder = Path(sys.argv[1])
+watch.guarded(folder, 0.1)
+"""
+
+
+def begun(program: str, folder: Path) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-c", BEGIN + textwrap.dedent(program), str(folder)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+@linux
+def test_a_process_that_stands_still_in_its_training_is_killed_and_a_line_says_so(tmp_path: Path) -> None:
+    process = begun(
+        """
+        def training():
+            yield Progress(1, 2)
+            os.kill(os.getpid(), signal.SIGSTOP)
+        with watch.Watch(folder, 0.1) as watching:
+            for report in watching.over(training()):
+                pass
+        """,
+        tmp_path,
+    )
+    assert process.wait(60) == -signal.SIGKILL
+    assert "stood still" in str(hang_of(tmp_path))
+
+
+@linux
+def test_a_process_that_stands_still_between_two_reports_is_killed_too(tmp_path: Path) -> None:
+    process = begun(
+        """
+        with watch.Watch(folder, 0.1) as watching:
+            for report in watching.over(iter([Progress(1, 2)])):
+                os.kill(os.getpid(), signal.SIGSTOP)
+        """,
+        tmp_path,
+    )
+    assert process.wait(60) == -signal.SIGKILL
+    assert "stood still" in str(hang_of(tmp_path))
+
+
+@linux
+def test_the_guard_stays_from_trial_to_trial_holds_nothing_and_goes_with_its_process(tmp_path: Path) -> None:
+    process = begun(
+        """
+        def guard_of(trial):
+            watch.guarded(folder, 0.1)
+            with watch.Watch(folder, 0.1) as watching:
+                list(watching.over(iter([Progress(1, 1)])))
+            return watch._Guard.own._process.pid
+        held = open(folder / "held", "w")
+        assert guard_of(1) == guard_of(2)
+        os.kill(guard_of(2), signal.SIGKILL)
+        watch._Guard.own._process.wait()
+        print(guard_of(3), flush=True)
+        time.sleep(60)
+        """,
+        tmp_path,
+    )
+    assert process.stdout
+    guard = int(process.stdout.readline())
+    open_files = {str(link.readlink()) for link in Path(f"/proc/{guard}/fd").iterdir()}
+    assert {name.split(" ")[0] for name in open_files} == {"/dev/null", "/memfd:signs"}
+    assert os.getsid(guard) == guard
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 30
+    while Path(f"/proc/{guard}").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+@linux
+def test_a_machine_that_was_asleep_with_both_kills_nothing(tmp_path: Path) -> None:
+    process = begun(
+        """
+        print(watch._Guard.own._process.pid, flush=True)
+        time.sleep(15)
+        """,
+        tmp_path,
+    )
+    assert process.stdout
+    both = int(process.stdout.readline()), process.pid
+    for number, wait in ((signal.SIGSTOP, LATER_S + 4 * TICK_S), (signal.SIGCONT, 0)):
+        for pid in both:
+            os.kill(pid, number)
+        time.sleep(wait)
+    assert process.wait(60) == 0
+    assert hang_of(tmp_path) is None

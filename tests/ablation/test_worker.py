@@ -38,7 +38,7 @@ KEY = "0123456789ab"
 def job(tmp_path: Path) -> Job:
     evaluations = (EvaluationRequest("a", 1), EvaluationRequest("b", 2))
     request = Request(KEY, "config", evaluations, tmp_path / "artifacts" / KEY)
-    return Job(counts, {KEY: request}, storage_at(tmp_path / "artifacts"), ("ablation",), 60.0, tmp_path)
+    return Job(counts, {KEY: request}, storage_at(tmp_path / "artifacts"), ("ablation",), 0.0, tmp_path)
 
 
 ORDER = Order(KEY, (), None, Resources())
@@ -119,11 +119,12 @@ def test_a_process_that_must_go_stops_its_training_too(job: Job) -> None:
 
 
 def test_an_order_travels_as_plain_data_and_changes_the_request(job: Job) -> None:
-    order = Order(KEY, ("a",), 8, Resources(2, 3.0, 1.0, 5))
+    order = Order(KEY, ("a",), 8, Resources(2, 3.0, 1.0, 5), "attempt-2")
     assert Order.from_config(order.to_config()) == order
     request = order.applied_to(job.requests[KEY])
     assert request.evaluations == (EvaluationRequest("b", 2),)
     assert (request.workers, request.micro_batch) == (2, 8)
+    assert request.directory == job.requests[KEY].directory / "attempt-2"
 
 
 def test_files_are_stored_before_their_report_and_told_as_the_driver_knows_them(

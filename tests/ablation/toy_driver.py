@@ -126,6 +126,8 @@ def _accident(toy: Toy, micro_batch: int | None, attempt: int, last_rank: bool) 
         os.kill(os.getpid(), signal.SIGKILL)
     if toy.fault == "hang once" and first:
         time.sleep(3600)
+    if toy.fault == "freeze once" and first:
+        os.kill(os.getpid(), signal.SIGSTOP)
     if toy.fault == "preempted once" and first:
         os.kill(os.getpid(), signal.SIGTERM)
     if toy.fault == "memory" and (now := micro_batch or toy.batch) > 2:

@@ -8,8 +8,12 @@ from typing import Any
 import pytest
 
 from ablation.running.scheduler import PROCESS_DIED
+from ablation.running.watch import LOG
 from ablation.store import AttemptRow, Store
 from tests.faults.driver import Driver, attempts, key_of, newest_step, starts, states
+
+TRIAL, CONTROLLER = "ray::ResourceTrainable", "ray::TrainController"
+"""What Tune calls the process of a trial, and Train the one that looks after the workers of a group."""
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -92,6 +96,58 @@ def test_trials_of_1_2_and_8_slots_share_8_slots_and_a_group_outlives_one_of_its
     assert losses == [(1, 3.0), (2, 1.5), (3, 1.0), (4, 0.75)]
     assert "counted among 2" in store.notices(key)
     assert all(row.state == "COMPLETE" for name in rows if name != "pair" for row in rows[name])
+
+
+def test_a_process_that_stands_still_is_killed_and_its_trial_goes_on(folder: Path, store: Store) -> None:
+    toys = [
+        {"name": "single", "fault": "freeze once"},
+        {"name": "pair", "workers": 2, "fault": "freeze once"},
+    ]
+    with Driver(folder, toys, concurrency=1, hang_after=3) as driver:
+        assert len(driver.summary()["finished"]) == 2
+    assert states(store) == {name: ["INTERRUPTED", "COMPLETE"] for name in ("single", "pair")}
+    for name in ("single", "pair"):
+        key = key_of(store, name)
+        assert starts(folder, key) == [0, 2]
+        assert any("It hung, and was ended" in notice for notice in store.notices(key))
+    assert "stood still" in (folder / "artifacts" / key_of(store, "single") / LOG).read_text()
+
+
+def test_a_group_outlives_the_standstill_of_the_processes_that_only_wait_for_its_workers(
+    folder: Path, store: Store
+) -> None:
+    pair = {"name": "pair", "workers": 2, "steps": 100, "step_seconds": 0.2}
+    with Driver(folder, [pair], concurrency=1, hang_after=3) as driver:
+        for attempt, process in ((1, TRIAL), (2, CONTROLLER)):
+            until_started(driver, folder, attempt)
+            (pid,) = driver.descendants(process)
+            os.kill(pid, signal.SIGSTOP)
+        assert len(driver.summary()["finished"]) == 1
+    assert states(store) == {"pair": ["INTERRUPTED", "INTERRUPTED", "COMPLETE"]}
+    log = (folder / "artifacts" / key_of(store, "pair") / LOG).read_text()
+    assert log.count("stood still") == 2
+
+
+def test_a_group_of_which_a_process_is_asked_to_go_stops_at_a_checkpoint_first(
+    folder: Path, store: Store
+) -> None:
+    pair = {"name": "pair", "workers": 2, "steps": 40, "step_seconds": 0.2, "checkpoint_every": 100}
+    with Driver(folder, [{**pair, "fault": "preempted once"}], concurrency=1) as driver:
+        until_started(driver, folder, 2)  # its last rank was asked to go in step 21
+        (pid,) = driver.descendants(TRIAL)
+        os.kill(pid, signal.SIGTERM)
+        assert len(driver.summary()["finished"]) == 1
+    assert states(store) == {"pair": ["INTERRUPTED", "INTERRUPTED", "COMPLETE"]}
+    _, second, third = starts(folder, key_of(store, "pair"))
+    assert 21 <= second < third < 40
+    steps = [m.step for row in attempts(store)["pair"] for m in store.metrics(row.id) if m.name == "loss"]
+    assert steps == list(range(1, 41)), "nothing is lost"
+
+
+def until_started(driver: Driver, folder: Path, attempt: int) -> None:
+    """Until the only trial trains, for the so manieth time."""
+    pattern = "artifacts/*/starts.txt"
+    driver.until(lambda: sum(file.read_text().count("\n") for file in folder.glob(pattern)) == attempt)
 
 
 def most_at_once(held: list[tuple[AttemptRow, int]]) -> int:

@@ -59,8 +59,6 @@ def _is_loopback(address: str) -> bool:
 @pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="reads Linux's /proc")
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_run_on_this_machine_listens_on_the_loopback_device_alone(tmp_path: Path, workers: int) -> None:
-    if workers == 2:
-        pytest.xfail("the store by which the workers of one trial meet listens on every device (SECURITY.md)")
     options = [
         "--profile",
         "smoke",

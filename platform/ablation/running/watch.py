@@ -1,11 +1,16 @@
-"""Beside a training, in its process: the log that a person reads, and the watch that ends a hang."""
+"""Beside a training: the log that a person reads, the watch that ends a hang, the guard where it cannot."""
 
 from __future__ import annotations
 
 import faulthandler
+import itertools
+import mmap
 import os
 import socket
 import statistics
+import subprocess
+import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -16,6 +21,7 @@ from types import TracebackType
 from typing import ClassVar, Self
 
 from ablation.protocol import Checkpointed, Evaluated, Noticed, Progress, Report
+from ablation.running import guard
 
 LOG, HANG = "log.txt", "hang.txt"
 """In a trial's directory: what its attempts said, and where each thread stood when one hung."""
@@ -68,7 +74,7 @@ class Watch:
     """Ends the process when the training in it goes silent, so that another attempt can begin.
 
     The interpreter's own watchdog does it, which needs no lock that a hanging library may hold. It leaves
-    the stack of every thread in `HANG`.
+    the stack of every thread in `HANG`. Where it cannot, for no thread of this process runs, the guard does.
 
     Args:
         directory: the trial's.
@@ -78,18 +84,20 @@ class Watch:
     _current: ClassVar[Watch | None] = None
 
     def __init__(self, directory: Path, least: float) -> None:
-        self._path = directory / f"{HANG}.{socket.gethostname()}.{os.getpid()}"
+        self._path = _hang_file(directory)
         self._least = least
         self._paces: deque[float] = deque(maxlen=51)
 
     def __enter__(self) -> Self:
         self._file = self._path.open("w")
+        if _Guard.own:
+            _Guard.own.leave_at(self._path)
         Watch._current = self
         return self
 
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
         Watch._current = None
-        faulthandler.cancel_dump_traceback_later()
+        self._disarm()
         self._file.close()
         self._path.unlink(missing_ok=True)
 
@@ -103,7 +111,7 @@ class Watch:
             except StopIteration:
                 return
             finally:
-                faulthandler.cancel_dump_traceback_later()
+                self._disarm()
             if isinstance(report, Progress):
                 self._paces.append(time.monotonic() - began)
             yield report
@@ -111,7 +119,15 @@ class Watch:
     def arm(self) -> None:
         """Starts counting anew."""
         if self._least:
-            faulthandler.dump_traceback_later(self.limit, file=self._file, exit=True)
+            limit = self.limit
+            faulthandler.dump_traceback_later(limit, file=self._file, exit=True)
+            if _Guard.own:
+                _Guard.own.expect(limit)
+
+    def _disarm(self) -> None:
+        faulthandler.cancel_dump_traceback_later()
+        if _Guard.own:
+            _Guard.own.expect(0)
 
     @property
     def limit(self) -> float:
@@ -127,6 +143,11 @@ def alive() -> None:
         Watch._current.arm()
 
 
+def _hang_file(directory: Path) -> Path:
+    """Of this process."""
+    return directory / f"{HANG}.{socket.gethostname()}.{os.getpid()}"
+
+
 def hang_of(directory: Path) -> str | None:
     """Where the last process that hung stood, once: the file goes to the log; None when none did."""
     for path in directory.glob(f"{HANG}.*"):
@@ -137,3 +158,78 @@ def hang_of(directory: Path) -> str | None:
                 path.unlink()
                 return text
     return None
+
+
+# --- from outside ------------------------------------------------------------------------------------
+
+
+def guarded(directory: Path, least: float) -> None:
+    """From now on this process is killed from outside once it stands still, on Linux.
+
+    Args:
+        directory: the trial's, for a line in `HANG`; need not be there.
+        least: seconds after which a process counts as standing still that could not even run a thread which
+            does nothing; while a `Watch` is armed, its own limit counts instead. 0 guards nothing.
+    """
+    if not least or sys.platform != "linux":
+        return
+    if _Guard.own is None or not _Guard.own.lives():
+        with suppress(OSError, RuntimeError):  # no room for another process or thread: it goes on without
+            _Guard.own = _Guard()
+    if _Guard.own:
+        _Guard.own.leave_at(_hang_file(directory))
+        _Guard.own.beat_within(least)
+
+
+class _Guard:
+    """The process of `guard.py` beside this one, kept until this one ends, and what is said to it.
+
+    What is said is written to memory that both have, which costs less than a microsecond and never waits.
+    """
+
+    own: ClassVar[_Guard | None] = None
+
+    def __init__(self) -> None:
+        memory = os.memfd_create("signs of life")
+        try:
+            os.ftruncate(memory, guard.SIZE)
+            self._shared = mmap.mmap(memory, guard.SIZE)
+            self._process = subprocess.Popen(
+                [sys.executable, "-I", "-S", guard.__file__, str(os.getpid())],
+                stdin=memory,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                cwd="/",
+                start_new_session=True,
+            )
+        finally:
+            os.close(memory)
+        self._numbers = itertools.count(1)
+        self._least = 0.0
+        threading.Thread(target=self._beat, name="guard", daemon=True).start()
+
+    def lives(self) -> bool:
+        """Whether it has not been ended by somebody else."""
+        return self._process.poll() is None
+
+    def leave_at(self, path: Path) -> None:
+        """The file for the guard's last line."""
+        name = os.fsencode(path.absolute())[: guard.SIZE - guard.PATH - 1] + b"\0"
+        self._shared[guard.PATH : guard.PATH + len(name)] = name
+
+    def expect(self, seconds: float) -> None:
+        """Another word of the training within so many seconds; 0 when it is not its turn."""
+        self._sign(guard.WATCH, seconds)
+
+    def beat_within(self, seconds: float) -> None:
+        """A sign of life of the process within so many seconds while it is not; 0 for none."""
+        self._least = seconds
+        self._sign(guard.BEAT, seconds)
+
+    def _sign(self, place: int, seconds: float) -> None:
+        guard.SIGN.pack_into(self._shared, place, next(self._numbers), seconds)
+
+    def _beat(self) -> None:
+        while self.lives():
+            time.sleep(guard.TICK_S)
+            self._sign(guard.BEAT, self._least)

@@ -38,8 +38,9 @@ from ablation.protocol import (
     to_wire,
 )
 from ablation.resources import Resources
+from ablation.running.group import Rank, torch_config
 from ablation.running.storage import STOP, Storage, StorageError, files_of, moved
-from ablation.running.watch import HANG, LOG, Watch, hang_of, logged
+from ablation.running.watch import HANG, LOG, Watch, guarded, hang_of, logged
 
 ENDED, STOPPED, FAILED, OUT_OF_MEMORY = "ended", "stopped", "failed", "out of memory"
 LAST = (ENDED, STOPPED, FAILED, OUT_OF_MEMORY)
@@ -88,12 +89,14 @@ class Order:
     Attributes:
         done: keys of the evaluations that earlier attempts have done.
         micro_batch: see `protocol.Request`.
+        folder: of the trial's directory; see `store.TrialRow`.
     """
 
     key: str
     done: tuple[str, ...]
     micro_batch: int | None
     resources: Resources
+    folder: str = ""
 
     def to_config(self) -> dict[str, Any]:
         """As plain data."""
@@ -103,13 +106,18 @@ class Order:
     def from_config(config: Mapping[str, Any]) -> Order:
         """What `to_config` wrote."""
         resources = Resources(**config["resources"])
-        return Order(config["key"], tuple(config["done"]), config["micro_batch"], resources)
+        done, folder = tuple(config["done"]), config["folder"]
+        return Order(config["key"], done, config["micro_batch"], resources, folder)
 
     def applied_to(self, request: Request) -> Request:
         """The request as this attempt carries it out."""
         left = tuple(e for e in request.evaluations if e.key not in self.done)
         return replace(
-            request, evaluations=left, workers=self.resources.workers, micro_batch=self.micro_batch
+            request,
+            evaluations=left,
+            directory=request.directory / self.folder,
+            workers=self.resources.workers,
+            micro_batch=self.micro_batch,
         )
 
 
@@ -220,19 +228,22 @@ def reports(
         writes: False for all ranks but the first, whose files are everybody's.
     """
     storage, key = job.storage, request.trial_key
-    here = storage.directory(key)
-    passed_over = storage.fetch(key, here)
+    here, whole = storage.directory(key), job.requests[key].directory
+    folder = request.directory.relative_to(whole)
+    guarded(here, job.hang_after)
+    passed_over = storage.fetch(key, here, folder.as_posix())
+    (here / folder).mkdir(exist_ok=True)
     if writes and hang_of(here):  # before this attempt has a watch of its own there
         passed_over.append("an attempt before hung, and was ended (log.txt of the trial has where)")
     with logged(here, writes=writes) as log, Watch(here, job.hang_after) as watch:
         yield Described(describe(job.sources))
         yield from map(Noticed, passed_over)
-        with closing(job.train(replace(request, directory=here))) as training:
+        with closing(job.train(replace(request, directory=here / folder))) as training:
             for report in watch.over(training):
                 log(report)
                 if writes:
                     _store(storage, key, here, report)
-                yield moved(report, here, request.directory)
+                yield moved(report, here, whole)
                 if stop():
                     training.close()  # writes a checkpoint of where it stands
                     if writes:
@@ -280,9 +291,9 @@ def _of_group(
     told: Any = Queue(actor_options={"num_cpus": 0})
     failures: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
     errors: dict[int, Message] = {}
-    thread = threading.Thread(
-        target=_fit, args=(_trainer(job, request, resources, told), told, failures), daemon=True
-    )
+    trainer = _trainer(job, request, resources, told)
+    guarded(job.requests[request.trial_key].directory, job.hang_after)  # this process has no watch
+    thread = threading.Thread(target=_fit, args=(trainer, told, failures), daemon=True)
     thread.start()
     last: Message | None = None
     for message in _heard(told):
@@ -339,6 +350,8 @@ def _trainer(job: Job, request: Request, resources: Resources, told: Any) -> Any
         rank = get_context().get_world_rank()
 
         def stop() -> bool:
+            if Rank.preempted:  # any rank's: the first sees the marker at this report or one of the next
+                job.storage.ask_to_stop(request.trial_key)
             asked = rank == 0 and job.storage.stop_asked(request.trial_key)
             return bool(broadcast_from_rank_zero(asked))
 
@@ -353,8 +366,10 @@ def _trainer(job: Job, request: Request, resources: Resources, told: Any) -> Any
     per_worker: dict[str, float] = {"CPU": resources.cpus, "GPU": resources.gpus}
     if resources.memory:
         per_worker["memory"] = resources.memory
+    folder = job.requests[request.trial_key].directory
     return TorchTrainer(
         loop,
+        torch_config=torch_config("nccl" if resources.gpus else "gloo", folder, job.hang_after),
         scaling_config=ScalingConfig(
             num_workers=request.workers, use_gpu=resources.gpus > 0, resources_per_worker=per_worker
         ),

@@ -1,0 +1,68 @@
+"""Kills the process that started it once that one stands still: `python -I -S guard.py PID`, on its own.
+
+A process that is stopped (SIGSTOP), or waits for a file system that is gone, runs no thread that could end
+it, so this one looks from outside. It imports nothing but what Python brings along, holds nothing open but
+the memory that both share (its standard input), and ends with the process that it looks at.
+
+It counts its own turns and no time: where the whole machine sleeps, both stand still, and nothing counts.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import signal
+import struct
+import sys
+import threading
+import time
+
+TICK_S = 1.0
+LATER_S = 5.0
+"""How much longer it waits than it was told: the process may end by itself, and say more about it."""
+
+SIGN = struct.Struct("=qd")
+"""A sign of life: its number, and after how many seconds there must be another; 0 for never."""
+WATCH, BEAT, PATH = 0, SIGN.size, 2 * SIGN.size
+"""Where the memory has the last sign of the training, that of the process itself, which counts while there is
+none of the training, and the file to leave a line in (its end is a zero byte)."""
+SIZE = PATH + 4097
+
+
+def main() -> None:
+    """Until the process that started it has ended, or stands still."""
+    pid = int(sys.argv[1])
+    shared = mmap.mmap(sys.stdin.fileno(), SIZE, prot=mmap.PROT_READ)
+    last, silent = (0, 0.0), 0.0
+    while os.getppid() == pid:  # another one's child as soon as that has ended, long before its id is free
+        sign = expected(shared)
+        silent = silent + TICK_S if sign == last else 0.0
+        last = sign
+        if last[1] and silent > last[1] + LATER_S:
+            _end(pid, bytes(shared[PATH:SIZE]).partition(b"\0")[0], silent)
+            return
+        time.sleep(TICK_S)
+
+
+def expected(shared: mmap.mmap) -> tuple[int, float]:
+    """The sign of life that must be followed by another."""
+    watch, beat = SIGN.unpack_from(shared, WATCH), SIGN.unpack_from(shared, BEAT)
+    return watch if watch[1] else beat
+
+
+def _end(pid: int, path: bytes, silent: float) -> None:
+    line = f"process {pid} stood still for {silent:.0f} s, no thread of it ran; killed from outside\n"
+    # In a thread: what the process waits for may be the very disk that the file is on.
+    writing = threading.Thread(target=_write, args=(path, line), daemon=True)
+    writing.start()
+    writing.join(LATER_S)
+    if os.getppid() == pid:
+        os.kill(pid, signal.SIGKILL)
+
+
+def _write(path: bytes, line: str) -> None:
+    os.write(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644), line.encode())
+
+
+if __name__ == "__main__":
+    main()
