@@ -175,7 +175,7 @@ def _evaluate(
     folder.mkdir(parents=True, exist_ok=True)
     paths = {"detections": folder / "detections.npz", "picture": folder / "detections.png"}
     results.save(paths["detections"])
-    _picture(images, results, split, paths["picture"])
+    _picture(images, results, split, paths["picture"], request.trial_key)
     if evaluation.split == "test":
         paths["submission"] = folder / SUBMISSION
         results.write_json(paths["submission"])
@@ -192,7 +192,7 @@ def _as_text(paths: dict[str, Path]) -> dict[str, str]:
     return {kind: str(path) for kind, path in paths.items()}
 
 
-def _picture(images: SplitImages, results: Results, split: CheckedSplit, path: Path) -> None:
+def _picture(images: SplitImages, results: Results, split: CheckedSplit, path: Path, name: str) -> None:
     """A few validation images with their ground truth and the detections worth a look."""
     drawn = []
     for index in range(min(PICTURED_IMAGES, len(images))):
@@ -212,4 +212,4 @@ def _picture(images: SplitImages, results: Results, split: CheckedSplit, path: P
                 min_score=0.5,
             )
         )
-    contact_sheet(drawn, columns=3, path=path, title=f"{path.parent.parent.parent.name}: validation images")
+    contact_sheet(drawn, columns=3, path=path, title=f"{name}: validation images")

@@ -29,7 +29,8 @@ class Request:
         trial_key: identity of the trial.
         config: the resolved trial config (a frozen dataclass of the study's own).
         evaluations: those still missing, in the order in which they are wanted.
-        directory: where this trial's checkpoints and artifacts live, for every attempt at it.
+        directory: where this trial's checkpoints and artifacts live, for every attempt until it is to be done
+            anew: then another, in which there is nothing.
         context: what decides where and how it runs but not the result (paths, intervals); picklable.
         workers: processes that train this one trial.
         micro_batch: samples that a worker takes through the network at a time, its share of a batch in

@@ -304,11 +304,14 @@ class Mirror:
 
     def _copy_results(self, client: MlflowClient, run_id: str, attempt: AttemptRow, trial: TrialRow) -> None:
         """The numbers and files of a finished attempt: evaluations, last checkpoint, error."""
-        # Numbered within the trial: what a later attempt evaluates is no first evaluation.
-        for number, evaluation in enumerate(self.store.evaluations_of(trial.key), 1):
-            if evaluation.attempt_id == attempt.id:
-                prefix = "" if number == 1 else f"evaluation_{number}/"
-                self._copy_evaluation(client, run_id, evaluation, prefix)
+        current = self.store.evaluations_of(trial.key)  # first: what becomes an earlier one now is in both
+        results = [*self.store.earlier_results(trial.key), *current]
+        # Numbered within the trial: what a later attempt evaluates is no first evaluation, unless done anew.
+        numbers = {key: number for number, key in enumerate(dict.fromkeys(r.key for r in results), 1)}
+        for result in results:
+            if result.attempt_id == attempt.id:
+                prefix = "" if numbers[result.key] == 1 else f"evaluation_{numbers[result.key]}/"
+                self._copy_evaluation(client, run_id, result, prefix)
         files = [file for file in self.store.artifacts(trial.key) if file.attempt_id == attempt.id]
         for checkpoint in [file.path for file in files if file.kind == CHECKPOINT][-1:]:
             self._log_file(client, run_id, checkpoint, "checkpoint")

@@ -14,7 +14,7 @@ import pytest
 from sqlalchemy import make_url
 
 from ablation import cli, session
-from ablation.cli import checking, looking, running
+from ablation.cli import checking, controlling, looking, running
 from ablation.errors import UserError
 from ablation.plan import Plan
 from ablation.protocol import Evaluated, Progress
@@ -28,6 +28,7 @@ from ablation.tracking import Mirror
 from ablation.workspace import Workspace
 from dashboards import __main__ as dashboard
 from tests.ablation import conftest
+from tests.ablation.test_renewal import finish
 from tests.ablation.test_scores import SUMMARY
 from tests.ablation.toy_driver import Count, Toy, toy_study
 
@@ -383,6 +384,36 @@ def test_a_retry_without_names_is_of_what_failed_and_leaves_what_was_cancelled(
     assert (states["table4 k=3, seed 0"], states["table4 k=7, seed 0"]) == ("WAITING", "CANCELLED")
 
 
+def test_a_stale_cell_is_shown_and_set_back_beside_a_running_driver(
+    driven: "conftest.Workspace", capsys: pytest.CaptureFixture[str]
+) -> None:
+    where = ("--workspace", str(driven.root))
+    finish(driven, "k3", "1.0")
+    assert _run("retry", "--stale", "--yes", "table4 k=3", "table4 k=7", *where) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"torch was 1\.0, is .*\n +\w{12}  table4 k=3, seed 0\n", said)
+    assert "table4 k=7, seed 0: nothing is known to have changed" in said
+    assert "1 trial is to be done anew.\n" in said
+    assert f"`ablation run --workspace {driven.root}` does it" in said
+    assert _states(driven)["table4 k=3, seed 0"] == "WAITING"
+    assert _run("retry", "--stale", *where) == 0
+    assert capsys.readouterr().out == "No result is known to rest on what has changed since.\n"
+
+
+def test_nothing_happens_without_a_yes(
+    driven: "conftest.Workspace", monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    where = ("--workspace", str(driven.root))
+    finish(driven, "k3", "1.0")
+    assert _run("retry", "--stale", *where) == 2  # nobody is there to ask
+    assert "--yes does it unasked" in capsys.readouterr().err
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    monkeypatch.setattr(controlling, "agreed", lambda question: False)
+    assert _run("retry", "--stale", *where) == 0
+    assert "Nothing was changed.\n" in capsys.readouterr().out
+    assert _states(driven)["table4 k=3, seed 0"] == "COMPLETE"
+
+
 def test_an_ambiguous_name_changes_nothing_and_lists_what_it_may_be(
     driven: "conftest.Workspace", capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -445,7 +476,7 @@ def test_gc_shows_what_it_would_remove_and_removes_nothing_unasked(
     assert _run("gc", *where) == 2  # nobody is there to ask
     said = capsys.readouterr()
     assert "table4 k=5, seed 0:" in said.out
-    assert "--yes removes it" in said.err
+    assert "--yes does it unasked" in said.err
     assert (folder / "step.pt.part").exists()
     assert _run("gc", "--yes", *where) == 0
     assert not (folder / "step.pt.part").exists()

@@ -36,7 +36,9 @@ class Place:
         """A training writes two checkpoints and ends; returns its directory."""
         attempt = self.made.start(method, seed)
         trial = self.made.plan.trial(self.made.trial_key(method, seed))
-        directory = self.workspace.trial_directory(trial.key)
+        directory = (
+            self.workspace.trial_directory(trial.key) / self.made.store.trial_states()[trial.key].folder
+        )
         (directory / "checkpoints").mkdir(parents=True)
         for step, content in BYTES.items():
             path = directory / "checkpoints" / f"step_{step}.pt"
@@ -128,6 +130,26 @@ def test_of_a_finished_training_the_last_checkpoint_stays(place):
     assert (directory / "checkpoints" / "step_10.pt").is_file()
     assert place.runs.deleted == []
     assert place.unneeded() == []
+
+
+def test_files_of_a_training_go_once_another_has_taken_its_place_and_no_others(place):
+    before = place.train("k3")
+    for name in ("log.txt", "checkpoints/step_7.pt"):
+        (before / name).write_text("of before")
+    key = place.made.trial_key("k3")
+    place.made.store.renew({key: 1})
+    assert place.unneeded() == [], "the new one is not there yet"
+    now = place.train("k3")
+    assert (now, now.parent) == (before / "attempt-2", before)
+    found = {item.why: item.files for item in place.unneeded()}
+    names = tuple(f"checkpoints/step_{step}.pt" for step in (10, 5, 7))
+    assert found == {gc.REPLACED: names, gc.EARLIER: ("attempt-2/checkpoints/step_5.pt",)}
+    place.remove(place.unneeded())
+    left = {path.relative_to(before).as_posix() for path in before.rglob("*") if path.is_file()}
+    assert left == {"log.txt", "attempt-2/checkpoints/step_10.pt"}
+    assert place.unneeded() == []
+    assert [file.step for file in place.made.store.artifacts(key)] == [5, 10]
+    assert len(place.made.store.earlier_results(key)) == 1
 
 
 def test_earlier_checkpoints_stay_where_the_last_one_is_damaged(place):

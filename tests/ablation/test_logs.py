@@ -1,5 +1,6 @@
 """What a trial has been through can be read, also while it grows."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -40,6 +41,20 @@ def test_an_account_has_attempts_errors_notices_numbers_and_the_end_of_the_log(
     ):
         assert said in text, said
     assert "line 79" not in text
+
+
+def test_the_number_of_before_can_be_read_while_a_trial_waits_to_be_done_anew(
+    make_workspace: Callable[..., "conftest.Workspace"],
+) -> None:
+    workspace = make_workspace()
+    workspace.measure("k5", 49.5)
+    workspace.store.renew({workspace.trial_key("k5"): 1})
+    trial = workspace.plan.trial(workspace.trial_key("k5"))
+    text = "\n".join(account(trial, workspace.store, workspace.root))
+    assert f"({trial.key}): WAITING\n" in text
+    assert f"files in {workspace.root / 'attempt-2'}\n" in text
+    assert "Evaluations" not in text
+    assert re.search(r"Results before .*\n  \w{12}  attempt 1, .* UTC: AP 49\.5", text)
 
 
 def test_a_trial_that_never_ran_has_a_short_account(full: "conftest.Workspace", tmp_path: Path) -> None:

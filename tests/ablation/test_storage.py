@@ -203,6 +203,23 @@ def test_another_machine_gets_exactly_what_was_stored(remote: Remote, here: Path
     }
 
 
+def test_of_a_training_begun_anew_only_its_own_folder_and_the_log_are_fetched(
+    remote: Remote, here: Path, there: Path, place: Path
+) -> None:
+    names = (
+        LOG,
+        "checkpoints/step_9.pt",
+        "attempt-2/checkpoints/step_1.pt",
+        "attempt-20/checkpoints/step_1.pt",
+    )
+    remote.put(KEY, here, [_write(here, name) for name in names])
+    assert remote.fetch(KEY, there, "attempt-2") == []
+    assert sorted(_contents(there)) == ["attempt-2/checkpoints/step_1.pt", LOG]
+    remote.put(KEY, there, [_write(there, "attempt-2/checkpoints/step_2.pt")])
+    remote.prune(KEY, there)
+    assert (place / KEY / "checkpoints").is_dir(), "what is not fetched is not removed"
+
+
 def test_a_trial_that_stored_nothing_starts_with_an_empty_directory(remote: Remote, here: Path) -> None:
     _write(here, "checkpoints/step_7.pt")
     assert remote.fetch(KEY, here) == []

@@ -100,6 +100,20 @@ def test_a_finished_attempt_arrives_with_its_curves_numbers_files_and_tags(
     assert found == {"config.json", "evaluation", "checkpoint"}
 
 
+def test_a_training_done_anew_is_a_run_of_its_own_and_the_one_before_keeps_its_numbers(
+    store: Store, mirror: Mirror, tmp_path: Path
+) -> None:
+    for value in (39.3, 40.1):
+        attempt = _start(store)
+        store.record(attempt, [Evaluated(EVALUATION, {"AP": value})])
+        store.finish(attempt)
+        if value == 39.3:
+            store.renew({TRIAL: 1})  # before it was mirrored
+    mirror.sync()
+    numbers = {run.info.run_name: run.data.metrics for run in _runs(mirror)[1] if "seed" in run.data.tags}
+    assert numbers == {NAME: {"AP": 39.3}, f"{NAME}, attempt 2": {"AP": 40.1}}
+
+
 def test_syncing_again_copies_nothing_twice(store: Store, mirror: Mirror) -> None:
     attempt = _start(store)
     store.record(attempt, [Progress(10, 20, {"loss": 2.0})])

@@ -36,7 +36,7 @@ def evaluate(workspace, method, metrics, detections=None, **others: str):
     """The method's trial ends with these numbers and files; returns where the files lie."""
     attempt = workspace.start(method)
     trial = workspace.plan.trial(workspace.trial_key(method))
-    folder = workspace.root / "artifacts" / trial.key
+    folder = workspace.root / "artifacts" / trial.key / workspace.store.trial_states()[trial.key].folder
     folder.mkdir(parents=True)
     texts = {"detections": json.dumps(metrics) if detections is None else detections} | others
     for kind, text in texts.items():
@@ -83,6 +83,16 @@ def test_a_damaged_a_missing_and_another_kind_of_file_are_named(workspace):
         f"detections: {place}/detections is not what was stored",
         f"matches: {place}/matches cannot be read (No such file or directory)",
     )
+
+
+def test_of_an_evaluation_done_anew_the_new_files_are_looked_at(workspace):
+    before = evaluate(workspace, "k3", {"AP": 40.0}, matches="m")
+    workspace.store.renew({workspace.trial_key("k3"): 1})
+    assert verdicts(workspace) == []
+    evaluate(workspace, "k3", {"AP": 41.0})
+    (before / "matches").unlink()
+    (verdict,) = verdicts(workspace)
+    assert (verdict.problems, verdict.notes) == ((), ())
 
 
 def test_a_file_that_was_never_there_is_a_problem(workspace):

@@ -13,15 +13,17 @@ from collections.abc import Sequence
 from ablation.cli.parts import Commands, add, selection_of, selection_parser
 from ablation.credentials import hidden
 from ablation.errors import UserError
+from ablation.evidence import staleness
 from ablation.plan import PlannedTrial
 from ablation.running.budget import agreed
 from ablation.session import Session
 from ablation.steering import gc
-from ablation.steering.control import Control, chosen
+from ablation.steering.control import Control, Renewal, chosen
 from ablation.tracking import Mirror
 
 _SHOWN = 10
 """Trials that an answer names before it only counts the rest."""
+ANEW = "Trained and tested anew, from nothing, because of what has changed since:"
 
 
 def pause_command(arguments: argparse.Namespace) -> int:
@@ -58,12 +60,49 @@ def cancel_command(arguments: argparse.Namespace) -> int:
 
 
 def retry_command(arguments: argparse.Namespace) -> int:
-    """Let trials that failed or were cancelled run again; without names, all that failed."""
+    """Let trials that failed or were cancelled run again, or do anew what is stale (--stale)."""
     session = _session(arguments)
+    if arguments.stale:
+        return _renew(session, arguments)
     failed = [trial for trial in session.plan.trials if trial.state == "FAILED"]
     trials = chosen(session.plan, arguments.what) if arguments.what else failed
     _tell("waiting again", Control(session.plan, session.store).retry(trials), trials)
     return 0
+
+
+def _renew(session: Session, arguments: argparse.Namespace) -> int:
+    """Has the trials behind stale cells done anew, after showing them and why."""
+    control = Control(session.plan, session.store)
+    found = control.stale(arguments.what)
+    going = [renewal for renewal in found if not renewal.runs]
+    print(_renewals(found, chosen(session.plan, arguments.what)))
+    if not going or not _agreed(arguments, "Do all this anew?", "Nothing was changed"):
+        return 0
+    renewed = control.renew(going)
+    _tell("to be done anew", renewed, [])
+    if len(renewed) < len(going):
+        print(f"{len(going) - len(renewed)} left alone: an attempt has been made meanwhile.")
+    seeds = session.selection.seeds
+    command = session.command("run", *(["--seeds", str(seeds)] if seeds else []), study=True)
+    print(f"`{command}` does it; a run that is at work leaves it to the next one.")
+    return 0
+
+
+def _renewals(found: Sequence[Renewal], named: Sequence[PlannedTrial]) -> str:
+    """What would be done anew and why, and what would not."""
+    going = [one for one in found if not one.runs]
+    parts = [staleness.grouped(ANEW, [(f"{one.trial.key}  {one.trial.name}", one.changes) for one in going])]
+    if tables := sorted({table for one in going for table in one.trial.tables}):
+        parts.append(
+            f"Until then their cells in {', '.join(tables)} wait. `ablation logs TRIAL` shows the numbers of "
+            "before; their files stay until `ablation gc`."
+        )
+    running = [one.trial.name for one in found if one.runs]
+    parts += [f"{name}: left alone, an attempt goes on (`ablation cancel` stops it)" for name in running]
+    stale = [one.trial.key for one in found]
+    parts += [f"{trial.name}: nothing is known to have changed" for trial in named if trial.key not in stale]
+    text = "\n".join(part for part in parts if part)
+    return text or "No result is known to rest on what has changed since."
 
 
 def prioritise_command(arguments: argparse.Namespace) -> int:
@@ -85,10 +124,7 @@ def gc_command(arguments: argparse.Namespace) -> int:
     print(gc.describe(found))
     if not found:
         return 0
-    if not arguments.yes and not sys.stdin.isatty():
-        raise UserError("Nothing was removed: nobody is there to ask. --yes removes it.")
-    if not arguments.yes and not agreed("Remove all this?"):
-        print("Nothing was removed.")
+    if not _agreed(arguments, "Remove all this?", "Nothing was removed"):
         return 0
     removed = _removed(session, found)
     print(f"Removed: {len(removed)} of {len(found)}.")
@@ -105,6 +141,18 @@ def _removed(session: Session, found: Sequence[gc.Removable]) -> list[gc.Removab
         raise UserError(f"{error.filename} cannot be removed: {error.strerror}.") from error
     except Exception as error:  # MLflow and its transports raise anything
         raise UserError(f"MLflow did not remove its runs: {hidden(str(error))}") from error
+
+
+def _agreed(arguments: argparse.Namespace, question: str, otherwise: str) -> bool:
+    """Whether a person wants what they were shown; UserError where nobody is there to ask."""
+    if arguments.yes:
+        return True
+    if not sys.stdin.isatty():
+        raise UserError(f"{otherwise}: nobody is there to ask. --yes does it unasked.")
+    if agreed(question):
+        return True
+    print(f"{otherwise}.")
+    return False
 
 
 def _session(arguments: argparse.Namespace) -> Session:
@@ -137,7 +185,17 @@ def add_commands(commands: Commands) -> None:
     add(commands, "pause", pause_command, shared, "--profile coco")
     add(commands, "resume", resume_command, shared, "--profile coco")
     _add_what(add(commands, "cancel", cancel_command, shared, '"table3 FCOS" table8'), "+")
-    _add_what(add(commands, "retry", retry_command, shared, "0123abcd"), "*")
+    retry = add(commands, "retry", retry_command, shared, "0123abcd")
+    _add_what(retry, "*")
+    retry.add_argument(
+        "--stale",
+        action="store_true",
+        help="train and test anew, from nothing, the trials behind stale cells (`status --stale`): all, or "
+        "those given. Results that kept no record to compare are done anew only where their trial is given; "
+        "rows whose config has changed need none of this, as any run trains them. Earlier numbers stay in "
+        "the store",
+    )
+    retry.add_argument("--yes", action="store_true", help="with --stale: do not ask")
     prioritise = add(commands, "prioritise", prioritise_command, shared, "table3 --by 10")
     _add_what(prioritise, "+")
     prioritise.add_argument(

@@ -3,7 +3,7 @@
 A result depends on the modules that its attempts had imported, on the packages and on its config. Only what
 those attempts recorded is compared with today: an edit of a module that a training never imported, or of
 comments alone where the old text is known, makes nothing stale. Nothing is run again for it; that is a
-person's choice.
+person's choice (`ablation retry --stale`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import ast
 import difflib
 import json
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -23,7 +23,7 @@ from ablation.plan import Plan, make_plan
 from ablation.store import CHECKPOINT, AttemptRow, EvaluationRow, Store, TrialRow
 
 SUPERSEDED = "Rows whose results are of another config than today's, so that a run trains them anew:"
-STALE = "Results that rest on what has changed since, and are kept; a run in another --workspace trains anew:"
+STALE = "Results that rest on what has changed since, and are kept until `ablation retry --stale`:"
 
 Kind = Literal["stale", "unrecorded", "superseded"]
 
@@ -79,10 +79,14 @@ def describe(findings: Sequence[Finding], plan: Plan) -> str:
 
 
 def _section(findings: Sequence[Finding], kind: Kind, title: str) -> str:
+    return grouped(title, [(finding.name, finding.changes) for finding in findings if finding.kind == kind])
+
+
+def grouped(title: str, changed: Iterable[tuple[str, tuple[str, ...]]]) -> str:
+    """A title, and names under what changed, those with the same changes together; "" without names."""
     groups: dict[tuple[str, ...], list[str]] = {}
-    for finding in findings:
-        if finding.kind == kind:
-            groups.setdefault(finding.changes, []).append(finding.name)
+    for name, changes in changed:
+        groups.setdefault(changes, []).append(name)
     lines = [
         line for changes, names in groups.items() for line in ("", *changes, *(f"    {n}" for n in names))
     ]
@@ -115,10 +119,12 @@ class _Judge:
     def __init__(self, plan: Plan, store: Store) -> None:
         self.plan, self.store, self.today = plan, store, _Today()
         self.trials = {trial.key: trial for trial in plan.trials}
+        stored = store.trial_states(list(self.trials))  # first: a result read later is of no earlier training
         self.evaluations = store.evaluations([e.key for t in plan.trials for e in t.evaluations])
         self.attempts: dict[str, list[AttemptRow]] = {}
         for attempt in store.attempts(list(self.trials)):
-            self.attempts.setdefault(attempt.trial_key, []).append(attempt)
+            if attempt.number >= stored[attempt.trial_key].first_attempt:
+                self.attempts.setdefault(attempt.trial_key, []).append(attempt)
         self.compared: dict[int, dict[str, str]] = {}
         self.older = self._older()
 

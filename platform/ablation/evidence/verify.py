@@ -84,9 +84,10 @@ class _Check:
         return Verdict(wanted.name, trial.key, row.key, tuple(problems), tuple(notes))
 
     def _files(self, row: EvaluationRow) -> dict[str, ArtifactRow]:
-        """The newest file of each kind behind an evaluation."""
+        """The newest file of each kind behind an evaluation's result."""
         files = self.store.artifacts(row.trial_key)
-        return {file.kind: file for file in files if file.evaluation_key == row.key}
+        own = (row.key, row.attempt_id)
+        return {file.kind: file for file in files if (file.evaluation_key, file.attempt_id) == own}
 
     def _damage(self, file: ArtifactRow) -> str | None:
         path = self.store.resolve(file.path)

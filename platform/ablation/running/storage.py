@@ -79,8 +79,11 @@ class Storage(Protocol):
         """Where a worker of this machine keeps the trial's files; made when absent."""
         ...
 
-    def fetch(self, trial_key: str, directory: Path) -> list[str]:
+    def fetch(self, trial_key: str, directory: Path, folder: str = "") -> list[str]:
         """Before a trial: makes the directory hold what the storage has of the trial, and nothing else.
+
+        Args:
+            folder: of the directory; what lies elsewhere in it is of no use, but for the log.
 
         Returns:
             What was passed over and why, for people.
@@ -200,7 +203,7 @@ class SharedFolder:
         directory.mkdir(parents=True, exist_ok=True)
         return directory
 
-    def fetch(self, trial_key: str, directory: Path) -> list[str]:
+    def fetch(self, trial_key: str, directory: Path, folder: str = "") -> list[str]:
         """Nothing to do."""
         return []
 
@@ -293,9 +296,10 @@ class Remote:
         directory.mkdir(parents=True, exist_ok=True)
         return directory
 
-    def fetch(self, trial_key: str, directory: Path) -> list[str]:
+    def fetch(self, trial_key: str, directory: Path, folder: str = "") -> list[str]:
         """Downloads what is missing or other, removes what the storage does not have."""
-        stored = self._stored(trial_key, PATIENCE_S)
+        everything = self._stored(trial_key, PATIENCE_S)
+        stored = {path: everything[path] for path in everything if path == LOG or _lies_in(path, folder)}
         for path in _paths_in(directory) - {*stored}:
             if not path.startswith((LOG, HANG)):  # other processes of the trial may be writing there
                 (directory / path).unlink(missing_ok=True)
@@ -521,6 +525,10 @@ def _inside(directory: Path, file: Path) -> str:
 
 def _stored_name(trial_key: str, path: str, sha256: str) -> str:
     return f"{_checked_key(trial_key)}/{path}.{sha256[:16]}"
+
+
+def _lies_in(path: str, folder: str) -> bool:
+    return PurePosixPath(path).is_relative_to(folder)
 
 
 def _paths_in(directory: Path) -> set[str]:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from ablation.errors import UserError
+from ablation.evidence import staleness
 from ablation.plan import Plan, PlannedTrial, register
 from ablation.store import Store
 
@@ -16,6 +17,7 @@ SHORTEST = 4
 """Characters of a key that can stand for it: with fewer, a slip of the hand would name another trial."""
 MAX_LISTED = 20
 """Trials that a message names before it only counts the rest."""
+UNRECORDED = "kept no record of the code and packages that it ran with"
 
 
 # --- which trials ----------------------------------------------------------------------------------------
@@ -88,6 +90,22 @@ def _candidates(found: dict[str, str]) -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class Renewal:
+    """A trial that is to be done anew.
+
+    Attributes:
+        changes: why, a clause each.
+        attempts: how many there were when that was found.
+        runs: an attempt has not ended, so that it must be left alone.
+    """
+
+    trial: PlannedTrial
+    changes: tuple[str, ...]
+    attempts: int
+    runs: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Control:
     """Wishes about one plan.
 
@@ -113,6 +131,33 @@ class Control:
     def retry(self, trials: Collection[PlannedTrial]) -> list[PlannedTrial]:
         """Those that failed or were cancelled wait again; returns them."""
         return self._changed(trials, self.store.retry(self._known(trials)))
+
+    def stale(self, words: Sequence[str]) -> list[Renewal]:
+        """Trials to be done anew because a result of theirs rests on what has changed since.
+
+        Args:
+            words: as `chosen` takes them, or none for all. A result that kept no record of what it rests on,
+                so that nobody can tell, counts only where its trial is named.
+        """
+        trials = chosen(self.plan, words) if words else self.plan.trials
+        states: dict[str, list[str]] = {trial.key: [] for trial in trials}
+        for attempt in self.store.attempts(list(states)):  # before the judgement: `renew` sees any made since
+            states[attempt.trial_key].append(attempt.state)
+        changes: dict[str, dict[str, None]] = {}
+        for finding in staleness.find(self.plan, self.store):
+            if finding.kind == "stale" or (words and finding.kind == "unrecorded"):
+                why = dict.fromkeys(finding.changes or (UNRECORDED,))
+                changes[finding.trial_key] = changes.get(finding.trial_key, {}) | why
+        return [
+            Renewal(trial, tuple(changes[trial.key]), len(own := states[trial.key]), "RUNNING" in own)
+            for trial in trials
+            if trial.key in changes
+        ]
+
+    def renew(self, renewals: Collection[Renewal]) -> list[PlannedTrial]:
+        """They are trained and tested anew, from nothing; returns those at which nobody has begun since."""
+        seen = {renewal.trial.key: renewal.attempts for renewal in renewals}
+        return self._changed([renewal.trial for renewal in renewals], self.store.renew(seen))
 
     def prioritise(self, trials: Collection[PlannedTrial], by: int) -> dict[str, int]:
         """They start before those of lower priority; returns the new priority of each, by key."""

@@ -1,8 +1,8 @@
 """What a study no longer needs: checkpoints of trainings that no cell leads to, and what they left behind.
 
-First a list with sizes, for a person to look at; then removal. Numbers, and the files behind them, are never
-removed. Neither is the last checkpoint of a training that a cell rests on: a further test of it may
-be wanted.
+First a list with sizes, for a person to look at; then removal. Numbers are never removed, and neither are the
+files behind them but for those of results that others have taken the place of (`ablation retry --stale`), nor
+the last checkpoint of a training that a cell rests on: a further test of it may be wanted.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from ablation.workspace import Workspace
 
 UNWANTED = "no cell leads to this training any more"
 EARLIER = "an earlier checkpoint of a finished training"
+REPLACED = "of a training that has been done anew"
 UNFINISHED = "left half-written by a process that died"
 
 _PART = re.compile(r".+\.part|\..+\.[0-9a-f]{32}")
@@ -36,6 +37,7 @@ class Removable:
         bytes: of those that are on this machine.
         mlflow_run_ids: of its attempts.
         why: one clause.
+        attempt_ids: of those that have no checkpoint left without these files.
     """
 
     trial_key: str
@@ -44,6 +46,7 @@ class Removable:
     bytes: int
     mlflow_run_ids: tuple[str, ...]
     why: str
+    attempt_ids: tuple[int, ...] = ()
 
 
 def unneeded(plans: Sequence[Plan], store: Store, workspace: Workspace) -> list[Removable]:
@@ -76,7 +79,9 @@ def describe(found: Sequence[Removable]) -> str:
         return "There is nothing that no cell needs."
     lines = [f"{_size(item.bytes):>10}  {item.trial_key}  {item.name}: {_what(item)}" for item in found]
     total = _size(sum(item.bytes for item in found))
-    stays = "Numbers, the files behind them and the last checkpoint of every needed training stay."
+    stays = (
+        "Numbers, the files behind those that count and the last checkpoint of every needed training stay."
+    )
     return "\n".join([*lines, f"{total:>10}  in all. {stays}"])
 
 
@@ -108,7 +113,7 @@ def remove(
         for path in files:
             (directory / path).unlink(missing_ok=True)
         storage.discard(item.trial_key, files)
-    store.drop_artifacts([item.trial_key for item in going if item.why == UNWANTED], [CHECKPOINT])
+    store.drop_artifacts([attempt_id for item in going for attempt_id in item.attempt_ids], [CHECKPOINT])
     if run_ids := [run_id for item in going for run_id in item.mlflow_run_ids]:
         delete_runs(run_ids)
         store.forget_mlflow_runs(run_ids)
@@ -158,25 +163,48 @@ class _Trial:
         files = [(self.store.resolve(f.path).resolve(), f) for f in self.store.artifacts(self.row.key)]
         return {p.relative_to(base).as_posix(): f for p, f in files if _inside(p, self.directory)}
 
-    def removable(self, files: Sequence[str], why: str, run_ids: Sequence[str] = ()) -> Removable:
+    def removable(
+        self,
+        files: Sequence[str],
+        why: str,
+        run_ids: Sequence[str] = (),
+        attempts: Sequence[AttemptRow] = (),
+    ) -> Removable:
         sizes = [path.stat().st_size for name in files if (path := self.directory / name).is_file()]
-        return Removable(self.row.key, self.row.name, tuple(files), sum(sizes), tuple(run_ids), why)
+        ids = tuple(attempt.id for attempt in attempts)
+        return Removable(self.row.key, self.row.name, tuple(files), sum(sizes), tuple(run_ids), why, ids)
 
 
 def _of_trial(trial: _Trial, needed: bool) -> Iterator[Removable]:
     files, recorded = trial.files(), trial.recorded()
-    checkpoints = {path: file for path, file in recorded.items() if file.kind == CHECKPOINT}
     if not needed:
+        checkpoints = [path for path, file in recorded.items() if file.kind == CHECKPOINT]
         run_ids = [attempt.mlflow_run_id for attempt in trial.attempts if attempt.mlflow_run_id]
         # Not only what was recorded: a training that is stopped writes a last checkpoint unreported.
         unrecorded = [path for path in files if path not in recorded and not _stays(path)]
         if checkpoints or unrecorded or run_ids:
-            yield trial.removable([*checkpoints, *unrecorded], UNWANTED, run_ids)
+            yield trial.removable([*checkpoints, *unrecorded], UNWANTED, run_ids, trial.attempts)
         return
-    if trial.row.state == "COMPLETE" and (earlier := _earlier(trial.directory, checkpoints)):
-        yield trial.removable(earlier, EARLIER)
+    if trial.row.state == "COMPLETE":
+        yield from _spare(trial, files, recorded)
     if parts := [path for path in files if _is_part(path)]:
         yield trial.removable(parts, UNFINISHED)
+
+
+def _spare(trial: _Trial, files: Sequence[str], recorded: Mapping[str, ArtifactRow]) -> Iterator[Removable]:
+    """What a finished training has behind it: those that it takes the place of, its earlier checkpoints."""
+    before = [attempt for attempt in trial.attempts if attempt.number < trial.row.first_attempt]
+    ids = {attempt.id for attempt in before}
+    own = {path: file for path, file in recorded.items() if file.attempt_id not in ids}
+    # Checkpoints may lie in the storage alone; other files are listed where they are here.
+    replaced = {path for path in recorded if path not in own and recorded[path].kind == CHECKPOINT}
+    outside = [path for path in files if before and not path.startswith(f"{trial.row.folder}/")]
+    replaced |= {path for path in outside if path not in own and not _stays(path) and not _is_part(path)}
+    if replaced:
+        yield trial.removable(sorted(replaced), REPLACED, attempts=before)
+    checkpoints = {path: file for path, file in own.items() if file.kind == CHECKPOINT}
+    if earlier := _earlier(trial.directory, checkpoints):
+        yield trial.removable(earlier, EARLIER)
 
 
 def _is_part(path: str) -> bool:

@@ -10,7 +10,7 @@ from ablation.plan import PlannedTrial
 from ablation.running.display import duration
 from ablation.running.watch import LOG
 from ablation.steering.status import host_of
-from ablation.store import AttemptRow, Store
+from ablation.store import AttemptRow, EvaluationRow, Store
 
 TAIL = 20
 """Lines of the log that are shown."""
@@ -29,7 +29,8 @@ def account(trial: PlannedTrial, store: Store, directory: Path) -> Iterator[str]
     """
     progress = f" {trial.step}/{trial.total}" if trial.total else ""
     yield f"{trial.name}  ({trial.key}): {trial.state}{progress}"
-    yield f"cited by {', '.join(trial.tables)}; files in {directory}"
+    folders = [row.folder for row in store.trial_states([trial.key]).values()]
+    yield f"cited by {', '.join(trial.tables)}; files in {directory.joinpath(*folders)}"
     attempts = store.attempts([trial.key])
     for attempt in attempts:
         yield from _attempt_lines(attempt)
@@ -37,6 +38,7 @@ def account(trial: PlannedTrial, store: Store, directory: Path) -> Iterator[str]
     if attempts:
         yield from _section("Last numbers", _last_numbers(store, attempts))
     yield from _section("Evaluations", _evaluations(trial, store))
+    yield from _section("Results before it was to be done anew", _earlier(trial, store, attempts))
     if attempts:
         elsewhere = f"It is not on this machine: see {host_of(attempts[-1])}."
         yield from _section(f"The end of {LOG}", tail(directory / LOG) or [elsewhere])
@@ -66,8 +68,18 @@ def _evaluations(trial: PlannedTrial, store: Store) -> Iterator[str]:
     rows = store.evaluations([evaluation.key for evaluation in trial.evaluations])
     for evaluation in trial.evaluations:
         if row := rows.get(evaluation.key):
-            numbers = ", ".join(f"{name} {value:.1f}" for name, value in row.metrics.items())
-            yield f"{evaluation.key}  {evaluation.name}: {numbers or 'waits for an evaluation server'}"
+            yield f"{evaluation.key}  {evaluation.name}: {_numbers(row) or 'waits for an evaluation server'}"
+
+
+def _earlier(trial: PlannedTrial, store: Store, attempts: list[AttemptRow]) -> Iterator[str]:
+    numbered = {attempt.id: attempt.number for attempt in attempts}
+    for row in store.earlier_results(trial.key):
+        when = f"attempt {numbered[row.attempt_id]}, {row.time:{_TIME}} UTC"
+        yield f"{row.key}  {when}: {_numbers(row) or 'none'}"
+
+
+def _numbers(row: EvaluationRow) -> str:
+    return ", ".join(f"{name} {value:.1f}" for name, value in row.metrics.items())
 
 
 def _section(title: str, found: Iterator[str] | list[str]) -> Iterator[str]:

@@ -1,0 +1,175 @@
+"""What is stale is done anew when a person asks for it, from nothing, and nothing of before is lost."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from ablation.evidence import environment, staleness
+from ablation.plan import Plan
+from ablation.protocol import Checkpointed, Described, Evaluated, Progress
+from ablation.results.statistics import METRICS
+from ablation.running.admission import Admission, Node
+from ablation.running.desk import Desk
+from ablation.running.dispatch import Dispatcher
+from ablation.running.display import Board, PlainDisplay
+from ablation.running.scheduler import _request
+from ablation.running.storage import Storage, storage_at
+from ablation.running.worker import Job, messages
+from ablation.steering.control import UNRECORDED, Control
+from ablation.store import AttemptRow, Store
+from ablation.workspace import Workspace
+from tests.ablation import conftest
+from tests.ablation.toy_driver import Toy, planned, train
+
+MakeWorkspace = Callable[..., "conftest.Workspace"]
+
+
+# --- which trials ----------------------------------------------------------------------------------------
+
+
+def finish(workspace: "conftest.Workspace", method: str, torch: str | None) -> str:
+    """The method's trial is trained and tested with a version of torch, or keeps no record; its key."""
+    attempt, trial = workspace.start(method), workspace.plan.trial(workspace.trial_key(method))
+    if torch:
+        found = environment.describe([])
+        workspace.store.record(
+            attempt, [Described(found | {"packages": found["packages"] | {"torch": torch}})]
+        )
+    workspace.store.record(attempt, [Progress(100, 100), Checkpointed(100, "artifacts/100.pt", "0" * 64)])
+    numbers = dict.fromkeys(METRICS, 40.0)
+    workspace.store.record(attempt, [Evaluated(e.key, numbers) for e in trial.missing])
+    workspace.store.finish(attempt)
+    return trial.key
+
+
+def today() -> str:
+    return environment.package_versions()["torch"] or ""
+
+
+@pytest.fixture
+def workspace(make_workspace: MakeWorkspace) -> "conftest.Workspace":
+    """k=3 rests on an old torch, k=5 on today's, and of k=7 nobody can tell."""
+    made = make_workspace()
+    for method, torch in (("k3", "1.0"), ("k5", today()), ("k7", None)):
+        finish(made, method, torch)
+    return made
+
+
+def test_a_stale_cell_is_trained_anew_when_asked(workspace: "conftest.Workspace") -> None:
+    control = Control(workspace.plan, workspace.store)
+    (renewal,) = control.stale([])
+    assert (renewal.trial.name, renewal.runs) == ("table4 k=3, seed 0", False)
+    assert renewal.changes == (f"torch was 1.0, is {today()}",)
+    assert control.renew([renewal]) == [renewal.trial]
+    trial = workspace.plan.trial(renewal.trial.key)
+    assert (trial.state, trial.missing, trial.step) == ("WAITING", trial.evaluations, 0)
+    assert Control(workspace.plan, workspace.store).stale([]) == []
+    finish(workspace, "k3", today())
+    assert [f.kind for f in staleness.find(workspace.plan, workspace.store)] == ["unrecorded"]
+
+
+def test_what_nobody_can_tell_is_done_anew_only_where_it_is_named(workspace: "conftest.Workspace") -> None:
+    found = Control(workspace.plan, workspace.store).stale(["table4"])
+    assert [(renewal.trial.config.method, renewal.changes[0]) for renewal in found] == [
+        ("k3", f"torch was 1.0, is {today()}"),
+        ("k7", UNRECORDED),
+    ]
+    assert Control(workspace.plan, workspace.store).stale(["table4 k=5"]) == []
+
+
+def test_a_trial_at_which_somebody_has_begun_since_is_left_alone(workspace: "conftest.Workspace") -> None:
+    control = Control(workspace.plan, workspace.store)
+    found = control.stale([])
+    assert len(control.renew(found)) == 1
+    attempt = workspace.start("k3")
+    assert control.renew(found) == []
+    workspace.store.release(attempt)
+    assert control.renew(found) == []
+
+
+# --- what is trained then --------------------------------------------------------------------------------
+
+
+@dataclass
+class Lab:
+    """A study of one trial that counts to 4, and a driver without Ray."""
+
+    store: Store
+    workspace: Workspace
+    storage: Storage
+
+    @property
+    def plan(self) -> Plan:
+        return planned([Toy("a")], self.store)
+
+    @property
+    def key(self) -> str:
+        return self.plan.trials[0].key
+
+    def run(self, stops: int = 0) -> None:
+        """Does all that the plan misses; the first attempts are asked to stop."""
+        plan, nodes = self.plan, (Node("here", 1, 0, 1 << 30),)
+        trials = {trial.key: trial for trial in plan.trials if trial.missing}
+        listener = PlainDisplay(Board(plan), lambda line: None)
+        desk = Desk(trials, self.store, self.storage, self.workspace, listener, {}, max_retries=0, grace=0.0)
+        resources = {key: conftest.Resources() for key in trials}
+        seconds = dict.fromkeys(trials, 1.0)
+        dispatcher = Dispatcher(plan, desk, Admission(nodes), seconds, resources, None, lambda: nodes)
+        requests = {key: _request(trial, plan, self.workspace) for key, trial in trials.items()}
+        job = Job(train, requests, self.storage, (), 0.0, self.workspace.root)
+        while order := dispatcher.next():
+            if (stops := stops - 1) >= 0:
+                self.storage.ask_to_stop(order.key)
+            for message in messages(job, order):
+                desk.receive(order.key, [message])
+            dispatcher.ended(order.key)
+
+    def steps(self, attempt: AttemptRow) -> list[int]:
+        return [row.step for row in self.store.metrics(attempt.id) if row.name == "loss"]
+
+
+@pytest.fixture(params=["shared folder", "elsewhere"])
+def lab(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lab:
+    workspace = Workspace.at(tmp_path / "runs")
+    workspace.create()
+    for name in ("local", "bucket"):
+        (tmp_path / name).mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "local"))
+    place = workspace.artifacts if request.param == "shared folder" else str(tmp_path / "bucket")
+    return Lab(Store.open(workspace.store_path), workspace, storage_at(place))
+
+
+def test_the_new_training_does_not_start_from_the_old_checkpoint(lab: Lab) -> None:
+    lab.run()
+    assert lab.store.renew({lab.key: 1}) == [lab.key]
+    lab.run()
+    first, second = lab.store.attempts([lab.key])
+    assert lab.steps(first) == lab.steps(second) == [1, 2, 3, 4]
+    assert lab.plan.trials[0].state == "COMPLETE"
+    own = [file.path.rpartition("/")[0] for file in lab.store.artifacts(lab.key)]
+    folder = f"artifacts/{lab.key}"
+    assert own == [folder] * 4 + [f"{folder}/attempt-2"] * 4
+
+
+def test_a_new_training_that_is_stopped_goes_on_from_its_own_checkpoint(lab: Lab) -> None:
+    lab.run()
+    lab.store.renew({lab.key: 1})
+    lab.run(stops=1)
+    attempts = lab.store.attempts([lab.key])
+    assert [attempt.state for attempt in attempts] == ["COMPLETE", "INTERRUPTED", "COMPLETE"]
+    assert [lab.steps(attempt) for attempt in attempts] == [[1, 2, 3, 4], [1], [2, 3, 4]]
+
+
+def test_the_old_number_stays_in_the_store(lab: Lab) -> None:
+    lab.run()
+    lab.store.renew({lab.key: 1})
+    assert lab.store.evaluations() == {}
+    (before,) = lab.store.earlier_results(lab.key)
+    assert (before.attempt_id, before.metrics) == (1, {"AP": 4.0})
+    lab.run()
+    (now,) = lab.store.evaluations().values()
+    assert (now.attempt_id, now.metrics, now.key) == (2, {"AP": 4.0}, before.key)
+    lab.store.renew({lab.key: 2})
+    assert [result.attempt_id for result in lab.store.earlier_results(lab.key)] == [1, 2]
