@@ -22,13 +22,17 @@ from sqlalchemy import create_engine, event, make_url
 from sqlalchemy.exc import OperationalError
 
 from ablation.errors import UserError
-from ablation.protocol import Progress
+from ablation.protocol import Evaluated, Progress
 from ablation.store import Store, database, migrations, schema
 from ablation.store.database import Database, NoStoreError, Transaction
 
 KEY = "a" * 12
 SETTING = ("atss", "smoke", "shapes-1")
-OLD = Path(__file__).resolve().parents[1] / "data" / "store_v1.sql"
+OLD = {
+    version: (Path(__file__).resolve().parents[1] / "data" / f"store_v{version}.sql").read_text()
+    for version in (1, 2)
+}
+"""What makes a store of each older version."""
 
 
 @pytest.fixture
@@ -57,15 +61,16 @@ def claimed(opened: Store) -> int:
 # --- versions ------------------------------------------------------------------------------------
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture(params=[("sqlite", 1), ("sqlite", 2), ("postgresql", 1), ("postgresql", 2)], ids=str)
 def old(request: pytest.FixtureRequest, place: Path) -> Path | str:
-    """A store of version 1."""
-    if request.param == "sqlite":
+    """A store of an older version."""
+    kind, version = request.param
+    if kind == "sqlite":
         with closing(sqlite3.connect(place)) as connection:
-            connection.executescript(OLD.read_text())
+            connection.executescript(OLD[version])
         return place
     url: str = request.getfixturevalue("postgres_url")
-    ddl = OLD.read_text().replace("    id INTEGER NOT NULL", "    id SERIAL NOT NULL")
+    ddl = OLD[version].replace("    id INTEGER NOT NULL", "    id SERIAL NOT NULL")
     engine = create_engine(url)
     with engine.begin() as connection:
         connection.exec_driver_sql(ddl.replace("DATETIME", "TIMESTAMP"))
@@ -78,6 +83,7 @@ def test_an_old_store_keeps_its_results_when_it_is_upgraded(old: Path | str, tmp
     states = {key[0]: row.state for key, row in upgraded.trial_states().items()}
     assert states == {"a": "COMPLETE", "b": "FAILED", "c": "WAITING"}  # the last one's driver is long silent
     assert upgraded.evaluations()["e" * 12].metrics == {"AP": 39.3}
+    assert (upgraded.earlier_results(KEY), upgraded.trial_states()[KEY].first_attempt) == ([], 1)
     assert upgraded.curve(KEY, "loss")[:3] == [(10, 2.0), (20, 1.5), (30, 1.0)]
     assert not upgraded.paused(*SETTING)
     wish = upgraded.wishes(*SETTING, [KEY]).trials[KEY]
@@ -106,7 +112,7 @@ def test_an_upgraded_store_has_the_tables_of_a_new_one(old: Path | str, tmp_path
 
 def test_a_file_is_copied_before_it_is_upgraded(place: Path) -> None:
     with closing(sqlite3.connect(place)) as connection:
-        connection.executescript(OLD.read_text())
+        connection.executescript(OLD[1])
         before = list(connection.iterdump())
     Store.open(place).close()
     with closing(sqlite3.connect(place.with_name("store.db.v1"))) as copy:
@@ -127,14 +133,14 @@ def test_an_upgrade_that_fails_leaves_the_store_as_it_was(
         patched.setattr(migrations, "upgrade", fails)
         with pytest.raises(RuntimeError, match="power cut"):
             Store.open(old, root=tmp_path)
-    with pytest.raises(UserError, match="is a store of version 1"):
+    with pytest.raises(UserError, match=r"is a store of version [12]"):
         Store.open(old, root=tmp_path, read_only=True)
     assert len(Store.open(old, root=tmp_path).trial_states()) == 3
 
 
 def test_a_store_that_cannot_be_copied_is_not_upgraded(place: Path) -> None:
     with closing(sqlite3.connect(place)) as connection:
-        connection.executescript(OLD.read_text())
+        connection.executescript(OLD[1])
     (place.parent / "store.db.v1.partial").mkdir()
     with pytest.raises(UserError, match="cannot be copied to"):
         Store.open(place)
@@ -161,7 +167,7 @@ def test_several_programs_may_upgrade_at_once(old: Path | str, tmp_path: Path) -
 
 def test_a_view_of_an_old_store_says_how_to_upgrade_it(old: Path | str, tmp_path: Path) -> None:
     with pytest.raises(
-        UserError, match=r"version 1; this program writes version 2\. `ablation run` upgrades"
+        UserError, match=r"version [12]; this program writes version 3\. `ablation run` upgrades"
     ):
         Store.open(old, root=tmp_path, read_only=True)
 
@@ -169,7 +175,7 @@ def test_a_view_of_an_old_store_says_how_to_upgrade_it(old: Path | str, tmp_path
 def test_a_newer_store_names_both_versions(opened: Store, place: Path) -> None:
     with opened._transaction(writes=True) as t:
         t.execute(schema.meta.update().values(value="7"))
-    with pytest.raises(UserError, match=r"version 7; this program knows version 2\. Update"):
+    with pytest.raises(UserError, match=r"version 7; this program knows version 3\. Update"):
         Store.open(place)
 
 
@@ -253,6 +259,31 @@ def test_a_locked_store_says_so(opened: Store, place: Path, monkeypatch: pytest.
 def test_a_bug_in_a_statement_is_not_taken_for_the_users_fault(opened: Store) -> None:
     with pytest.raises(OperationalError, match="no such table"), opened._transaction(writes=False) as t:
         t.connection.exec_driver_sql("SELECT * FROM no_such")
+
+
+def test_only_what_would_not_be_told_anew_waits_for_the_disk(opened: Store) -> None:
+    opened.ensure_evaluation("e" * 12, KEY, "{}")
+    levels: list[str] = []
+
+    def level_of(act: Callable[..., Any], *arguments: Any) -> str:
+        levels.clear()
+        act(*arguments)
+        (level,) = levels
+        return level
+
+    @event.listens_for(opened.database.engine, "before_cursor_execute")
+    def listen(connection: Any, cursor: Any, statement: str, *_: Any) -> None:
+        if statement.startswith("BEGIN IMMEDIATE"):
+            value = cursor.execute("PRAGMA synchronous").fetchone()[0]
+            levels.append({1: "NORMAL", 2: "FULL"}[value])
+
+    assert level_of(claimed, opened) == "NORMAL"
+    assert level_of(opened.heartbeat, [1]) == "NORMAL"
+    assert level_of(opened.record, 1, [Progress(1, 10, {"loss": 1.0})]) == "NORMAL"
+    assert level_of(opened.record, 1, [Evaluated("e" * 12, {"AP": 1.0})]) == "FULL"
+    assert level_of(opened.prioritise, [KEY], 1) == "FULL"
+    assert level_of(opened.finish, 1) == "FULL"
+    assert level_of(opened.cancel, [KEY]) == "FULL"
 
 
 def test_nothing_that_is_asked_looks_through_all_metrics(opened: Store) -> None:

@@ -218,6 +218,22 @@ def test_an_end_that_the_store_did_not_take_leaves_the_attempt_to_be_released(
     assert state(store, one) == ("WAITING", ["INTERRUPTED"])
 
 
+def test_reports_that_come_with_the_end_are_told_before_it(
+    store: Store, desk: Desk, one: str, said: list[str]
+) -> None:
+    wanted = desk.trials[one].evaluations[0].key
+    desk.receive(one, [to_wire(Evaluated(wanted, {"AP": 40.0})), {"kind": ENDED}])
+    assert state(store, one) == ("COMPLETE", ["COMPLETE"])
+    assert store.evaluations([wanted])[wanted].metrics == {"AP": 40.0}
+    assert "AP 40.0" in next(line for line in said if "finished" in line)
+
+
+def test_an_end_with_a_report_that_makes_no_sense_is_a_failure(store: Store, desk: Desk, one: str) -> None:
+    desk.receive(one, [to_wire(Evaluated("nobody asked", {"AP": 1.0})), {"kind": ENDED}])
+    assert state(store, one) == ("FAILED", ["FAILED"])
+    assert (desk.finished, desk.done.get(one, [])) == ([], [])
+
+
 def test_a_report_that_makes_no_sense_fails_its_trial_and_nothing_else(
     store: Store, desk: Desk, one: str
 ) -> None:

@@ -243,3 +243,19 @@ def test_a_process_that_never_starts_is_given_up(world: World) -> None:
     assert started(dispatcher) == ["a"], "it is tried anew"
     attempts = world.store.attempts([key_of(dispatcher, "a")])
     assert [attempt.state for attempt in attempts] == ["INTERRUPTED", "RUNNING"]
+
+
+def test_what_is_to_be_done_anew_since_a_run_began_is_left_to_the_next(world: World) -> None:
+    dispatcher = world.dispatcher([Toy("a")])
+    key = key_of(dispatcher, "a")
+    dispatcher.look()
+    attempt = world.store.claim(key, "another", {})
+    assert attempt is not None
+    world.store.release(attempt)
+    assert world.store.renew({key: 1}) == [key]
+    world.later()
+    assert started(dispatcher) == []
+    assert dispatcher.over
+    order = world.dispatcher([Toy("a")]).next()
+    assert order is not None
+    assert order.folder == "attempt-2"

@@ -20,7 +20,7 @@ import pytest
 from sqlalchemy.exc import IntegrityError
 
 from ablation.protocol import Checkpointed, Described, Evaluated, Noticed, Progress
-from ablation.store import AttemptOverError, Store, Wish, Wishes, schema
+from ablation.store import AttemptOverError, Start, Store, Wish, Wishes, schema
 
 KEY = "a" * 12
 EVALUATION = "e" * 12
@@ -362,6 +362,33 @@ def test_reports_are_recorded_all_or_not_at_all(opened: Store, tmp_path: Path) -
     assert opened.metrics(attempt) == []
 
 
+def test_an_attempt_ends_with_its_last_reports_or_not_at_all(opened: Store) -> None:
+    attempt = claimed(opened)
+    with pytest.raises(ValueError, match="no evaluation"):
+        opened.finish(attempt, [Progress(1, 10, {"loss": 1.0}), evaluated("f" * 12)])
+    assert (state(opened), opened.metrics(attempt)) == ("RUNNING", [])
+    opened.finish(attempt, [Progress(10, 10, {"loss": 0.5}), evaluated(value=39.3)])
+    assert state(opened) == "COMPLETE"
+    assert opened.evaluations()[EVALUATION].metrics == {"AP": 39.3}
+    assert [row.value for row in opened.metrics(attempt)] == [0.5]
+
+
+def test_what_an_attempt_told_with_its_failure_is_kept(opened: Store) -> None:
+    attempt = claimed(opened)
+    opened.fail(attempt, "ValueError: broken", [Noticed("a checkpoint was passed over")])
+    assert (state(opened), opened.notices(KEY)) == ("FAILED", ["a checkpoint was passed over"])
+
+
+def test_an_attempt_starts_from_the_results_there_are(opened: Store) -> None:
+    attempt = claimed(opened)
+    assert opened.start_of(KEY) == Start(1)
+    opened.finish(attempt, [evaluated()])
+    assert opened.start_of(KEY) == Start(1, frozenset({EVALUATION}))
+    assert opened.renew({KEY: 1}) == [KEY]
+    assert opened.start_of(KEY) == Start(2)
+    assert opened.start_of(KEY).folder == opened.trial_states()[KEY].folder == "attempt-2"
+
+
 def test_a_curve_takes_what_a_resumed_attempt_redid_from_that_attempt(opened: Store) -> None:
     first = claimed(opened)
     opened.record(first, [Progress(s, 40, {"loss": s / 10}) for s in (10, 20, 25)])
@@ -404,7 +431,7 @@ def test_the_pace_is_between_the_first_and_the_last_progress(opened: Store) -> N
     assert opened.pace("atss", "coco", "coco-2017") == []
 
 
-def test_dropped_artifacts_are_those_of_the_trials_and_kinds_named(opened: Store) -> None:
+def test_dropped_artifacts_are_those_of_the_attempts_and_kinds_named(opened: Store) -> None:
     attempt = claimed(opened)
     opened.record(
         attempt,
@@ -414,14 +441,67 @@ def test_dropped_artifacts_are_those_of_the_trials_and_kinds_named(opened: Store
             Evaluated(EVALUATION, {"AP": 39.3}, {"detections": "artifacts/d"}),
         ],
     )
-    assert opened.drop_artifacts(["b" * 12], ["checkpoint"]) == []
-    assert opened.drop_artifacts([KEY], ["checkpoint"]) == ["artifacts/1.pt", "artifacts/2.pt"]
+    assert opened.drop_artifacts([attempt + 1], ["checkpoint"]) == []
+    assert opened.drop_artifacts([attempt], ["checkpoint"]) == ["artifacts/1.pt", "artifacts/2.pt"]
     assert [row.kind for row in opened.artifacts(KEY)] == ["detections"]
 
 
 def test_text_that_a_database_would_refuse_is_kept_readable(opened: Store) -> None:
     opened.fail(claimed(opened), "bad byte \0 and half a pair \udc80")
     assert opened.trial_states()[KEY].error == "bad byte \\x00 and half a pair \\udc80"
+
+
+# --- done anew -----------------------------------------------------------------------------------
+
+
+def complete(opened: Store, value: float, kind: str = "detections") -> int:
+    attempt = claimed(opened)
+    opened.record(attempt, [Progress(10, 10, {"loss": value})])
+    opened.record(attempt, [Evaluated(EVALUATION, {"AP": value}, {kind: f"artifacts/{attempt}"})])
+    opened.finish(attempt)
+    return attempt
+
+
+def test_a_trial_to_be_done_anew_waits_without_results_and_those_of_before_stay(opened: Store) -> None:
+    first = complete(opened, 39.3)
+    before = (opened.attempts(), opened.metrics(first), opened.artifacts(KEY))
+    assert opened.renew({KEY: 1}) == [KEY]
+    row = opened.trial_states()[KEY]
+    assert (row.state, row.step, row.total, row.first_attempt, row.folder) == (
+        "WAITING",
+        0,
+        0,
+        2,
+        "attempt-2",
+    )
+    assert (opened.evaluations(), opened.curve(KEY, "loss")) == ({}, [])
+    assert before == (opened.attempts(), opened.metrics(first), opened.artifacts(KEY))
+    (earlier,) = opened.earlier_results(KEY)
+    assert (earlier.key, earlier.attempt_id, earlier.metrics) == (EVALUATION, first, {"AP": 39.3})
+
+
+def test_a_result_has_the_files_of_its_own_attempt_alone(opened: Store) -> None:
+    first = complete(opened, 39.3, "scores")
+    opened.renew({KEY: 1})
+    second = complete(opened, 40.1)
+    now = opened.evaluations()[EVALUATION]
+    assert (now.metrics, now.artifacts) == ({"AP": 40.1}, {"detections": f"artifacts/{second}"})
+    assert not now.imported
+    assert opened.earlier_results(KEY)[0].artifacts == {"scores": f"artifacts/{first}"}
+    assert (state(opened), opened.curve(KEY, "loss")) == ("COMPLETE", [(10, 40.1)])
+
+
+def test_a_trial_that_runs_or_was_taken_up_since_is_not_done_anew(opened: Store) -> None:
+    complete(opened, 39.3)
+    opened.ensure_evaluation("f" * 12, KEY, "{}")
+    attempt = claimed(opened)
+    assert opened.renew({KEY: 1}) == opened.renew({KEY: 2}) == []
+    opened.cancel([KEY])
+    assert opened.renew({KEY: 2}) == [], "its driver has yet to stop it"
+    opened.release(attempt)
+    assert opened.renew({KEY: 1}) == []
+    assert opened.renew({KEY: 2}) == [KEY]
+    assert opened.wishes(*SETTING, [KEY]) == Wishes(False, {KEY: Wish("WAITING", 0, None, 3)})
 
 
 # --- life and death ------------------------------------------------------------------------------

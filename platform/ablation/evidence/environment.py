@@ -40,7 +40,7 @@ def describe(sources: Sequence[str]) -> dict[str, Any]:
         "host": socket.gethostname(),
         "gpus": _gpus(),
         "python": platform.python_version(),
-        "packages": package_versions(),
+        "packages": _first_versions(),
         "modules": {name: _first_hash(path) for name, path in _imported(sources)},
     }
 
@@ -83,20 +83,23 @@ def source_hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+# Both once a process: what is in memory does not change when a file or a package does.
 @cache
 def _first_hash(path: Path) -> str:
-    # Once a process: what is in memory does not change when the file does.
     return source_hash(source_text(path.read_bytes()))
+
+
+_first_versions = cache(package_versions)
 
 
 def _imported(sources: Sequence[str]) -> list[tuple[str, Path]]:
     """Modules of the sources in memory and their files, by name; those without a .py file are left out."""
     found = []
-    for name, module in sorted(sys.modules.items()):
-        if name.partition(".")[0] in sources:
-            path = _python_file(getattr(module, "__spec__", None))
-            if path is not None:
-                found.append((name, path))
+    modules = sys.modules.copy()
+    for name in sorted(name for name in modules if name.partition(".")[0] in sources):
+        path = _python_file(getattr(modules[name], "__spec__", None))
+        if path is not None:
+            found.append((name, path))
     return found
 
 

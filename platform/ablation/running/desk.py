@@ -139,8 +139,8 @@ class Desk:
         self.heard.add(key)
         with self._unless_taken_over(key):
             try:
-                self._record(key, [from_wire(m) for m in messages if m["kind"] not in worker.LAST])
-                self._end(key, messages[-1])
+                reports = [from_wire(m) for m in messages if m["kind"] not in worker.LAST]
+                self._take(key, reports, messages[-1])
             except StorageError as error:
                 self.lose(key, str(error))
             except ValueError as error:  # a report that makes no sense is the trial's fault alone
@@ -155,12 +155,26 @@ class Desk:
             self._forget(key)
             self.listener.released(self.trials[key], "another driver has taken it over")
 
-    def _record(self, key: str, reports: Sequence[Report]) -> None:
+    def _take(self, key: str, reports: Sequence[Report], last: Mapping[str, Any]) -> None:
+        """Keeps what came together, reports and end, in one transaction."""
         for report in reports:
             if isinstance(report, Evaluated):
                 self._bring(key, report)
-        if reports:
-            self.store.record(self.running[key], reports)
+        match last["kind"]:
+            case worker.ENDED:
+                self._finish(key, reports)
+            case worker.STOPPED:
+                self._release(key, "stopped at a checkpoint", reports)
+            case worker.FAILED:
+                self.fail(key, last["error"], reports)
+            case worker.OUT_OF_MEMORY:
+                self._shrink(key, last["smaller"], last["error"], reports)
+            case _:
+                self.store.record(self.running[key], reports)
+                self._tell(key, reports)
+
+    def _tell(self, key: str, reports: Sequence[Report]) -> None:
+        """What follows from reports that the store has."""
         for report in reports:
             if isinstance(report, Evaluated):
                 self.done.setdefault(key, []).append(report.key)
@@ -168,31 +182,22 @@ class Desk:
                 self.losses[key] = 0
             self.listener.reported(self.trials[key], report)
 
-    def _end(self, key: str, last: Mapping[str, Any]) -> None:
-        match last["kind"]:
-            case worker.ENDED:
-                self._finish(key)
-            case worker.STOPPED:
-                self._release(key, "stopped at a checkpoint")
-            case worker.FAILED:
-                self.fail(key, last["error"])
-            case worker.OUT_OF_MEMORY:
-                self._shrink(key, last["smaller"], last["error"])
-
     def _bring(self, key: str, report: Evaluated) -> None:
         """Fetches to the workspace what tables read."""
         directory = self.workspace.trial_directory(key)
         for path in report.artifacts.values():
             self.storage.bring(key, Path(path).relative_to(directory).as_posix(), directory)
 
-    def _finish(self, key: str) -> None:
-        self.store.finish(self.running[key])
+    def _finish(self, key: str, reports: Sequence[Report]) -> None:
+        self.store.finish(self.running[key], reports)
+        self._tell(key, reports)
         self._forget(key)  # only now: what the store did not take, `close` releases
         self.finished.append(key)
         self.listener.finished(self.trials[key])
 
-    def _release(self, key: str, why: str) -> None:
-        self.store.release(self.running[key])
+    def _release(self, key: str, why: str, reports: Sequence[Report] = ()) -> None:
+        self.store.release(self.running[key], reports)
+        self._tell(key, reports)
         self._forget(key)
         self.listener.released(self.trials[key], why)
 
@@ -201,14 +206,14 @@ class Desk:
         self.heard.discard(key)
         self.stopping.discard(key)
 
-    def _shrink(self, key: str, smaller: int | None, error: str) -> None:
+    def _shrink(self, key: str, smaller: int | None, error: str, reports: Sequence[Report]) -> None:
         """Out of memory: tries again with fewer images at a time, which changes no result."""
         if smaller is None:
-            self.fail(key, error)
+            self.fail(key, error, reports)
             return
         notice = f"out of memory; goes on with {smaller} images at a time and the same total batch"
         self.store.set_micro_batch(key, smaller)
-        self._again(key, notice)
+        self._again(key, notice, reports)
 
     def lose(self, key: str, reason: str) -> None:
         """The trial's process died: it starts again, unless it did so too often without getting on."""
@@ -223,16 +228,17 @@ class Desk:
             else:
                 self._again(key, reason)
 
-    def _again(self, key: str, reason: str) -> None:
+    def _again(self, key: str, reason: str, reports: Sequence[Report] = ()) -> None:
         """Ends the attempt; the trial waits for another."""
-        self.store.record(self.running[key], [Noticed(reason)])
-        self.store.release(self.running[key])
+        self.store.release(self.running[key], [*reports, Noticed(reason)])
+        self._tell(key, reports)
         self._forget(key)
         self.listener.lost(self.trials[key], reason)
 
-    def fail(self, key: str, error: str) -> None:
+    def fail(self, key: str, error: str, reports: Sequence[Report] = ()) -> None:
         """The trial failed for good, in Python or after its last retry."""
-        self.store.fail(self.running[key], error)
+        self.store.fail(self.running[key], error, reports)
+        self._tell(key, reports)
         self._forget(key)
         self.failed[key] = error
         self.listener.failed(self.trials[key], error)

@@ -47,6 +47,7 @@ class Dispatcher:
     _looked: float | None = None
     _reclaimed: float = 0.0
     _there: tuple[Node, ...] = ()
+    _first: Mapping[str, int] = field(default_factory=dict)
     _began: dict[str, float] = field(default_factory=dict)
     _ratios: list[float] = field(default_factory=list)
     _stuck: frozenset[str] = frozenset()
@@ -67,8 +68,9 @@ class Dispatcher:
     @property
     def over(self) -> bool:
         """Whether nothing is left that could start, now or later, here or in another driver."""
-        elsewhere = any(wish.state == "RUNNING" for wish in self.wishes.trials.values())
-        return not (self.desk.running or self.admission.waiting or self.wishes.paused or elsewhere)
+        if self.desk.running or self.admission.waiting or self.wishes.paused:
+            return False
+        return all(wish.state != "RUNNING" for wish in self.wishes.trials.values())
 
     def ended(self, key: str) -> None:
         """Its places are free; where it is not over, the store is asked at once what becomes of it."""
@@ -97,12 +99,15 @@ class Dispatcher:
         setting = self.plan.setting
         keys = list(self.desk.trials)
         self.wishes = self.desk.store.wishes(self.plan.study.name, setting.profile, setting.data_name, keys)
+        self._first = self._first or {key: wish.first_attempt for key, wish in self.wishes.trials.items()}
+        waiting = self.admission.waiting
+        pace = statistics.median(self._ratios) if self._ratios else 1.0
         for trial in self.desk.trials.values():
-            self._apply(trial)
+            self._apply(trial, waiting.get(trial.key), pace)
         self._say_stuck()
 
-    def _apply(self, trial: PlannedTrial) -> None:
-        """Offers a trial, takes it back, or stops it."""
+    def _apply(self, trial: PlannedTrial, offered: Candidate | None, pace: float) -> None:
+        """Offers a trial, takes it back, or stops it; trials here take `pace` times as long as estimated."""
         wish, key = self.wishes.trials[trial.key], trial.key
         if key in self.desk.running:
             unwanted = self.wishes.paused or wish.state == "CANCELLED"
@@ -114,15 +119,19 @@ class Dispatcher:
                 self.desk.ask_to_stop(key)
         elif wish.state == "WAITING" and not self.wishes.paused and self._lacks(trial):
             priority = wish.priority * SEEDS - self.plan.seeds.index(trial.seed)
-            seconds = self.seconds[key] * (statistics.median(self._ratios) if self._ratios else 1.0)
-            candidate = Candidate(key, self.resources[key], seconds, priority)
-            if self.admission.waiting.get(key) != candidate:
+            candidate = Candidate(key, self.resources[key], self.seconds[key] * pace, priority)
+            if candidate != offered:
                 self.admission.offer(candidate)
         else:
             self.admission.withdraw(key)
 
     def _lacks(self, trial: PlannedTrial) -> bool:
-        """Whether the plan still wants something of it; what only other plans want makes it wait too."""
+        """Whether the plan still wants something of it; what only other plans want makes it wait too.
+
+        What is to be done anew since this run began is for the next one, with the code of today.
+        """
+        if self.wishes.trials[trial.key].first_attempt != self._first[trial.key]:
+            return False
         return bool({e.key for e in trial.missing} - set(self.desk.done.get(trial.key, ())))
 
     def _say_stuck(self) -> None:
@@ -139,7 +148,8 @@ class Dispatcher:
     def _order(self, key: str) -> Order:
         wish = self.wishes.trials[key]
         sizes = [size for size in (self.micro_batch, wish.micro_batch) if size is not None]
+        start = self.desk.store.start_of(key)  # claimed, it does not change any more
         wanted = [evaluation.key for evaluation in self.desk.trials[key].missing]
-        done = tuple(self.desk.store.evaluations(wanted))  # other drivers' too
+        done = tuple(evaluation for evaluation in wanted if evaluation in start.done)  # by other drivers too
         self.desk.done[key] = list(done)
-        return Order(key, done, min(sizes, default=None), self.resources[key])
+        return Order(key, done, min(sizes, default=None), self.resources[key], start.folder)

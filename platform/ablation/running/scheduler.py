@@ -20,6 +20,7 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -211,13 +212,20 @@ def _tuner(dispatcher: Dispatcher, job: Job, scratch: Path) -> Any:
 
 def _held(config: Mapping[str, Any]) -> Any:
     """What Tune reserves: a trial of one worker holds its share, the workers of a group hold their own."""
+    each = config["resources"]
+    if each["workers"] == 1:
+        return _share(each["cpus"], each["gpus"], each["memory"])
+    # Tune wants every trial to hold something: a megabyte is nothing that a group's workers would miss.
+    return _share(0, 0, 1 << 20)
+
+
+@cache
+def _share(cpus: float, gpus: float, memory: int) -> Any:
+    """One object for all trials that hold the same, because Tune compares them again and again."""
     from ray import tune
 
-    each = config["resources"]
-    held = {"CPU": each["cpus"], "GPU": each["gpus"], "memory": each["memory"]}
-    # Tune wants every trial to hold something: a megabyte is nothing that a group's workers would miss.
-    single = {name: amount for name, amount in held.items() if amount}
-    return tune.PlacementGroupFactory([single if each["workers"] == 1 else {"memory": 1 << 20}])
+    held = {"CPU": cpus, "GPU": gpus, "memory": memory}
+    return tune.PlacementGroupFactory([{name: amount for name, amount in held.items() if amount}])
 
 
 def _searcher(dispatcher: Dispatcher) -> Any:
@@ -272,10 +280,14 @@ def _ender(desk: Desk) -> Any:
 
 
 def _callback(dispatcher: Dispatcher) -> Any:
-    """Tune's callback that tells the desk."""
+    """Tune's callback that tells the desk.
+
+    What a trial told is kept when Tune has sent its process on, which then does not wait for the store.
+    """
     from ray import tune
 
     desk = dispatcher.desk
+    told: list[tuple[Any, list[dict[str, Any]]]] = []
 
     class Tell(tune.Callback):  # type: ignore[misc]
         def __reduce__(self) -> tuple[Any, ...]:
@@ -287,12 +299,17 @@ def _callback(dispatcher: Dispatcher) -> Any:
         def on_trial_result(
             self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
         ) -> None:
-            if not _ours(desk, trial):
-                return
-            key = trial.config["key"]
-            desk.guard(desk.receive, key, result["messages"])
-            if key not in desk.running:
-                desk.guard(dispatcher.ended, key)
+            told.append((trial, result["messages"]))
+
+        def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+            for trial, messages in told:
+                if not _ours(desk, trial):
+                    continue
+                key = trial.config["key"]
+                desk.guard(desk.receive, key, messages)
+                if key not in desk.running:
+                    desk.guard(dispatcher.ended, key)
+            told.clear()
 
         def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
             if not _ours(desk, trial):

@@ -4,6 +4,7 @@ store       all that is written
 reading     all that is read
 records     the rows that both give
 database    opening, transactions, waiting for a server that is away
+statements  what drivers ask most often
 schema      the tables; migrations brings those of older versions up to date
 """
 
@@ -18,6 +19,7 @@ from ablation.store.records import (
     InvocationRow,
     MetricRow,
     PaceRow,
+    Start,
     TrialRow,
     Wish,
     Wishes,
@@ -36,6 +38,7 @@ __all__ = [
     "InvocationRow",
     "MetricRow",
     "PaceRow",
+    "Start",
     "Store",
     "TrialRow",
     "Wish",

@@ -1,8 +1,13 @@
 """A database that holds a result store: opening it, bringing it to today's version, transactions.
 
-SQLite has one file and the machine's clock. A PostgreSQL server has several drivers at a time on machines
-whose clocks differ, so its own clock counts, and connections that break. What a transaction did is
-repeated after that until it is certain to have happened, once (`Database.run`).
+SQLite has one file and the machine's clock. What `writes` did is on disk when it returns: results and wishes
+of people outlast a loss of power. What `tells` did gets there with the next of those, or when the system puts
+it there: a loss of power takes back the last seconds of what drivers told of trials under way, which go on
+from their checkpoints and tell it anew. A process that is killed loses nothing of either.
+
+A PostgreSQL server keeps to its own settings. It has several drivers at a time on machines whose clocks
+differ, so its own clock counts, and connections that break. What a transaction did is repeated after that
+until it is certain to have happened, once (`Database.run`).
 """
 
 from __future__ import annotations
@@ -46,6 +51,8 @@ from ablation.store.schema import SCHEMA_VERSION
 
 BUSY_TIMEOUT_MS = 10_000
 """How long to wait for what another transaction has locked."""
+ON_DISK, SOON_ON_DISK = "PRAGMA synchronous = FULL", "PRAGMA synchronous = NORMAL"
+"""Before a transaction of `writes`, and of `tells`."""
 IDLE_TIMEOUT_MS = 60_000
 """After this a server ends a transaction whose program says nothing more: its machine may be gone."""
 PAUSES_S = (0.1, 0.3, 1, 2, 4, 8, 15)
@@ -100,22 +107,22 @@ class Transaction:
         return found.replace(tzinfo=UTC)
 
     def execute(
-        self, statement: Executable, rows: Sequence[Mapping[str, Any]] | None = None
+        self, statement: Executable, values: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None
     ) -> CursorResult[Any]:
-        """Runs a statement, once for each of the rows if given."""
-        return cast(CursorResult[Any], self.connection.execute(statement, rows))
+        """Runs a statement, with values for its parameters and columns, or once for each of several rows."""
+        return cast(CursorResult[Any], self.connection.execute(statement, values))
 
-    def rows(self, query: Executable) -> Sequence[RowMapping]:
+    def rows(self, query: Executable, values: Mapping[str, Any] | None = None) -> Sequence[RowMapping]:
         """Rows that a query finds."""
-        return self.execute(query).mappings().all()
+        return self.execute(query, values).mappings().all()
 
-    def keys(self, query: Executable) -> list[str]:
+    def keys(self, query: Executable, values: Mapping[str, Any] | None = None) -> list[str]:
         """First column of what a query finds or a change returns."""
-        return list(self.execute(query).scalars())
+        return list(self.execute(query, values).scalars())
 
-    def value(self, query: Executable) -> Any:
+    def value(self, query: Executable, values: Mapping[str, Any] | None = None) -> Any:
         """The single value that a query finds."""
-        return self.execute(query).scalar_one()
+        return self.execute(query, values).scalar_one()
 
     def rows_among(
         self, query: Select[Any], column: ColumnElement[Any], keys: Collection[Any] | None
@@ -140,7 +147,7 @@ class Transaction:
 
     def insert(self, table: SqlTable, values: Mapping[str, Any]) -> int:
         """Inserts a row; returns its id."""
-        key = self.execute(table.insert().values(values)).inserted_primary_key
+        key = self.execute(table.insert(), values).inserted_primary_key
         assert key is not None
         return int(key[0])
 
@@ -171,12 +178,17 @@ def writes(method: Callable[Concatenate[H, Transaction, P], T]) -> Callable[Conc
     return _whole(method, writes=True)
 
 
+def tells(method: Callable[Concatenate[H, Transaction, P], T]) -> Callable[Concatenate[H, P], T]:
+    """As `writes`, for what would be told anew after a loss of power: does not wait for the disk."""
+    return _whole(method, writes=True, waits=False)
+
+
 def _whole(
-    method: Callable[Concatenate[H, Transaction, P], T], *, writes: bool
+    method: Callable[Concatenate[H, Transaction, P], T], *, writes: bool, waits: bool = True
 ) -> Callable[Concatenate[H, P], T]:
     @wraps(method)
     def whole(self: H, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        return self.database.run(lambda t: method(self, t, *args, **kwargs), writes=writes)
+        return self.database.run(lambda t: method(self, t, *args, **kwargs), writes=writes, waits=waits)
 
     return whole
 
@@ -218,8 +230,8 @@ class Database:
         """Whether it is a server, which several drivers may use at once."""
         return self.engine.dialect.name != "sqlite"
 
-    def run(self, work: Callable[[Transaction], T], *, writes: bool) -> T:
-        """Does work in a transaction of its own.
+    def run(self, work: Callable[[Transaction], T], *, writes: bool, waits: bool = True) -> T:
+        """Does work in a transaction of its own; one that writes and waits is on disk then.
 
         A server that restarts or a network that breaks is waited for (`PAUSES_S`), and the work is done
         again. Where only the answer to a commit was lost, the mark that the transaction left tells so, and
@@ -231,7 +243,7 @@ class Database:
         number, result = self._writer.next(), None
         for pause in (*PAUSES_S, None):
             try:
-                with self._begun(writes) as transaction:
+                with self._begun(writes, waits) as transaction:
                     if writes and self.shared and not self._writer.mark(transaction, number):
                         return cast(T, result)  # what the lost commit did
                     result = work(transaction)
@@ -252,9 +264,9 @@ class Database:
             raise self._explained(error) from error
 
     @contextmanager
-    def _begun(self, writes: bool) -> Iterator[Transaction]:
+    def _begun(self, writes: bool, waits: bool = True) -> Iterator[Transaction]:
         with self.engine.connect() as connection:
-            connection.execution_options(ablation_writes=writes)
+            connection.execution_options(ablation_writes=writes, ablation_waits=waits)
             if self.shared and not writes:  # all that it reads is of one moment, as in SQLite
                 connection.execution_options(isolation_level="REPEATABLE READ")
             with connection.begin():
@@ -418,11 +430,16 @@ def _prepare_sqlite(engine: Engine, read_only: bool) -> None:
             _use_write_ahead_log(connection)
 
     # A transaction that reads and then writes would fail at once, without waiting, when another has
-    # written in between. So one that writes takes the lock at its start.
+    # written in between. So one that writes takes the lock at its start. A commit with FULL puts on disk
+    # whatever the log holds, of other connections too; with NORMAL the log stays whole, but may end earlier.
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:
-        writes = connection.get_execution_options().get("ablation_writes", False)
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+        options = connection.get_execution_options()
+        if not options.get("ablation_writes", False):
+            connection.exec_driver_sql("BEGIN")
+            return
+        connection.exec_driver_sql(ON_DISK if options["ablation_waits"] else SOON_ON_DISK)
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
 def _use_write_ahead_log(connection: Any) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, RowMapping, Select, and_, select
 from sqlalchemy import Table as SqlTable
 
-from ablation.store import schema
+from ablation.store import schema, statements
 from ablation.store.database import Database, Transaction, reads
 from ablation.store.records import (
     SILENCE,
@@ -23,6 +23,7 @@ from ablation.store.records import (
     InvocationRow,
     MetricRow,
     PaceRow,
+    Start,
     TrialRow,
     Wish,
     Wishes,
@@ -85,15 +86,21 @@ class Reader:
     ) -> Wishes:
         """What people want of a study and of those of the trials that are known."""
         r = schema.trials
-        query = select(r.c.key, r.c.state, r.c.priority, r.c.micro_batch)
-        rows = t.rows_among(query, r.c.key, trial_keys)
-        trials = {row["key"]: Wish(row["state"], row["priority"], row["micro_batch"]) for row in rows}
+        names = [field.name for field in fields(Wish)]
+        rows = t.rows_among(select(r.c.key, *_columns(r, Wish)), r.c.key, trial_keys)
+        trials = {row["key"]: Wish(**{name: row[name] for name in names}) for row in rows}
         return Wishes(_paused(t, study, profile, data_name), trials)
 
     @reads
     def paused(self, t: Transaction, study: str, profile: str, data_name: str) -> bool:
         """Whether a study is to start nothing; False for an unknown one."""
         return _paused(t, study, profile, data_name)
+
+    @reads
+    def start_of(self, t: Transaction, trial_key: str) -> Start:
+        """What an attempt at a trial starts from; while it runs nobody else changes that."""
+        rows = t.rows(statements.START, {"one": trial_key})
+        return Start(rows[0]["first_attempt"], frozenset(row["key"] for row in rows if row["key"]))
 
     # --- results ---------------------------------------------------------------------------------
 
@@ -109,6 +116,16 @@ class Reader:
         return sorted(found.values(), key=attrgetter("time", "key"))
 
     @reads
+    def earlier_results(self, t: Transaction, trial_key: str) -> list[EvaluationRow]:
+        """Results that a trial had before it was to be done anew (`Store.renew`), oldest first."""
+        e, before = schema.evaluations, schema.earlier_results
+        query = select(
+            e.c.key, e.c.trial_key, e.c.config, before.c.attempt_id, before.c.metrics, before.c.time
+        )
+        rows = t.rows(query.join(before).where(e.c.trial_key == trial_key))
+        return sorted(_evaluation_rows(t, rows), key=attrgetter("time", "key"))
+
+    @reads
     def metrics(self, t: Transaction, attempt_id: int, after: int = 0) -> list[MetricRow]:
         """Numbers that an attempt reported, in order; only those with an id above `after`."""
         m = schema.metrics
@@ -118,9 +135,13 @@ class Reader:
 
     @reads
     def curve(self, t: Transaction, trial_key: str, name: str) -> list[tuple[int, float]]:
-        """(step, value) of a metric over a whole training; a resumed attempt replaces what it redid."""
-        m, a = schema.metrics, schema.attempts
-        query = select(m.c.attempt_id, m.c.step, m.c.value).join(a).where(a.c.trial_key == trial_key)
+        """(step, value) of a metric over a whole training; a resumed attempt replaces what it redid.
+
+        Of a trial that was begun anew, the training that counts.
+        """
+        m, a, r = schema.metrics, schema.attempts, schema.trials
+        counts = (a.c.trial_key == trial_key, a.c.number >= r.c.first_attempt)
+        query = select(m.c.attempt_id, m.c.step, m.c.value).select_from(m.join(a).join(r)).where(*counts)
         own: dict[int, list[tuple[int, float]]] = {}
         for row in t.rows(query.where(m.c.name == name).order_by(m.c.attempt_id, m.c.id)):
             own.setdefault(row["attempt_id"], []).append((row["step"], _from_null(row["value"])))
@@ -177,13 +198,20 @@ def evaluations_by_key(
     t: Transaction, column: ColumnElement[str], keys: Collection[str] | None
 ) -> dict[str, EvaluationRow]:
     """Evaluations with a result whose column is among the keys (all when None)."""
-    e, f = schema.evaluations, schema.artifacts
+    e = schema.evaluations
     rows = t.rows_among(select(e).where(e.c.attempt_id.is_not(None)), column, keys)
-    files: dict[str, dict[str, str]] = {row["key"]: {} for row in rows}
-    query = select(f.c.evaluation_key, f.c.kind, f.c.path).order_by(f.c.id)
-    for row in t.rows_among(query, f.c.evaluation_key, list(files)):
-        files[row["evaluation_key"]][row["kind"]] = row["path"]
-    return {row["key"]: _evaluation_row(row, files[row["key"]]) for row in rows}
+    return {row.key: row for row in _evaluation_rows(t, rows)}
+
+
+def _evaluation_rows(t: Transaction, rows: Sequence[RowMapping]) -> list[EvaluationRow]:
+    """Results, each with the files of the attempt that gave it."""
+    f = schema.artifacts
+    files: dict[tuple[str, int], dict[str, str]] = {}
+    query = select(f.c.evaluation_key, f.c.attempt_id, f.c.kind, f.c.path).order_by(f.c.id)
+    for file in t.rows_among(query, f.c.evaluation_key, {row["key"] for row in rows}):
+        own = files.setdefault((file["evaluation_key"], file["attempt_id"]), {})
+        own[file["kind"]] = file["path"]
+    return [_evaluation_row(row, files.get((row["key"], row["attempt_id"]), {})) for row in rows]
 
 
 def meta_value(t: Transaction, name: str) -> str | None:

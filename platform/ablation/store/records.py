@@ -33,6 +33,8 @@ class TrialRow:
         seconds: run time of all attempts together.
         priority: higher ones start first.
         micro_batch: what want of memory made of it; None leaves it to the command.
+        first_attempt: number of the attempt with which the training that counts began; above 1 where it was
+            begun anew.
     """
 
     key: str
@@ -51,6 +53,30 @@ class TrialRow:
     seconds: float
     priority: int = 0
     micro_batch: int | None = None
+    first_attempt: int = 1
+
+    @property
+    def folder(self) -> str:
+        """Where in its directory the training that counts keeps its files; one begun anew finds no others."""
+        return Start(self.first_attempt).folder
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """What an attempt at a trial starts from.
+
+    Attributes:
+        first_attempt: see `TrialRow`.
+        done: keys of the trial's evaluations that have a result.
+    """
+
+    first_attempt: int
+    done: frozenset[str] = frozenset()
+
+    @property
+    def folder(self) -> str:
+        """See `TrialRow`."""
+        return f"attempt-{self.first_attempt}" if self.first_attempt > 1 else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +210,7 @@ class Wish:
     state: TrialState
     priority: int
     micro_batch: int | None
+    first_attempt: int = 1
 
 
 @dataclass(frozen=True, slots=True)

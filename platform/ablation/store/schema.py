@@ -1,7 +1,7 @@
 """The store's tables. SQL that SQLite and PostgreSQL both understand.
 
     studies 1-n trials 1-n attempts 1-n metrics, notices
-                trials 1-n evaluations (at most one attempt each)
+                trials 1-n evaluations (at most one attempt each) 1-n earlier_results (of one attempt each)
                 trials 1-n artifacts (each of one attempt, some of one evaluation)
     invocations 1-n attempts
 
@@ -38,7 +38,7 @@ from sqlalchemy import (
     or_,
 )
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """Raised whenever a table below changes."""
 
 TrialState = Literal["WAITING", "RUNNING", "COMPLETE", "FAILED", "CANCELLED"]
@@ -112,6 +112,8 @@ trials = Table(
     Column("added", UtcTime, nullable=False),
     Column("priority", Integer, nullable=False, server_default="0"),  # higher first
     Column("micro_batch", Integer),  # NULL: as the command says
+    # Number of the attempt with which the training that counts began: above 1 where it was begun anew.
+    Column("first_attempt", Integer, nullable=False, server_default="1"),
     ForeignKeyConstraint(
         ["study", "profile", "data_name"], ["studies.name", "studies.profile", "studies.data_name"]
     ),
@@ -206,6 +208,15 @@ evaluations = Table(
     Column("attempt_id", ForeignKey("attempts.id"), index=True),  # NULL until there is a result
     Column("metrics", JSON),
     Column("time", UtcTime),
+)
+
+earlier_results = Table(
+    "earlier_results",  # of evaluations that were to be done anew
+    metadata,
+    Column("evaluation_key", ForeignKey("evaluations.key"), primary_key=True),
+    Column("attempt_id", ForeignKey("attempts.id"), primary_key=True),
+    Column("metrics", JSON, nullable=False),
+    Column("time", UtcTime, nullable=False),
 )
 
 artifacts = Table(

@@ -8,6 +8,7 @@ anything may read at the same time (`reading`). States of a trial:
        ^------------------|  |--fail-----> FAILED   --retry--> WAITING
         release, reclaim
     WAITING, RUNNING, FAILED --cancel--> CANCELLED --retry--> WAITING
+    all but RUNNING --renew--> WAITING, without results
 
 What runs when it is cancelled goes on until its driver ends it; only a finish changes the state then.
 An attempt that has ended never changes again; only what the MLflow mirror has of it does, and the
@@ -28,12 +29,12 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import ColumnElement, Update, case, func, literal, select
+from sqlalchemy import ColumnElement, Update, case, func, literal, null, select
 from sqlalchemy import Table as SqlTable
 
 from ablation.protocol import Checkpointed, Described, Evaluated, Noticed, Progress, Report
-from ablation.store import schema
-from ablation.store.database import Database, Transaction, in_parts, writes
+from ablation.store import schema, statements
+from ablation.store.database import Database, Transaction, in_parts, tells, writes
 from ablation.store.reading import MIRRORS, Reader, evaluations_by_key, mirrors, to_null
 from ablation.store.records import (
     CHECKPOINT,
@@ -41,7 +42,7 @@ from ablation.store.records import (
     SILENCE,
     SUBMISSION,
 )
-from ablation.store.schema import AttemptState, TrialState, UtcTime
+from ablation.store.schema import AttemptState, TrialState
 
 MIRROR_LEASE = "mirror_lease"
 """Name of the note that tells who copies to MLflow, and until when."""
@@ -175,6 +176,24 @@ class Store(Reader):
         return _change_trials(t, trial_keys, stopped, state=state, error=None)
 
     @writes
+    def renew(self, t: Transaction, seen: Mapping[str, int]) -> list[str]:
+        """Sets trials back to WAITING, to be trained and evaluated from nothing; returns those that it has.
+
+        What they had stays: results as earlier ones (`earlier_results`), attempts, numbers and files as they
+        are. A trial is left alone where an attempt goes on, or has been made since `seen`.
+
+        Args:
+            seen: how many attempts there were when somebody decided so, by trial key.
+        """
+        _lock_trials(t, seen)
+        renewed = [key for key, number in seen.items() if _is_at_rest(t, key, number)]
+        for key in renewed:
+            _set_results_aside(t, key)
+            anew = {"step": 0, "total": 0, "first_attempt": seen[key] + 1}
+            _change_trials(t, [key], state="WAITING", error=None, **anew)
+        return renewed
+
+    @writes
     def prioritise(self, t: Transaction, trial_keys: Collection[str], priority: int) -> list[str]:
         """Lets trials of a higher priority start before others; returns those that are known."""
         return _change_trials(t, trial_keys, priority=priority)
@@ -206,7 +225,7 @@ class Store(Reader):
 
     # --- running ---------------------------------------------------------------------------------
 
-    @writes
+    @tells
     def claim(
         self,
         t: Transaction,
@@ -220,13 +239,11 @@ class Store(Reader):
         Returns:
             The attempt's id; None when the trial is not WAITING (another owner was first).
         """
-        waiting = schema.trials.c.state == "WAITING"
-        if not _change_trials(t, [trial_key], waiting, state="RUNNING", error=None):
+        if not t.keys(statements.CLAIM, {"one": trial_key, "state": "RUNNING", "error": None}):
             return None
-        earlier = select(func.count()).where(schema.attempts.c.trial_key == trial_key)
         values = {
             "trial_key": trial_key,
-            "number": t.value(earlier) + 1,
+            "number": t.value(statements.ATTEMPTS, {"one": trial_key}) + 1,
             "invocation_id": invocation_id,
             "state": "RUNNING",
             "owner": owner,
@@ -238,7 +255,7 @@ class Store(Reader):
         }
         return t.insert(schema.attempts, values)
 
-    @writes
+    @tells
     def heartbeat(self, t: Transaction, attempt_ids: Collection[int]) -> None:
         """Says that attempts are alive; those that have ended stay as they are."""
         a = schema.attempts
@@ -278,6 +295,8 @@ class Store(Reader):
     def record(self, attempt_id: int, reports: Sequence[Report]) -> None:
         """Keeps what an attempt reports, all of it or nothing. Also a heartbeat.
 
+        Results are on disk then; the rest is only told (`database.tells`).
+
         Args:
             attempt_id: a running attempt.
             reports: in order; paths in them lie in the workspace, absolute or relative to it.
@@ -287,55 +306,47 @@ class Store(Reader):
             ValueError: a path outside the workspace, an evaluation that nobody asked for, or one that has
                 neither numbers nor a submission.
         """
-        self._record(attempt_id, reports, [file for report in reports for file in self._files(report)])
+        files = self._files(reports)
+        result = any(isinstance(report, Evaluated) for report in reports)
+        self.database.run(lambda t: _keep(t, attempt_id, reports, files), writes=True, waits=result)
 
-    @writes
-    def _record(
-        self, t: Transaction, attempt_id: int, reports: Sequence[Report], files: Sequence[Mapping[str, Any]]
-    ) -> None:
-        ids = {"attempt_id": attempt_id, "time": t.now}
-        trial_key = _touch(t, attempt_id, {"heartbeat": t.now} | _described(reports))
-        t.insert_all(schema.metrics, [ids | row for report in reports for row in _metric_rows(report)])
-        notices = [ids | {"message": r.message} for r in reports if isinstance(r, Noticed)]
-        t.insert_all(schema.notices, notices)
-        for report in reports:
-            if isinstance(report, Evaluated):
-                _set_result(t, trial_key, report, ids)
-        t.insert_all(schema.artifacts, [{**ids, "trial_key": trial_key, **file} for file in files])
-        _set_progress(t, attempt_id, trial_key, [r for r in reports if isinstance(r, Progress)])
+    def finish(self, attempt_id: int, reports: Sequence[Report] = ()) -> None:
+        """Ends an attempt well, with the last that it reports. Its trial is COMPLETE, also when cancelled.
 
-    @writes
-    def finish(self, t: Transaction, attempt_id: int) -> None:
-        """Ends an attempt well. Its trial is COMPLETE, also when cancelled meanwhile.
-
-        Where an evaluation has no result yet it is WAITING instead, or stays CANCELLED.
+        Where an evaluation has no result yet it is WAITING instead, or stays CANCELLED. Raises what `record`
+        does, and then nothing has happened.
         """
-        e = schema.evaluations
-        trial_key = _touch(t, attempt_id, {"state": "COMPLETE", "ended": t.now})
-        _lock_trials(t, [trial_key])  # an evaluation may be asked for at this very moment
-        lacking = select(func.count()).where(e.c.trial_key == trial_key, e.c.attempt_id.is_(None))
-        if t.value(lacking):
-            _leave(t, [trial_key], "WAITING")
-        else:
-            _change_trials(t, [trial_key], state="COMPLETE", error=None)
+        self._end(attempt_id, reports, self._files(reports), "COMPLETE")
 
-    @writes
-    def fail(self, t: Transaction, attempt_id: int, error: str) -> None:
+    def fail(self, attempt_id: int, error: str, reports: Sequence[Report] = ()) -> None:
         """Ends an attempt with the traceback of what went wrong; its trial is FAILED until a retry.
 
-        A cancelled trial stays CANCELLED.
+        A cancelled trial stays CANCELLED. `reports` as for `finish`.
         """
-        trial_key = _touch(t, attempt_id, {"state": "FAILED", "ended": t.now, "error": error})
-        _leave(t, [trial_key], "FAILED", error)
+        self._end(attempt_id, reports, self._files(reports), "FAILED", error)
 
-    @writes
-    def release(self, t: Transaction, attempt_id: int) -> None:
+    def release(self, attempt_id: int, reports: Sequence[Report] = ()) -> None:
         """Ends an attempt as INTERRUPTED; its trial is WAITING, to go on from its last checkpoint.
 
-        A cancelled trial stays CANCELLED.
+        A cancelled trial stays CANCELLED. `reports` as for `finish`.
         """
-        trial_key = _touch(t, attempt_id, {"state": "INTERRUPTED", "ended": t.now})
-        _leave(t, [trial_key], "WAITING")
+        self._end(attempt_id, reports, self._files(reports), "INTERRUPTED")
+
+    @writes
+    def _end(
+        self,
+        t: Transaction,
+        attempt_id: int,
+        reports: Sequence[Report],
+        files: Sequence[Mapping[str, Any]],
+        state: AttemptState,
+        error: str | None = None,
+    ) -> None:
+        trial_key = _keep(t, attempt_id, reports, files, state=state, ended=t.now, error=error)
+        if state == "COMPLETE" and _has_all_results(t, trial_key):
+            t.execute(statements.TRIAL, {"one": trial_key, "state": "COMPLETE", "error": None})
+        else:
+            _leave(t, [trial_key], "FAILED" if state == "FAILED" else "WAITING", error)
 
     # --- files and scores ------------------------------------------------------------------------
 
@@ -369,16 +380,19 @@ class Store(Reader):
 
     @writes
     def drop_artifacts(
-        self, t: Transaction, trial_keys: Collection[str], kinds: Collection[str]
+        self, t: Transaction, attempt_ids: Collection[int], kinds: Collection[str]
     ) -> list[str]:
-        """Forgets the files of those kinds that attempts at the trials left; returns their paths."""
+        """Forgets the files of those kinds that the attempts left; returns their paths."""
         f = schema.artifacts
         kind = f.c.kind.in_(kinds)
-        drops = [f.delete().where(f.c.trial_key.in_(keys), kind) for keys in in_parts(trial_keys)]
+        drops = [f.delete().where(f.c.attempt_id.in_(ids), kind) for ids in in_parts(attempt_ids)]
         return sorted({path for drop in drops for path in t.keys(drop.returning(f.c.path))})
 
-    def _files(self, report: Report) -> list[dict[str, Any]]:
-        """Artifact rows of a report. Files are hashed here, before the transaction."""
+    def _files(self, reports: Sequence[Report]) -> list[dict[str, Any]]:
+        """Artifact rows of reports. Files are hashed here, before the transaction."""
+        return [file for report in reports for file in self._files_of(report)]
+
+    def _files_of(self, report: Report) -> list[dict[str, Any]]:
         match report:
             case Checkpointed(step, path, sha256):
                 return [_file_row(CHECKPOINT, self._relative(path), sha256, step=step)]
@@ -464,11 +478,30 @@ class Store(Reader):
 # --- changes -----------------------------------------------------------------------------------------
 
 
+def _keep(
+    t: Transaction,
+    attempt_id: int,
+    reports: Sequence[Report],
+    files: Sequence[Mapping[str, Any]],
+    **changes: Any,
+) -> str:
+    """Keeps what a running attempt reports, and changes it; returns its trial's key."""
+    ids = {"attempt_id": attempt_id, "time": t.now}
+    trial_key = _touch(t, attempt_id, {"heartbeat": t.now} | _described(reports) | changes)
+    t.insert_all(schema.metrics, [ids | row for report in reports for row in _metric_rows(report)])
+    notices = [ids | {"message": r.message} for r in reports if isinstance(r, Noticed)]
+    t.insert_all(schema.notices, notices)
+    for report in reports:
+        if isinstance(report, Evaluated):
+            _set_result(t, trial_key, report, ids)
+    t.insert_all(schema.artifacts, [{**ids, "trial_key": trial_key, **file} for file in files])
+    _set_progress(t, attempt_id, trial_key, [r for r in reports if isinstance(r, Progress)])
+    return trial_key
+
+
 def _touch(t: Transaction, attempt_id: int, values: Mapping[str, Any]) -> str:
     """Changes a running attempt and returns its trial's key; no ended attempt passes here."""
-    a = schema.attempts
-    running = a.update().where(a.c.id == attempt_id, a.c.state == "RUNNING")
-    trial_keys = t.keys(running.values(**values).returning(a.c.trial_key))
+    trial_keys = t.keys(statements.RUNNING, {"one": attempt_id, **values})
     if not trial_keys:
         raise AttemptOverError(f"attempt {attempt_id} has ended; nothing more can be recorded for it")
     return trial_keys[0]
@@ -509,11 +542,32 @@ def _change_trials(
     return [key for change in changes for key in t.keys(change)]
 
 
+def _is_at_rest(t: Transaction, trial_key: str, number: int) -> bool:
+    """Whether there were exactly so many attempts at a trial, and all have ended."""
+    a = schema.attempts
+    states = t.keys(select(a.c.state).where(a.c.trial_key == trial_key))
+    return len(states) == number and "RUNNING" not in states
+
+
+def _set_results_aside(t: Transaction, trial_key: str) -> None:
+    """Makes a trial's results earlier ones; its evaluations have none then."""
+    e, before = schema.evaluations, schema.earlier_results
+    done = (e.c.trial_key == trial_key, e.c.attempt_id.is_not(None))
+    results = select(e.c.key, e.c.attempt_id, e.c.metrics, e.c.time).where(*done)
+    t.execute(before.insert().from_select(list(before.c), results))
+    t.execute(e.update().where(*done).values(attempt_id=None, metrics=null(), time=None))
+
+
 def _lock_trials(t: Transaction, trial_keys: Collection[str]) -> None:
     """Waits until no other transaction changes the trials, and lets none until this one ends."""
-    r = schema.trials
     for keys in in_parts(trial_keys):
-        t.execute(select(r.c.key).where(r.c.key.in_(keys)).order_by(r.c.key).with_for_update())
+        t.execute(statements.LOCK, {"keys": keys})
+
+
+def _has_all_results(t: Transaction, trial_key: str) -> bool:
+    """Whether no evaluation of a trial lacks its result; none is asked for until the transaction ends."""
+    _lock_trials(t, [trial_key])
+    return not t.value(statements.LACKING, {"one": trial_key})
 
 
 def _has_ended(holder: str) -> bool:
@@ -534,8 +588,9 @@ def _without_diff(t: Transaction, provenance: Mapping[str, Any]) -> dict[str, An
     """The provenance without the diff's text, which is kept once for all attempts that share it."""
     kept = dict(provenance)
     text = kept.pop("diff", "")
-    if text:
-        t.insert_new(schema.diffs, {"sha256": kept["diff_sha256"], "text": text})
+    d = schema.diffs
+    if text and not t.keys(select(d.c.sha256).where(d.c.sha256 == kept["diff_sha256"])):
+        t.insert_new(d, {"sha256": kept["diff_sha256"], "text": text})
     return kept
 
 
@@ -548,17 +603,10 @@ def _set_progress(t: Transaction, attempt_id: int, trial_key: str, steps: Sequen
     """How far the trial is, and where the attempt's progress began and is."""
     if not steps:
         return
-    a, m, last = schema.attempts, schema.metrics, steps[-1]
-    _change_trials(t, [trial_key], step=last.step, total=last.total)
-    newest = select(func.max(m.c.id)).where(m.c.attempt_id == attempt_id).scalar_subquery()
-    progress = {
-        "first_step": func.coalesce(a.c.first_step, steps[0].step),
-        "first_progress": func.coalesce(a.c.first_progress, literal(t.now, UtcTime)),
-        "last_step": last.step,
-        "last_progress": t.now,
-        "last_metric": func.coalesce(newest, 0),
-    }
-    t.execute(a.update().where(a.c.id == attempt_id).values(progress))
+    last = steps[-1]
+    t.execute(statements.TRIAL, {"one": trial_key, "step": last.step, "total": last.total})
+    newest = {"last_step": last.step, "last_progress": t.now}
+    t.execute(statements.PROGRESS, {"one": attempt_id, "first": steps[0].step, "now": t.now, **newest})
 
 
 def _set_result(t: Transaction, trial_key: str, report: Evaluated, ids: Mapping[str, Any]) -> None:
@@ -566,10 +614,9 @@ def _set_result(t: Transaction, trial_key: str, report: Evaluated, ids: Mapping[
         raise ValueError(
             f"evaluation {report.key} has neither numbers nor a {SUBMISSION}; only rank 0 reports its result"
         )
-    e = schema.evaluations
     numbers = {name: to_null(value) for name, value in report.metrics.items()}
-    lacking = (e.c.key == report.key, e.c.trial_key == trial_key, e.c.attempt_id.is_(None))
-    if t.execute(e.update().where(*lacking).values(metrics=numbers, **ids)).rowcount == 0:
+    values = {"one": report.key, "of": trial_key, "metrics": numbers, **ids}
+    if t.execute(statements.RESULT, values).rowcount == 0:
         raise ValueError(f"trial {trial_key} has no evaluation {report.key} without a result")
 
 
