@@ -28,7 +28,7 @@ from ablation.tracking import Mirror
 from ablation.workspace import Workspace
 from dashboards import __main__ as dashboard
 from tests.ablation import conftest
-from tests.ablation.test_renewal import finish
+from tests.ablation.test_renewal import finish, today
 from tests.ablation.test_scores import SUMMARY
 from tests.ablation.toy_driver import Count, Toy, toy_study
 
@@ -398,6 +398,19 @@ def test_a_stale_cell_is_shown_and_set_back_beside_a_running_driver(
     assert _states(driven)["table4 k=3, seed 0"] == "WAITING"
     assert _run("retry", "--stale", *where) == 0
     assert capsys.readouterr().out == "No result is known to rest on what has changed since.\n"
+
+
+def test_a_plan_counts_what_is_stale(
+    driven: "conftest.Workspace", capsys: pytest.CaptureFixture[str]
+) -> None:
+    where = ("--workspace", str(driven.root))
+    finish(driven, "k5", today())
+    assert _run("plan", *where) == 0
+    assert "Stale" not in capsys.readouterr().out
+    finish(driven, "k3", "1.0")
+    assert _run("plan", *where) == 0
+    told = f"Stale: 1 of the results here; `ablation status --stale --workspace {driven.root}` says what"
+    assert told in capsys.readouterr().out
 
 
 def test_nothing_happens_without_a_yes(
