@@ -60,7 +60,7 @@ class GroupNorm(nn.GroupNorm):
     def _is_slow(self, x: Tensor) -> bool:
         return (
             x.device.type == "cpu"
-            and x.dtype == torch.bfloat16
+            and (x.dtype, self.weight.dtype) == (torch.bfloat16, torch.float32)
             and x.numel() >= _WORTHWHILE
             and self.num_channels // self.num_groups % _BF16_LANES != 0
             and x.is_contiguous(memory_format=torch.channels_last)

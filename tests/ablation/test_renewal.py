@@ -1,7 +1,7 @@
 """What is stale is done anew when a person asks for it, from nothing, and nothing of before is lost."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -55,6 +55,14 @@ def workspace(make_workspace: MakeWorkspace) -> "conftest.Workspace":
     for method, torch in (("k3", "1.0"), ("k5", today()), ("k7", None)):
         finish(made, method, torch)
     return made
+
+
+def test_what_was_cancelled_is_done_anew_only_where_it_is_named(workspace: "conftest.Workspace") -> None:
+    plan = workspace.plan
+    trials = tuple(replace(t, state="CANCELLED") if t.state == "COMPLETE" else t for t in plan.trials)
+    control = Control(replace(plan, trials=trials), workspace.store)
+    assert control.stale([]) == []
+    assert [renewal.trial.name for renewal in control.stale(["table4 k=3"])] == ["table4 k=3, seed 0"]
 
 
 def test_a_stale_cell_is_trained_anew_when_asked(workspace: "conftest.Workspace") -> None:

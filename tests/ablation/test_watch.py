@@ -13,7 +13,7 @@ import pytest
 
 from ablation.protocol import Checkpointed, Described, Evaluated, Noticed, Progress, Report
 from ablation.running.guard import LATER_S, TICK_S
-from ablation.running.watch import FACTOR, HANG, LOG, START, Watch, alive, hang_of, logged
+from ablation.running.watch import FACTOR, HANG, LOG, START, Watch, _Guard, alive, guarded, hang_of, logged
 
 
 def test_the_log_has_what_was_reported_and_what_was_printed(tmp_path: Path) -> None:
@@ -194,6 +194,16 @@ def test_the_guard_stays_from_trial_to_trial_holds_nothing_and_goes_with_its_pro
     while Path(f"/proc/{guard}").exists():
         assert time.monotonic() < deadline
         time.sleep(0.1)
+
+
+def test_a_python_without_memory_files_goes_on_unguarded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr("os.memfd_create", raising=False)
+    guarded(tmp_path, 0.1)
+    with Watch(tmp_path, 0.1) as watching:
+        assert list(watching.over(iter([Progress(1, 1)]))) == [Progress(1, 1)]
+    assert _Guard.own is None
 
 
 @linux

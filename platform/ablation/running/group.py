@@ -38,7 +38,7 @@ def torch_config(backend: str, directory: Path, hang_after: float) -> Any:
 
     class Backend(config._TorchBackend):  # type: ignore[misc]
         def on_start(self, worker_group: Any, backend_config: Any) -> None:
-            guarded(directory, hang_after)
+            guarded(directory, hang_after)  # nothing else of ours runs in the controller's process
             worker_group.execute(_heed_sigterm)
             worker_group.execute(config._set_torch_distributed_env_vars)
             size = len(worker_group)

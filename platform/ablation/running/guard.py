@@ -39,8 +39,10 @@ def main() -> None:
         silent = silent + TICK_S if sign == last else 0.0
         last = sign
         if last[1] and silent > last[1] + LATER_S:
-            _end(pid, bytes(shared[PATH:SIZE]).partition(b"\0")[0], silent)
-            return
+            _leave_word(bytes(shared[PATH:SIZE]).partition(b"\0")[0], pid, silent)
+            if os.getppid() == pid and expected(shared) == last:  # it has not woken meanwhile
+                os.kill(pid, signal.SIGKILL)
+                return
         time.sleep(TICK_S)
 
 
@@ -50,14 +52,12 @@ def expected(shared: mmap.mmap) -> tuple[int, float]:
     return watch if watch[1] else beat
 
 
-def _end(pid: int, path: bytes, silent: float) -> None:
-    line = f"process {pid} stood still for {silent:.0f} s, no thread of it ran; killed from outside\n"
+def _leave_word(path: bytes, pid: int, silent: float) -> None:
+    line = f"process {pid} stood still for {silent:.0f} s, no thread of it ran; to be killed from outside\n"
     # In a thread: what the process waits for may be the very disk that the file is on.
     writing = threading.Thread(target=_write, args=(path, line), daemon=True)
     writing.start()
     writing.join(LATER_S)
-    if os.getppid() == pid:
-        os.kill(pid, signal.SIGKILL)
 
 
 def _write(path: bytes, line: str) -> None:

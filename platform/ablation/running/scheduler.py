@@ -168,8 +168,12 @@ def _run_on_ray(
                 options.micro_batch,
                 lambda: pulse.nodes,
             )
-            with suppress(StopNow):
-                _tuner(dispatcher, job, scratch).fit()
+            told: Told = []
+            try:
+                with suppress(StopNow):
+                    _tuner(dispatcher, job, scratch, told).fit()
+            finally:
+                _keep(dispatcher, told)
     # Here and not only where `check` stops the loop: the last step's error comes after the last check.
     if desk.failure:
         raise desk.failure
@@ -185,7 +189,11 @@ def _request(trial: PlannedTrial, plan: Plan, workspace: Workspace) -> Request:
 # --- Tune --------------------------------------------------------------------------------------------
 
 
-def _tuner(dispatcher: Dispatcher, job: Job, scratch: Path) -> Any:
+Told = list[tuple[Any, list[dict[str, Any]]]]
+"""What trials of Tune have told that is not kept yet: the trial and its messages."""
+
+
+def _tuner(dispatcher: Dispatcher, job: Job, scratch: Path, told: Told) -> Any:
     """A Tuner that starts what the dispatcher says, and prints and keeps nothing."""
     from ray import tune
 
@@ -202,7 +210,7 @@ def _tuner(dispatcher: Dispatcher, job: Job, scratch: Path) -> Any:
         run_config=tune.RunConfig(
             name="tune",
             storage_path=str(scratch),
-            callbacks=[_callback(dispatcher)],
+            callbacks=[_callback(dispatcher, told)],
             failure_config=tune.FailureConfig(max_failures=0),  # a lost trial is admitted anew
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             verbose=0,
@@ -279,7 +287,7 @@ def _ender(desk: Desk) -> Any:
     return Ender()
 
 
-def _callback(dispatcher: Dispatcher) -> Any:
+def _callback(dispatcher: Dispatcher, told: Told) -> Any:
     """Tune's callback that tells the desk.
 
     What a trial told is kept when Tune has sent its process on, which then does not wait for the store.
@@ -287,7 +295,6 @@ def _callback(dispatcher: Dispatcher) -> Any:
     from ray import tune
 
     desk = dispatcher.desk
-    told: list[tuple[Any, list[dict[str, Any]]]] = []
 
     class Tell(tune.Callback):  # type: ignore[misc]
         def __reduce__(self) -> tuple[Any, ...]:
@@ -302,14 +309,7 @@ def _callback(dispatcher: Dispatcher) -> Any:
             told.append((trial, result["messages"]))
 
         def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
-            for trial, messages in told:
-                if not _ours(desk, trial):
-                    continue
-                key = trial.config["key"]
-                desk.guard(desk.receive, key, messages)
-                if key not in desk.running:
-                    desk.guard(dispatcher.ended, key)
-            told.clear()
+            _keep(dispatcher, told)
 
         def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
             if not _ours(desk, trial):
@@ -319,6 +319,19 @@ def _callback(dispatcher: Dispatcher) -> Any:
             desk.guard(dispatcher.ended, key)
 
     return Tell()
+
+
+def _keep(dispatcher: Dispatcher, told: Told) -> None:
+    """Hands what trials have told to the desk."""
+    desk = dispatcher.desk
+    for trial, messages in told:
+        if not _ours(desk, trial):
+            continue
+        key = trial.config["key"]
+        desk.guard(desk.receive, key, messages)
+        if key not in desk.running:
+            desk.guard(dispatcher.ended, key)
+    told.clear()
 
 
 def _ours(desk: Desk, trial: Any) -> bool:

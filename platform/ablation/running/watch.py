@@ -164,14 +164,16 @@ def hang_of(directory: Path) -> str | None:
 
 
 def guarded(directory: Path, least: float) -> None:
-    """From now on this process is killed from outside once it stands still, on Linux.
+    """From now on this process is killed from outside once it stands still.
+
+    Only on Linux, and where Python was built with `os.memfd_create`; elsewhere nothing guards it.
 
     Args:
         directory: the trial's, for a line in `HANG`; need not be there.
         least: seconds after which a process counts as standing still that could not even run a thread which
             does nothing; while a `Watch` is armed, its own limit counts instead. 0 guards nothing.
     """
-    if not least or sys.platform != "linux":
+    if not least or sys.platform != "linux" or not hasattr(os, "memfd_create"):
         return
     if _Guard.own is None or not _Guard.own.lives():
         with suppress(OSError, RuntimeError):  # no room for another process or thread: it goes on without
@@ -206,7 +208,11 @@ class _Guard:
             os.close(memory)
         self._numbers = itertools.count(1)
         self._least = 0.0
-        threading.Thread(target=self._beat, name="guard", daemon=True).start()
+        try:
+            threading.Thread(target=self._beat, name="guard", daemon=True).start()
+        except RuntimeError:
+            self._process.kill()
+            raise
 
     def lives(self) -> bool:
         """Whether it has not been ended by somebody else."""

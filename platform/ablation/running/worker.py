@@ -302,7 +302,7 @@ def _of_group(
             continue
         last = message
         yield message
-        if preempted():  # the ranks stop at a checkpoint; the next attempt takes the marker away
+        if preempted() and message["kind"] not in LAST:  # the next attempt takes the marker away
             job.storage.ask_to_stop(request.trial_key)
     thread.join()
     told.shutdown()

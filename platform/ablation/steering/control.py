@@ -136,10 +136,11 @@ class Control:
         """Trials to be done anew because a result of theirs rests on what has changed since.
 
         Args:
-            words: as `chosen` takes them, or none for all. A result that kept no record of what it rests on,
-                so that nobody can tell, counts only where its trial is named.
+            words: as `chosen` takes them, or none for all that nobody has cancelled. A result that kept no
+                record of what it rests on, so that nobody can tell, counts only where its trial is named.
         """
-        trials = chosen(self.plan, words) if words else self.plan.trials
+        wanted = [trial for trial in self.plan.trials if trial.state != "CANCELLED"]
+        trials = chosen(self.plan, words) if words else wanted
         states: dict[str, list[str]] = {trial.key: [] for trial in trials}
         for attempt in self.store.attempts(list(states)):  # before the judgement: `renew` sees any made since
             states[attempt.trial_key].append(attempt.state)

@@ -160,7 +160,7 @@ def in_parts(keys: Collection[T]) -> Iterator[Sequence[T]]:
 
 
 class HasDatabase(Protocol):
-    """What `reads` and `writes` make methods of."""
+    """What `reads`, `writes` and `tells` make methods of."""
 
     database: Database
 
