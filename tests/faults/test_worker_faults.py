@@ -116,7 +116,7 @@ def test_a_process_that_stands_still_is_killed_and_its_trial_goes_on(folder: Pat
 def test_a_group_outlives_the_standstill_of_the_processes_that_only_wait_for_its_workers(
     folder: Path, store: Store
 ) -> None:
-    pair = {"name": "pair", "workers": 2, "steps": 100, "step_seconds": 0.2}
+    pair = {"name": "pair", "workers": 2, "steps": 40, "step_seconds": 0.2}
     with Driver(folder, [pair], concurrency=1, hang_after=3) as driver:
         for attempt, process in ((1, TRIAL), (2, CONTROLLER)):
             until_started(driver, folder, attempt)
