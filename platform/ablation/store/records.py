@@ -58,7 +58,12 @@ class TrialRow:
     @property
     def folder(self) -> str:
         """Where in its directory the training that counts keeps its files; one begun anew finds no others."""
-        return Start(self.first_attempt).folder
+        return folder_of(self.first_attempt)
+
+
+def folder_of(first_attempt: int) -> str:
+    """In a trial's directory, of the training that began with that attempt; "" for the directory itself."""
+    return f"attempt-{first_attempt}" if first_attempt > 1 else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +81,7 @@ class Start:
     @property
     def folder(self) -> str:
         """See `TrialRow`."""
-        return f"attempt-{self.first_attempt}" if self.first_attempt > 1 else ""
+        return folder_of(self.first_attempt)
 
 
 @dataclass(frozen=True, slots=True)
