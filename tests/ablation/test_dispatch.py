@@ -93,6 +93,31 @@ def test_what_a_person_prioritises_while_it_runs_starts_next(world: World) -> No
     assert started(dispatcher) == ["d"]
 
 
+def test_what_a_process_told_before_it_died_counts(world: World) -> None:
+    dispatcher = world.dispatcher([Toy("a")])
+    assert started(dispatcher) == ["a"]
+    key = key_of(dispatcher, "a")
+    attempt, evaluation = dispatcher.desk.running[key], dispatcher.plan.trial(key).evaluations[0].key
+    dispatcher.hear(key, attempt, [to_wire(Evaluated(evaluation, {"AP": 50.0}))])
+    dispatcher.lose(key, attempt, "killed")
+    assert list(world.store.evaluations([evaluation])) == [evaluation]
+    assert dispatcher.desk.losses == {key: 1}
+
+
+def test_an_attempt_that_is_over_is_not_listened_to(world: World) -> None:
+    dispatcher = world.dispatcher([Toy("a")])
+    assert started(dispatcher) == ["a"]
+    key = key_of(dispatcher, "a")
+    first = dispatcher.desk.running[key]
+    dispatcher.lose(key, first, "killed")
+    world.later()
+    assert started(dispatcher) == ["a"]
+    dispatcher.hear(key, first, [{"kind": ENDED}])
+    dispatcher.lose(key, first, "killed again")
+    assert dispatcher.desk.holds(key, first + 1)
+    assert dispatcher.admission.running.keys() == {key}
+
+
 def test_a_paused_study_starts_nothing_and_stops_what_runs_until_it_is_resumed(world: World) -> None:
     dispatcher = world.dispatcher([Toy("a"), Toy("b"), Toy("c")])
     assert len(started(dispatcher)) == 2

@@ -8,7 +8,8 @@ import pytest
 
 from ablation.plan import make_plan
 from ablation.protocol import Described, Noticed, Progress
-from ablation.steering.logs import account, follow, printable, tail
+from ablation.running.storage import storage_at
+from ablation.steering.logs import account, brought, follow, printable, tail
 from tests.ablation import conftest
 
 
@@ -67,6 +68,20 @@ def test_the_end_of_a_long_log_is_found_without_reading_all_of_it(tmp_path: Path
     path.write_text("x" * 1_000_000 + "\nlast but one\nlast\n")
     assert tail(path, 2) == ["last but one", "last"]
     assert tail(tmp_path / "none") == []
+
+
+def test_the_log_of_a_trial_elsewhere_is_brought_from_its_storage(tmp_path: Path) -> None:
+    elsewhere, here, place, key = tmp_path / "node", tmp_path / "here", tmp_path / "bucket", "ab" * 6
+    for folder in (elsewhere, place):
+        folder.mkdir()
+    storage = storage_at(str(place))
+    assert not brought(storage, key, here).exists()  # nothing is stored yet
+    for text in ("step 1\n", "step 1\nstep 2\n"):
+        (elsewhere / "log.txt").write_text(text)
+        storage.put(key, elsewhere, [elsewhere / "log.txt"])
+        assert brought(storage, key, here).read_text() == text
+    place.rename(tmp_path / "away")
+    assert brought(storage, key, here).read_text() == text
 
 
 def test_a_followed_log_is_read_to_its_last_words(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import argparse
 import json
 from collections.abc import Iterator
 from dataclasses import asdict
+from functools import partial
 
 from rich.console import Console
 
@@ -21,10 +22,9 @@ from ablation.cli.parts import (
 from ablation.evidence import staleness
 from ablation.results.report import print_report
 from ablation.running.forecast import forecast
-from ablation.running.watch import LOG
 from ablation.session import Session
 from ablation.steering.control import trial_of
-from ablation.steering.logs import account, follow, printable
+from ablation.steering.logs import account, brought, follow, printable
 from ablation.steering.status import lines, status_of, watch
 
 
@@ -77,14 +77,16 @@ def logs_command(arguments: argparse.Namespace) -> int:
     """Print what a trial has been through: attempts, notices, errors, last numbers, the end of its log."""
     session = look(arguments)
     trial, store = trial_of(session.plan, arguments.trial), session.store
-    directory = session.workspace.trial_directory(trial.key)
-    path = directory / LOG
+    bring = partial(brought, session.storage, trial.key, session.workspace.trial_directory(trial.key))
+    path = bring()
     start = path.stat().st_size if path.is_file() else 0
-    print("\n".join(printable(line) for line in account(trial, store, directory)), flush=True)
+    print("\n".join(printable(line) for line in account(trial, store, path.parent)), flush=True)
 
     def going_on() -> bool:
         rows = store.trial_states([trial.key])
-        return trial.key in rows and rows[trial.key].state in ("WAITING", "RUNNING")
+        goes = trial.key in rows and rows[trial.key].state in ("WAITING", "RUNNING")
+        bring()
+        return goes
 
     news: Iterator[str] = follow(path, going_on, start=start) if arguments.follow else iter(())
     try:

@@ -41,7 +41,7 @@ def describe(sources: Sequence[str]) -> dict[str, Any]:
         "gpus": _gpus(),
         "python": platform.python_version(),
         "packages": _first_versions(),
-        "modules": {name: _first_hash(path) for name, path in _imported(sources)},
+        "modules": _hashes(tuple(sources), len(sys.modules)),
     }
 
 
@@ -90,6 +90,12 @@ def _first_hash(path: Path) -> str:
 
 
 _first_versions = cache(package_versions)
+
+
+@cache
+def _hashes(sources: tuple[str, ...], imported: int) -> dict[str, str]:
+    """Of the sources' modules, by name; looked for again when another number of modules is imported."""
+    return {name: _first_hash(path) for name, path in _imported(sources)}
 
 
 def _imported(sources: Sequence[str]) -> list[tuple[str, Path]]:

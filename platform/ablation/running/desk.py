@@ -132,6 +132,10 @@ class Desk:
             self.lose(key, str(error))
         return key in self.running
 
+    def holds(self, key: str, attempt: int) -> bool:
+        """Whether it runs here: of a trial that goes on in another attempt, a process may still be heard."""
+        return self.running.get(key) == attempt
+
     def receive(self, key: str, messages: Sequence[Mapping[str, Any]]) -> None:
         """Messages of the trial's process, in order."""
         if key not in self.running:

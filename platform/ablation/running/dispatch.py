@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 from ablation.plan import Plan, PlannedTrial
 from ablation.resources import Resources
@@ -23,9 +24,17 @@ SEEDS = 1000
 """Earlier seeds come first among trials of one priority, so that tables fill seed by seed."""
 
 
+class Told(NamedTuple):
+    """What the process of an attempt has told, and the store has not kept yet."""
+
+    key: str
+    attempt: int
+    messages: Sequence[Mapping[str, Any]]
+
+
 @dataclass(slots=True)
 class Dispatcher:
-    """Decides, and claims what it decides.
+    """Decides, claims what it decides, and passes on what comes of it.
 
     Attributes:
         seconds: how long each trial should take, by key; corrected by those that finish.
@@ -51,6 +60,7 @@ class Dispatcher:
     _began: dict[str, float] = field(default_factory=dict)
     _ratios: list[float] = field(default_factory=list)
     _stuck: frozenset[str] = frozenset()
+    _told: list[Told] = field(default_factory=list)
 
     def next(self) -> Order | None:
         """The attempt to start now, claimed; None when there is none at the moment."""
@@ -71,6 +81,26 @@ class Dispatcher:
         if self.desk.running or self.admission.waiting or self.wishes.paused:
             return False
         return all(wish.state != "RUNNING" for wish in self.wishes.trials.values())
+
+    def hear(self, key: str, attempt: int, messages: Sequence[Mapping[str, Any]]) -> None:
+        """What an attempt's process tells."""
+        self._told.append(Told(key, attempt, messages))
+
+    def keep(self) -> None:
+        """Hands to the desk what was told: when Tune has sent the process on, which then does not wait."""
+        told, self._told = self._told, []
+        for key, attempt, messages in told:
+            if self.desk.holds(key, attempt):
+                self.desk.guard(self.desk.receive, key, messages)
+                if key not in self.desk.running:
+                    self.desk.guard(self.ended, key)
+
+    def lose(self, key: str, attempt: int, reason: str) -> None:
+        """The process of an attempt died; what it told before counts."""
+        self.keep()
+        if self.desk.holds(key, attempt):
+            self.desk.guard(self.desk.lose, key, reason)
+            self.desk.guard(self.ended, key)
 
     def ended(self, key: str) -> None:
         """Its places are free; where it is not over, the store is asked at once what becomes of it."""

@@ -168,12 +168,11 @@ def _run_on_ray(
                 options.micro_batch,
                 lambda: pulse.nodes,
             )
-            told: Told = []
             try:
                 with suppress(StopNow):
-                    _tuner(dispatcher, job, scratch, told).fit()
+                    _tuner(dispatcher, job, scratch).fit()
             finally:
-                _keep(dispatcher, told)
+                dispatcher.keep()
     # Here and not only where `check` stops the loop: the last step's error comes after the last check.
     if desk.failure:
         raise desk.failure
@@ -189,11 +188,7 @@ def _request(trial: PlannedTrial, plan: Plan, workspace: Workspace) -> Request:
 # --- Tune --------------------------------------------------------------------------------------------
 
 
-Told = list[tuple[Any, list[dict[str, Any]]]]
-"""What trials of Tune have told that is not kept yet: the trial and its messages."""
-
-
-def _tuner(dispatcher: Dispatcher, job: Job, scratch: Path, told: Told) -> Any:
+def _tuner(dispatcher: Dispatcher, job: Job, scratch: Path) -> Any:
     """A Tuner that starts what the dispatcher says, and prints and keeps nothing."""
     from ray import tune
 
@@ -210,7 +205,7 @@ def _tuner(dispatcher: Dispatcher, job: Job, scratch: Path, told: Told) -> Any:
         run_config=tune.RunConfig(
             name="tune",
             storage_path=str(scratch),
-            callbacks=[_callback(dispatcher, told)],
+            callbacks=[_callback(dispatcher)],
             failure_config=tune.FailureConfig(max_failures=0),  # a lost trial is admitted anew
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             verbose=0,
@@ -282,61 +277,35 @@ def _ender(desk: Desk) -> Any:
             return FIFOScheduler, ()
 
         def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
-            return str(TrialScheduler.CONTINUE if _ours(desk, trial) else TrialScheduler.STOP)
+            ours = desk.holds(trial.config["key"], trial.config["attempt"])
+            return str(TrialScheduler.CONTINUE if ours else TrialScheduler.STOP)
 
     return Ender()
 
 
-def _callback(dispatcher: Dispatcher, told: Told) -> Any:
-    """Tune's callback that tells the desk.
-
-    What a trial told is kept when Tune has sent its process on, which then does not wait for the store.
-    """
+def _callback(dispatcher: Dispatcher) -> Any:
+    """Tune's callback that tells the dispatcher."""
     from ray import tune
-
-    desk = dispatcher.desk
 
     class Tell(tune.Callback):  # type: ignore[misc]
         def __reduce__(self) -> tuple[Any, ...]:
             return tune.Callback, ()  # a store cannot be copied
 
         def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
-            desk.check()
+            dispatcher.desk.check()
 
         def on_trial_result(
             self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
         ) -> None:
-            told.append((trial, result["messages"]))
+            dispatcher.hear(trial.config["key"], trial.config["attempt"], result["messages"])
 
         def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
-            _keep(dispatcher, told)
+            dispatcher.keep()
 
         def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-            if not _ours(desk, trial):
-                return
-            key = trial.config["key"]
-            desk.guard(desk.lose, key, _reason(trial))
-            desk.guard(dispatcher.ended, key)
+            dispatcher.lose(trial.config["key"], trial.config["attempt"], _reason(trial))
 
     return Tell()
-
-
-def _keep(dispatcher: Dispatcher, told: Told) -> None:
-    """Hands what trials have told to the desk."""
-    desk = dispatcher.desk
-    for trial, messages in told:
-        if not _ours(desk, trial):
-            continue
-        key = trial.config["key"]
-        desk.guard(desk.receive, key, messages)
-        if key not in desk.running:
-            desk.guard(dispatcher.ended, key)
-    told.clear()
-
-
-def _ours(desk: Desk, trial: Any) -> bool:
-    """Whether what Tune says is of the attempt that runs: an earlier one's process may die after its end."""
-    return bool(desk.running.get(trial.config["key"]) == trial.config["attempt"])
 
 
 def _reason(trial: Any) -> str:

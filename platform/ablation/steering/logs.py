@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from ablation.plan import PlannedTrial
 from ablation.running.display import duration
+from ablation.running.storage import Storage, StorageError
 from ablation.running.watch import LOG
 from ablation.steering.status import host_of
 from ablation.store import AttemptRow, EvaluationRow, Store
@@ -40,7 +42,7 @@ def account(trial: PlannedTrial, store: Store, directory: Path) -> Iterator[str]
     yield from _section("Evaluations", _evaluations(trial, store))
     yield from _section("Results before it was to be done anew", _earlier(trial, store, attempts))
     if attempts:
-        elsewhere = f"It is not on this machine: see {host_of(attempts[-1])}."
+        elsewhere = f"It is not here yet: see {host_of(attempts[-1])}, or name the --storage of the run."
         yield from _section(f"The end of {LOG}", tail(directory / LOG) or [elsewhere])
 
 
@@ -95,6 +97,13 @@ def tail(path: Path, lines: int = TAIL) -> list[str]:
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - lines * 400))
         return file.read().decode(errors="replace").splitlines()[-lines:]
+
+
+def brought(storage: Storage, trial_key: str, directory: Path) -> Path:
+    """The log in the trial's directory here; a storage elsewhere has it as of the last checkpoint."""
+    with suppress(StorageError):  # not stored yet, or the storage is away: there may be one from before
+        storage.bring(trial_key, LOG, directory)
+    return directory / LOG
 
 
 def follow(
