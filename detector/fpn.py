@@ -26,9 +26,9 @@ class FPN(nn.Module):
         out = config.channels
         self.p6_from = config.p6_from
         self.lateral = nn.ModuleList(Conv2d(channels, out, 1, bias=True) for channels in in_channels)
-        self.output = nn.ModuleList(nn.Conv2d(out, out, 3, padding=1) for _ in in_channels)
-        self.p6 = nn.Conv2d(in_channels[-1] if config.p6_from == "C5" else out, out, 3, 2, padding=1)
-        self.p7 = nn.Conv2d(out, out, 3, 2, padding=1)
+        self.output = nn.ModuleList(Conv2d(out, out, 3, bias=True) for _ in in_channels)
+        self.p6 = Conv2d(in_channels[-1] if config.p6_from == "C5" else out, out, 3, 2, bias=True)
+        self.p7 = Conv2d(out, out, 3, 2, bias=True)
         self.apply(_initialise)
 
     def forward(self, features: Sequence[Tensor]) -> tuple[Tensor, ...]:
