@@ -40,8 +40,9 @@ $(STAMP): pyproject.toml requirements.lock
 reproduce: install
 	@$(BIN)/python experiments/reproduce_tables.py $(ARGS)
 
+# Two processes: one for the slow tests, one after another, which mostly wait, and one for all others.
 test: install
-	@$(BIN)/python -m pytest $(ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup $(ARGS)
 
 checks: install
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
