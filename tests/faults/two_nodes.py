@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ablation.store import Store, TrialRow
+from ablation.store.database import NoStoreError
 from tests.faults.driver import Run
 from tests.faults.machines import lacking, machines
 from tests.faults.soak import PATIENCE_S, ROOT, complete, outcome, study
@@ -30,10 +31,13 @@ def command(workspace: Path, tables: Sequence[str], *words: str) -> list[str]:
 
 
 def trials(workspace: Path) -> list[TrialRow]:
-    """All that the store knows."""
+    """All that the store knows; nothing while it is being made."""
     if not (workspace / "store.db").exists():
         return []
-    store = Store.open(workspace / "store.db", read_only=True)
+    try:
+        store = Store.open(workspace / "store.db", read_only=True)
+    except NoStoreError:
+        return []
     rows = list(store.trial_states().values())
     store.close()
     return rows
