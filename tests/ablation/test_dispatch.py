@@ -10,7 +10,7 @@ from ablation.protocol import Evaluated, to_wire
 from ablation.resources import Resources
 from ablation.running.admission import Admission, Node
 from ablation.running.desk import Desk
-from ablation.running.dispatch import LOOK_EVERY_S, UNHEARD_S, Dispatcher
+from ablation.running.dispatch import LOOK_EVERY_S, UNHEARD_AFTER_LOSS_S, UNHEARD_S, Dispatcher
 from ablation.running.display import Board, PlainDisplay
 from ablation.running.storage import storage_at
 from ablation.running.worker import ENDED, STOPPED
@@ -268,6 +268,31 @@ def test_a_process_that_never_starts_is_given_up(world: World) -> None:
     assert started(dispatcher) == ["a"], "it is tried anew"
     attempts = world.store.attempts([key_of(dispatcher, "a")])
     assert [attempt.state for attempt in attempts] == ["INTERRUPTED", "RUNNING"]
+
+
+def test_a_process_that_was_to_start_when_a_machine_was_lost_is_given_up_sooner(world: World) -> None:
+    world.nodes = (Node("a", 1, 0, 1 << 40), Node("b", 1, 0, 1 << 40))
+    dispatcher = world.dispatcher([Toy("before", 30), Toy("heard", 20)])
+    assert started(dispatcher) == ["before", "heard"]
+    dispatcher.desk.heard.add(key_of(dispatcher, "heard"))
+    world.nodes = (Node("a", 1, 0, 1 << 40), Node("c", 1, 0, 1 << 40))
+    world.later()
+    dispatcher.look()
+    world.now += UNHEARD_AFTER_LOSS_S
+    dispatcher.look()
+    assert states(world, dispatcher) == {"before": "RUNNING", "heard": "RUNNING"}
+    world.later()
+    dispatcher.look()
+    assert states(world, dispatcher) == {"before": "WAITING", "heard": "RUNNING"}
+    assert started(dispatcher) == ["before"]
+    world.now += UNHEARD_AFTER_LOSS_S + LOOK_EVERY_S
+    dispatcher.look()
+    assert states(world, dispatcher)["before"] == "RUNNING", "it began after the loss"
+
+
+def states(world: World, dispatcher: Dispatcher) -> dict[str, str]:
+    rows = world.store.trial_states()
+    return {dispatcher.desk.trials[key].config.name: row.state for key, row in rows.items()}
 
 
 def test_what_is_to_be_done_anew_since_a_run_began_is_left_to_the_next(world: World) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +21,9 @@ LOOK_EVERY_S = 2.0
 RECLAIM_EVERY_S = 10.0
 UNHEARD_S = 600.0
 """A trial's process that has told nothing for so long has no machine to start on."""
+UNHEARD_AFTER_LOSS_S = 120.0
+"""Nor has one that was about to start when a machine was lost, and told nothing for so long since: Ray may
+have sent it there."""
 SEEDS = 1000
 """Earlier seeds come first among trials of one priority, so that tables fill seed by seed."""
 
@@ -56,6 +60,7 @@ class Dispatcher:
     _looked: float | None = None
     _reclaimed: float = 0.0
     _there: tuple[Node, ...] = ()
+    _lost: float = -math.inf
     _first: Mapping[str, int] = field(default_factory=dict)
     _began: dict[str, float] = field(default_factory=dict)
     _ratios: list[float] = field(default_factory=list)
@@ -124,6 +129,8 @@ class Dispatcher:
             self._reclaimed = now
             self.desk.reclaim()
         if (there := self.nodes()) != self._there:
+            if {node.id for node in self._there} - {node.id for node in there}:
+                self._lost = now
             self._there = there
             self.admission.set_nodes(there)
         setting = self.plan.setting
@@ -141,8 +148,7 @@ class Dispatcher:
         wish, key = self.wishes.trials[trial.key], trial.key
         if key in self.desk.running:
             unwanted = self.wishes.paused or wish.state == "CANCELLED"
-            waited = self.clock() - self._began.get(key, self.clock())
-            if key not in self.desk.heard and (unwanted or waited > UNHEARD_S):
+            if key not in self.desk.heard and (unwanted or self._has_no_machine(key)):
                 self.desk.give_up(key)  # should its process start after all, it is not listened to
                 self.ended(key)
             elif unwanted:
@@ -154,6 +160,13 @@ class Dispatcher:
                 self.admission.offer(candidate)
         else:
             self.admission.withdraw(key)
+
+    def _has_no_machine(self, key: str) -> bool:
+        """Whether its process should have started by now."""
+        now = self.clock()
+        began = self._began.get(key, now)
+        lost = self._lost if self._lost >= began else math.inf
+        return now > min(began + UNHEARD_S, lost + UNHEARD_AFTER_LOSS_S)
 
     def _lacks(self, trial: PlannedTrial) -> bool:
         """Whether the plan still wants something of it; what only other plans want makes it wait too.
