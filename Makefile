@@ -40,9 +40,9 @@ $(STAMP): pyproject.toml requirements.lock
 reproduce: install
 	@$(BIN)/python experiments/reproduce_tables.py $(ARGS)
 
-# Two processes: one for the slow tests, one after another, which mostly wait, and one for all others.
+# In two processes: slow tests start others and wait for them most of the time.
 test: install
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup $(ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 $(ARGS)
 
 checks: install
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -10,14 +10,6 @@ from benchmarks.postgres import PostgresServer, running_server
 ROOT = Path(__file__).resolve().parents[1]
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Slow tests run one after another, also where others run beside them: they start many processes."""
-    for item in items:
-        if item.get_closest_marker("slow"):
-            item.add_marker(pytest.mark.xdist_group("slow"))
-
-
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """Reference outputs and real images that live beside the checkout, where they are present."""

@@ -113,11 +113,16 @@ def test_a_process_that_stands_still_is_killed_and_its_trial_goes_on(folder: Pat
     assert "stood still" in (folder / "artifacts" / key_of(store, "single") / LOG).read_text()
 
 
-def test_a_group_outlives_the_standstill_of_the_processes_that_only_wait_for_its_workers(
-    folder: Path, store: Store
+def test_a_group_outlives_the_standstill_of_the_processes_that_only_wait_for_its_workers_beside_another_run(
+    folder: Path, store: Store, tmp_path: Path
 ) -> None:
     pair = {"name": "pair", "workers": 2, "steps": 40, "step_seconds": 0.2}
-    with Driver(folder, [pair], concurrency=1, hang_after=3) as driver:
+    other = {"name": "other", "steps": 5000, "step_seconds": 0.2}
+    with (
+        Driver(tmp_path / "other", [other], concurrency=1) as beside,
+        Driver(folder, [pair], concurrency=1, hang_after=3) as driver,
+    ):
+        beside.until(lambda: newest_step(tmp_path / "other") > 0)
         for attempt, process in ((1, TRIAL), (2, CONTROLLER)):
             until_started(driver, folder, attempt)
             (pid,) = driver.descendants(process)
@@ -126,6 +131,7 @@ def test_a_group_outlives_the_standstill_of_the_processes_that_only_wait_for_its
     assert states(store) == {"pair": ["INTERRUPTED", "INTERRUPTED", "COMPLETE"]}
     log = (folder / "artifacts" / key_of(store, "pair") / LOG).read_text()
     assert log.count("stood still") == 2
+    assert "Reporting" not in log, "Ray's own lines"
 
 
 def test_a_group_of_which_a_process_is_asked_to_go_stops_at_a_checkpoint_first(

@@ -154,7 +154,7 @@ def _start(options: Options, wanted: Sequence[Resources | None], whole_gpus: boo
     (machine,) = layout.nodes
     at_a_time = (layout.limit or 1) * layout.default.workers
     threads = str(max(1, len(os.sched_getaffinity(0)) // at_a_time))
-    with environment({"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}):
+    with environment({"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, **_address_ahead()}):
         _init(
             options,
             address="local",
@@ -166,6 +166,17 @@ def _start(options: Options, wanted: Sequence[Resources | None], whole_gpus: boo
             dashboard_host="127.0.0.1",
         )
     return replace(layout, nodes=nodes())
+
+
+def _address_ahead() -> dict[str, str]:
+    """Where Ray will listen, for its own processes.
+
+    The one that gives back the places of a group whose trial died looks for Ray on this machine, and
+    dies itself when it finds two.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    return {"RAY_GCS_SERVER_PORT": port, "RAY_ADDRESS": f"127.0.0.1:{port}"}
 
 
 def _workers(options: Options, wanted: Sequence[Resources | None]) -> int:
@@ -190,7 +201,8 @@ def _connect(options: Options, whole_gpus: bool) -> Layout:
     # Ray itself would try for many minutes.
     if port.isdecimal() and not opens((host, int(port))):
         raise UserError(_no_ray(options, "nothing listens there"))
-    _init(options, address=address, runtime_env={"env_vars": _WORKER_ENVIRONMENT})
+    known = {} if address == "auto" else {"RAY_ADDRESS": address}  # why: see `_address_ahead`
+    _init(options, address=address, runtime_env={"env_vars": _WORKER_ENVIRONMENT | known})
     there = nodes()
     cpus, gpus = (int(sum(getattr(node, kind) for node in there)) for kind in ("cpus", "gpus"))
     _, default = share(options, cpus, gpus, whole_gpus=whole_gpus)

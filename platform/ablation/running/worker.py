@@ -339,6 +339,7 @@ def _trainer(job: Job, request: Request, resources: Resources, told: Any) -> Any
     from ray.train import RunConfig, ScalingConfig, get_context, report
     from ray.train.collective import broadcast_from_rank_zero
     from ray.train.torch import TorchTrainer
+    from ray.train.v2._internal.execution import context as reporting
     from ray.train.v2.api.callback import UserCallback
 
     class Forward(UserCallback):  # type: ignore[misc]
@@ -346,7 +347,7 @@ def _trainer(job: Job, request: Request, resources: Resources, told: Any) -> Any
             told.put(metrics[0])
 
     def loop() -> None:
-        logging.getLogger("ray.train").setLevel(logging.WARNING)  # or every report is told again in the log
+        reporting.logger.setLevel(logging.WARNING)  # or every report is told again in the log
         rank = get_context().get_world_rank()
 
         def stop() -> bool:
