@@ -174,7 +174,8 @@ def _address_ahead() -> dict[str, str]:
     The one that gives back the places of a group whose trial died looks for Ray on this machine, and
     dies itself when it finds two.
     """
-    with socket.create_server(("127.0.0.1", 0)) as free:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     return {"RAY_GCS_SERVER_PORT": port, "RAY_ADDRESS": f"127.0.0.1:{port}"}
 
