@@ -37,7 +37,7 @@ from ablation.running.dispatch import Dispatcher
 from ablation.running.display import Listener
 from ablation.running.options import Options
 from ablation.running.storage import Storage
-from ablation.running.worker import Job, trial_process
+from ablation.running.worker import Job, Order, trial_process
 from ablation.store import Store
 from ablation.workspace import Workspace
 
@@ -192,12 +192,12 @@ def _tuner(dispatcher: Dispatcher, job: Job, scratch: Path) -> Any:
     """A Tuner that starts what the dispatcher says, and prints and keeps nothing."""
     from ray import tune
 
-    process = tune.with_parameters(trial_process(), job=job)
+    process = tune.with_resources(tune.with_parameters(trial_process(), job=job), _held)
     return tune.Tuner(
-        tune.with_resources(process, _held),
+        process,
         param_space={},
         tune_config=tune.TuneConfig(
-            search_alg=_searcher(dispatcher),
+            search_alg=_attempts(dispatcher, process),
             scheduler=_ender(dispatcher.desk),
             num_samples=-1,
             reuse_actors=True,
@@ -206,8 +206,6 @@ def _tuner(dispatcher: Dispatcher, job: Job, scratch: Path) -> Any:
             name="tune",
             storage_path=str(scratch),
             callbacks=[_callback(dispatcher)],
-            failure_config=tune.FailureConfig(max_failures=0),  # a lost trial is admitted anew
-            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             verbose=0,
         ),
     )
@@ -231,18 +229,28 @@ def _share(cpus: float, gpus: float, memory: int) -> Any:
     return tune.PlacementGroupFactory([{name: amount for name, amount in held.items() if amount}])
 
 
-def _searcher(dispatcher: Dispatcher) -> Any:
-    """What Tune asks for the next trial."""
-    from ray.tune.search import Searcher
+def _attempts(dispatcher: Dispatcher, process: type[Any]) -> Any:
+    """What Tune asks for the next trial, which is an attempt of one of ours.
 
-    class Dispatched(Searcher):  # type: ignore[misc]
+    Tune's own searchers look every trial's class up in Ray's central process, three times, which takes longer
+    than all that the store does for the trial.
+    """
+    from ray import tune
+    from ray.tune.experiment import Experiment, Trial
+    from ray.tune.search import SearchAlgorithm
+
+    class Attempt(Trial):  # type: ignore[misc]
+        def get_trainable_cls(self) -> type[Any]:
+            return process
+
+    class Attempts(SearchAlgorithm):  # type: ignore[misc]
         def __reduce__(self) -> tuple[Any, ...]:
-            return Searcher, ()  # Tune keeps a copy for a restore that never happens
+            return SearchAlgorithm, ()  # Tune keeps a copy for a restore that never happens
 
-        def set_search_properties(self, *_: Any, **__: Any) -> bool:
-            return True
+        def add_configurations(self, experiments: list[Experiment]) -> None:
+            self._spec = experiments[0].spec
 
-        def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        def next_trial(self) -> Attempt | None:
             order = None
 
             def decide() -> None:
@@ -251,21 +259,22 @@ def _searcher(dispatcher: Dispatcher) -> Any:
 
             dispatcher.desk.guard(decide)
             if order is not None:
-                return {**order.to_config(), "attempt": dispatcher.desk.running[order.key]}
-            return Searcher.FINISHED if dispatcher.over else None
+                return self._attempt(order)
+            if dispatcher.over:
+                self.set_finished()
+            return None
 
-        def on_trial_complete(
-            self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
-        ) -> None:
-            """The callback hears of it."""
+        def _attempt(self, order: Order) -> Attempt:
+            return Attempt(
+                self._spec["run"],
+                config={**order.to_config(), "attempt": dispatcher.desk.running[order.key]},
+                storage=self._spec["storage"],
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+                max_failures=0,  # a lost trial is admitted anew
+                stub=True,  # the name of its class is not looked up
+            )
 
-        def save(self, checkpoint_path: str) -> None:
-            """Nothing is kept."""
-
-        def restore(self, checkpoint_path: str) -> None:
-            """Nothing was kept."""
-
-    return Dispatched()
+    return Attempts()
 
 
 def _ender(desk: Desk) -> Any:
