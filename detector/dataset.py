@@ -12,11 +12,13 @@ per image. Boxes are xyxy in pixels of the resized image.
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -200,10 +202,10 @@ def open_split(checked: CheckedSplit, split_name: str, data: config.Data, cache_
     """A split at the size `data` asks for, decoding every image if nobody has yet.
 
     The file's name says what is in it: split, size, the fingerprint of what was annotated and `PIXELS`. It
-    is written beside and renamed, so two processes may build it at once; one of the wrong length is built
-    again. The images' bytes are not part of the name: delete the file after replacing images by others of
-    the same name and size. A split once found too large is marked so and stays unpacked: were room found
-    later, each rank of a training might begin a copy.
+    is written beside and renamed, by one process of a machine while the others wait; one of the wrong length
+    is built again. The images' bytes are not part of the name: delete the file after replacing images by
+    others of the same name and size. A split once found too large is marked so and stays unpacked: were room
+    found later, each rank of a training might begin a copy.
 
     Args:
         checked: the split.
@@ -223,11 +225,8 @@ def open_split(checked: CheckedSplit, split_name: str, data: config.Data, cache_
     path, unpacked = cache_dir / f"{name}.rgb", cache_dir / f"{name}.decodes"
     total = sum(3 * h * w for h, w in sizes)
     if not _is_complete(path, total) and not unpacked.is_file():
-        if _fits(total, cache_dir):
-            _write_beside(path, partial(_decode_all, checked, sizes))
-        else:
-            _refuse_images(checked, unusable_images(checked))
-            unpacked.touch()
+        with _alone_in(cache_dir):
+            _decode_once(checked, sizes, path, unpacked)
     return SplitImages(
         records=checked.images,
         sizes=sizes,
@@ -236,6 +235,30 @@ def open_split(checked: CheckedSplit, split_name: str, data: config.Data, cache_
         directory=checked.source.images,
         packed=_mapped(path, sizes) if _is_complete(path, total) else None,
     )
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Lets one process of this machine in at a time: eight ranks would pack eight copies at once."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # of a file system without locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _decode_once(checked: CheckedSplit, sizes: Sequence[tuple[int, int]], path: Path, unpacked: Path) -> None:
+    """Packs the split where there is room, unless another process has meanwhile."""
+    total = sum(3 * h * w for h, w in sizes)
+    if _is_complete(path, total) or unpacked.is_file():
+        return
+    if _fits(total, path.parent):
+        _write_beside(path, partial(_decode_all, checked, sizes))
+    else:
+        _refuse_images(checked, unusable_images(checked))
+        unpacked.touch()
 
 
 def unusable_images(checked: CheckedSplit) -> list[str]:

@@ -177,7 +177,7 @@ def prepare(workspace: Path, data: Mapping[str, Path] | None, overrides: Overrid
     if not dataset.test:
         notices.append("no test-dev images: Table 8 is tested on the validation images")
     threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    context = Context(dataset.paths, cache, 50, 1000, 10_000, loaders=min(8, threads), weights=files)
+    context = Context(dataset.paths, cache, 20, 1000, 10_000, loaders=min(8, threads), weights=files)
     return PaperSetting(overrides, dataset, weights, notices, context)
 
 

@@ -40,6 +40,15 @@ from experiments.data import Context
 SUBMISSION = "detections_test-dev2017_atss_results.json"
 """COCO's server wants detections_<images>_<method>_results.json, zipped."""
 
+_WANT_OF_MEMORY = (
+    "DefaultCPUAllocator",
+    "Cannot allocate memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
+"""What other errors than `torch.OutOfMemoryError` say: of PyTorch's CPU allocator and of CUDA's libraries."""
+
 PICTURED_IMAGES = 6
 PICTURE_SIDE = 384
 """Pixels that the short side of a pictured image is enlarged to, at least about."""
@@ -83,8 +92,7 @@ def _memory_watched(trial: Trial, request: Request) -> Iterator[None]:
 def _is_want_of_memory(error: Exception) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    # What PyTorch's CPU allocator says.
-    return "DefaultCPUAllocator" in str(error) or "Cannot allocate memory" in str(error)
+    return any(mark in str(error) for mark in _WANT_OF_MEMORY)
 
 
 def _reports(
@@ -105,7 +113,7 @@ def _options(request: Request) -> RunOptions:
     context: Context = request.context
     return RunOptions(
         directory=request.directory / "checkpoints",
-        device="cuda" if torch.cuda.is_available() else "cpu",
+        device=_device(request.gpus),
         report_every=context.report_every,
         checkpoint_every=context.checkpoint_every,
         micro_batch=request.micro_batch,
@@ -113,6 +121,21 @@ def _options(request: Request) -> RunOptions:
         weights=partial(_weights_file, request.config.weights, context),
         validate_every=context.validate_every,
     )
+
+
+def _device(gpus: float | None) -> str:
+    """What a trial trains on: GPUs if it holds any, or where nobody counts them if there are any.
+
+    Raises:
+        RuntimeError: it holds GPUs that PyTorch cannot use.
+    """
+    there = torch.cuda.is_available()
+    if gpus and not there:
+        raise RuntimeError(
+            f"the trial holds a GPU that PyTorch {torch.__version__} cannot use: "
+            f"is the machine's driver older than CUDA {torch.version.cuda} wants?"
+        )
+    return "cuda" if there and gpus != 0 else "cpu"
 
 
 def _weights_file(weights: Weights, context: Context) -> Path:

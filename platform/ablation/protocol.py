@@ -35,6 +35,7 @@ class Request:
         workers: processes that train this one trial.
         micro_batch: samples that a worker takes through the network at a time, its share of a batch in
             several goes, for want of memory; None for all at once.
+        gpus: that each of its processes holds, perhaps a share of one; None where nobody counts them.
     """
 
     trial_key: str
@@ -44,6 +45,7 @@ class Request:
     context: Any = None
     workers: int = 1
     micro_batch: int | None = None
+    gpus: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -252,8 +252,10 @@ def test_a_storage_that_is_away_at_the_start_of_an_attempt_does_not_leave_it_run
             raise StorageError("the bucket cannot be reached")
 
     monkeypatch.setattr(desk, "storage", Away())
-    assert not desk.claim(key)
+    with pytest.raises(StorageError):
+        desk.claim(key)
     assert state(store, key) == ("WAITING", ["INTERRUPTED"])
+    assert desk.losses == {}
 
 
 def test_a_driver_that_was_cut_off_itself_gives_others_time_to_come_back(

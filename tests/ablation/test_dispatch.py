@@ -10,9 +10,15 @@ from ablation.protocol import Evaluated, to_wire
 from ablation.resources import Resources
 from ablation.running.admission import Admission, Node
 from ablation.running.desk import Desk
-from ablation.running.dispatch import LOOK_EVERY_S, UNHEARD_AFTER_LOSS_S, UNHEARD_S, Dispatcher
+from ablation.running.dispatch import (
+    LOOK_EVERY_S,
+    STORAGE_AWAY_S,
+    UNHEARD_AFTER_LOSS_S,
+    UNHEARD_S,
+    Dispatcher,
+)
 from ablation.running.display import Board, PlainDisplay
-from ablation.running.storage import storage_at
+from ablation.running.storage import StorageError, storage_at
 from ablation.running.worker import ENDED, STOPPED
 from ablation.store import Store
 from ablation.workspace import Workspace
@@ -102,6 +108,37 @@ def test_what_a_process_told_before_it_died_counts(world: World) -> None:
     dispatcher.lose(key, attempt, "killed")
     assert list(world.store.evaluations([evaluation])) == [evaluation]
     assert dispatcher.desk.losses == {key: 1}
+
+
+def test_a_trial_that_has_its_place_is_not_given_up_however_long_its_first_steps_take(world: World) -> None:
+    dispatcher = world.dispatcher([Toy("a"), Toy("pair", workers=2)])
+    world.nodes = (Node("a", 3, 0, 1 << 40),)
+    assert sorted(started(dispatcher)) == ["a", "pair"]
+    for key, attempt in dispatcher.desk.running.items():
+        dispatcher.start(key, attempt)
+    world.now += UNHEARD_S + LOOK_EVERY_S
+    dispatcher.look()
+    assert list(dispatcher.desk.running) == [key_of(dispatcher, "a")], "a pair's workers tell themselves"
+
+
+def test_a_storage_that_is_away_makes_trials_wait_and_counts_for_nothing(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dispatcher = world.dispatcher([Toy("a"), Toy("b")])
+    monkeypatch.setattr(type(dispatcher.desk.storage), "clear", away)
+    for _ in range(5):
+        assert started(dispatcher) == []
+        world.later()
+    assert dispatcher.desk.losses == {}
+    assert len(world.store.attempts()) == 1
+    assert world.said[-1].endswith("Nothing new starts for 30 s: the bucket does not answer")
+    monkeypatch.undo()
+    world.now += STORAGE_AWAY_S
+    assert sorted(started(dispatcher)) == ["a", "b"]
+
+
+def away(*_: object) -> None:
+    raise StorageError("the bucket does not answer")
 
 
 def test_an_attempt_that_is_over_is_not_listened_to(world: World) -> None:

@@ -29,6 +29,7 @@ from ablation.running.worker import (
     Order,
     batches,
     messages,
+    trial_process,
 )
 
 KEY = "0123456789ab"
@@ -160,6 +161,36 @@ def test_messages_travel_together_where_nothing_long_lies_between_them() -> None
 
 def test_nothing_is_held_back_when_a_training_ends_without_its_evaluations() -> None:
     assert list(batches(iter([{"kind": "described"}]), 1)) == [[{"kind": "described"}]]
+
+
+def process(job: Job, resources: Resources, train: TrainFunction) -> Any:
+    """The process of a trial, begun."""
+    made = trial_process().__new__(trial_process())
+    made._preempted, made._job = False, replace(job, train=train)
+    made._begin(Order(KEY, (), None, resources).to_config())
+    return made
+
+
+def test_a_process_that_failed_with_a_gpu_goes_since_an_error_of_cuda_stays_with_it(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def leave(status: int) -> None:
+        raise SystemExit(status)
+
+    monkeypatch.setattr("os._exit", leave)
+    ends: dict[float, list[bool]] = {0.0: [], 1.0: []}
+    for gpus, done in ends.items():
+        one = process(job, Resources(1, 1, gpus), breaks)
+        while one._busy:
+            done.append(one.step()["done"])
+    assert ends == {0.0: [False, True], 1.0: [False, False]}, "asked for a step more, the process leaves"
+    with pytest.raises(SystemExit):
+        one.step()
+
+
+def test_a_trial_knows_which_gpus_it_holds(job: Job) -> None:
+    request = Order(KEY, (), None, Resources(2, 4, 3.0)).applied_to(job.requests[KEY])
+    assert (request.workers, request.gpus) == (2, 3.0)
 
 
 # --- judging a group ------------------------------------------------------------------------------------

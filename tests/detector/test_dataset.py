@@ -1,8 +1,11 @@
 import dataclasses
 import json
 import multiprocessing
+import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -90,6 +93,24 @@ def test_a_second_opening_decodes_nothing(
     again = open_split(checked, "train", DATA, tmp_path / "cache")
     for i in range(3):
         np.testing.assert_array_equal(again.at(i), packed.at(i))
+
+
+def test_of_two_that_open_a_split_at_once_one_waits_and_decodes_nothing(
+    checked: CheckedSplit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded: list[str] = []
+    decode = dataset._decode_all
+
+    def slowly(*arguments: Any) -> None:
+        decoded.append("once")
+        time.sleep(0.5)
+        decode(*arguments)
+
+    monkeypatch.setattr(dataset, "_decode_all", slowly)
+    with ThreadPoolExecutor(2) as pool:  # each opens the folder for itself, as a process would
+        both = [pool.submit(open_split, checked, "train", DATA, tmp_path / "cache") for _ in range(2)]
+    assert decoded == ["once"]
+    np.testing.assert_array_equal(both[0].result().at(0), both[1].result().at(0))
 
 
 def test_a_truncated_file_is_built_again(checked: CheckedSplit, packed: SplitImages, tmp_path: Path) -> None:

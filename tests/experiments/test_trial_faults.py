@@ -19,7 +19,7 @@ from detector.dense_detector import DenseDetector
 from experiments import small
 from experiments.atss.presets import SINGLE_SCALE, Recipe, atss
 from experiments.small import SMOKE, ScaledSetting
-from experiments.train_trial import train_trial
+from experiments.train_trial import _device, _is_want_of_memory, train_trial
 
 KEY = "0123456789ab"
 EVALUATION = "ba9876543210"
@@ -156,3 +156,37 @@ def test_a_disk_that_fills_up_before_a_checkpoint_fails_the_trial_and_a_retry_en
     assert list(losses(resumed)) == [6, 8, 10]
     assert losses(failed) | losses(resumed) == losses(quiet)
     assert scores(resumed) == scores(quiet)
+
+
+# --- the device ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("gpus", "there", "device"),
+    [
+        (None, False, "cpu"),
+        (None, True, "cuda"),
+        (0.0, True, "cpu"),
+        (0.5, True, "cuda"),
+        (0.0, False, "cpu"),
+    ],
+)
+def test_a_trial_trains_on_what_it_holds(
+    gpus: float | None, there: bool, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
+    assert _device(gpus) == device
+
+
+def test_a_trial_whose_gpu_pytorch_cannot_use_fails_and_does_not_train_on_the_cpu(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(RuntimeError, match="driver older than CUDA"):
+        _device(1.0)
+
+
+@pytest.mark.parametrize("said", ["CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED when calling"])
+def test_want_of_memory_is_known_by_what_cuda_says(said: str) -> None:
+    assert _is_want_of_memory(RuntimeError(said))
+    assert not _is_want_of_memory(RuntimeError("CUDA error: an illegal memory access was encountered"))

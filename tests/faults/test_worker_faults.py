@@ -10,7 +10,7 @@ import pytest
 from ablation.running.scheduler import PROCESS_DIED
 from ablation.running.watch import LOG
 from ablation.store import AttemptRow, Store
-from tests.faults.driver import Driver, attempts, key_of, newest_step, starts, states
+from tests.faults.driver import Driver, attempts, key_of, newest_step, process_of, starts, states
 
 TRIAL, CONTROLLER = "ray::ResourceTrainable", "ray::TrainController"
 """What Tune calls the process of a trial, and Train the one that looks after the workers of a group."""
@@ -96,6 +96,26 @@ def test_trials_of_1_2_and_8_slots_share_8_slots_and_a_group_outlives_one_of_its
     assert losses == [(1, 3.0), (2, 1.5), (3, 1.0), (4, 0.75)]
     assert "counted among 2" in store.notices(key)
     assert all(row.state == "COMPLETE" for name in rows if name != "pair" for row in rows[name])
+
+
+def test_a_group_that_is_paused_before_it_told_anything_makes_room_for_its_next_attempt(
+    folder: Path, store: Store
+) -> None:
+    pair = {"name": "pair", "workers": 2, "steps": 1000, "step_seconds": 0.2}
+    with Driver(folder, [pair], concurrency=1) as driver:
+        driver.until(lambda: states(store).get("pair") == ["RUNNING"])
+        key = key_of(store, "pair")
+        store.set_paused("toy", "toy", "none", paused=True)
+        driver.until(lambda: states(store)["pair"] == ["INTERRUPTED"])
+        assert starts(folder, key) == [], "its processes are still starting"
+        driver.until(lambda: bool(starts(folder, key)))
+        first = process_of(folder, key)
+        store.set_paused("toy", "toy", "none", paused=False)
+        driver.until(lambda: len(starts(folder, key)) == 2)
+        assert not Path(f"/proc/{first}").exists()
+        driver.process.send_signal(signal.SIGINT)
+        assert driver.summary()["interrupted"]
+    assert states(store) == {"pair": ["INTERRUPTED", "INTERRUPTED"]}
 
 
 def test_a_process_that_stands_still_is_killed_and_its_trial_goes_on(folder: Path, store: Store) -> None:

@@ -67,7 +67,7 @@ def add_commands(commands: Commands) -> None:
         "--grace",
         type=amount,
         metavar="S",
-        help="seconds that running trials get to write a checkpoint when the run is stopped (default: 30)",
+        help="seconds that running trials get to write a checkpoint when the run is stopped (default: 60)",
     )
     run.add_argument(
         "--budget-gpu-hours",

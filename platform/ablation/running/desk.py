@@ -41,7 +41,7 @@ class Desk:
         facts: provenance of each attempt.
         max_retries, grace: see `ablation.running.options.Options`.
         running: id of the attempt, by trial key.
-        heard: keys of running trials whose process has told something.
+        heard: keys of running trials that have their place, by what their processes did or told.
         done: keys of evaluations that this run did, by trial key.
         losses: processes lost in a row without a new checkpoint, by trial key.
         stopping: running trials that have been asked to stop.
@@ -116,7 +116,11 @@ class Desk:
     # --- one attempt ---------------------------------------------------------------------------------
 
     def claim(self, key: str) -> bool:
-        """Starts an attempt, unless another driver was first."""
+        """Starts an attempt, unless another driver was first.
+
+        Raises:
+            StorageError: it is away; the attempt has ended, and is not counted as lost.
+        """
         owner = f"{socket.gethostname()}:{os.getpid()}"
         trial = self.trials[key]
         facts = {**self.facts, "inputs": provenance.inputs(trial.config_json)}
@@ -128,9 +132,10 @@ class Desk:
         self.listener.started(trial)
         try:
             self.storage.clear(key)
-        except (StorageError, OSError) as error:
-            self.lose(key, str(error))
-        return key in self.running
+        except StorageError as error:
+            self._release(key, str(error))
+            raise
+        return True
 
     def holds(self, key: str, attempt: int) -> bool:
         """Whether it runs here: of a trial that goes on in another attempt, a process may still be heard."""

@@ -13,6 +13,7 @@ from ablation.plan import Plan, PlannedTrial
 from ablation.resources import Resources
 from ablation.running.admission import Admission, Candidate, Node
 from ablation.running.desk import Desk
+from ablation.running.storage import StorageError
 from ablation.running.worker import Order
 from ablation.store import Wishes
 
@@ -24,6 +25,8 @@ UNHEARD_S = 600.0
 UNHEARD_AFTER_LOSS_S = 120.0
 """Nor has one that was about to start when a machine was lost, and told nothing for so long since: Ray may
 have sent it there."""
+STORAGE_AWAY_S = 30.0
+"""How long nothing starts after the driver could not reach the trials' storage."""
 SEEDS = 1000
 """Earlier seeds come first among trials of one priority, so that tables fill seed by seed."""
 
@@ -65,6 +68,7 @@ class Dispatcher:
     _began: dict[str, float] = field(default_factory=dict)
     _ratios: list[float] = field(default_factory=list)
     _stuck: frozenset[str] = frozenset()
+    _wait_until: float = -math.inf
     _told: list[Told] = field(default_factory=list)
 
     def next(self) -> Order | None:
@@ -73,12 +77,20 @@ class Dispatcher:
         if self.desk.interrupted:
             return None
         self.look()
-        while candidate := self.admission.next(self.clock()):
-            if self.desk.claim(candidate.id):
+        while self.clock() >= self._wait_until and (candidate := self.admission.next(self.clock())):
+            if self._claims(candidate.id):
                 self._began[candidate.id] = self.clock()
                 return self._order(candidate.id)
             self.ended(candidate.id)
         return None
+
+    def _claims(self, key: str) -> bool:
+        try:
+            return self.desk.claim(key)
+        except StorageError as error:
+            self.desk.listener.noted(f"Nothing new starts for {STORAGE_AWAY_S:.0f} s: {error}")
+            self._wait_until = self.clock() + STORAGE_AWAY_S
+            return False
 
     @property
     def over(self) -> bool:
@@ -86,6 +98,11 @@ class Dispatcher:
         if self.desk.running or self.admission.waiting or self.wishes.paused:
             return False
         return all(wish.state != "RUNNING" for wish in self.wishes.trials.values())
+
+    def start(self, key: str, attempt: int) -> None:
+        """The process of an attempt has its place; the workers of a group have their own, and tell of it."""
+        if self.desk.holds(key, attempt) and self.resources[key].workers == 1:
+            self.desk.heard.add(key)
 
     def hear(self, key: str, attempt: int, messages: Sequence[Mapping[str, Any]]) -> None:
         """What an attempt's process tells."""

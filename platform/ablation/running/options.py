@@ -16,7 +16,8 @@ class Options:
         cluster: address of a running Ray cluster, "auto" to find it; None starts Ray on this machine.
         max_retries: how often in a row a trial starts again after its process died without a new checkpoint.
             A Python exception would only come again, so such a trial fails at once.
-        grace: seconds that running trials get to write a checkpoint when the run is stopped.
+        grace: seconds that running trials get to write a checkpoint when the run is stopped: at their next
+            report, and not in an evaluation.
         hang_after: see `watch.Watch`.
     """
 
@@ -25,7 +26,7 @@ class Options:
     micro_batch: int | None = None
     cluster: str | None = None
     max_retries: int = 2
-    grace: float = 30.0
+    grace: float = 60.0
     hang_after: float = 600.0
 
     def __post_init__(self) -> None:

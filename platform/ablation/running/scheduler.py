@@ -143,11 +143,15 @@ def _run_on_ray(
     whole_gpus = plan.setting.whole_gpus
     with cluster.ray_for(options, wanted, whole_gpus=whole_gpus) as layout:
         resources = {key: layout.resources(trial.resources) for key, trial in desk.trials.items()}
+        needs = {trial.name: resources[key] for key, trial in desk.trials.items()}
         if options.cluster:
-            needs = {trial.name: resources[key] for key, trial in desk.trials.items()}
             # Each node makes the cache for itself.
             paths = [p for p in preflight.paths_in(plan.setting.context) if p != desk.workspace.cache]
             preflight.check(desk.storage, paths, plan.study.sources, needs)
+        else:
+            names = {node.id: "this machine" for node in layout.nodes}
+            if lacking := preflight.lacking(layout.nodes, names, needs):
+                raise UserError("\n".join(lacking))
         job = Job(
             plan.study.train,
             {key: _request(trial, plan, desk.workspace) for key, trial in desk.trials.items()},
@@ -278,7 +282,8 @@ def _attempts(dispatcher: Dispatcher, process: type[Any]) -> Any:
 
 
 def _ender(desk: Desk) -> Any:
-    """Ends trials that are no longer this driver's."""
+    """Ends the processes of attempts that are no longer this driver's."""
+    import ray
     from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
     class Ender(FIFOScheduler):  # type: ignore[misc]
@@ -286,8 +291,10 @@ def _ender(desk: Desk) -> Any:
             return FIFOScheduler, ()
 
         def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
-            ours = desk.holds(trial.config["key"], trial.config["attempt"])
-            return str(TrialScheduler.CONTINUE if ours else TrialScheduler.STOP)
+            if not desk.holds(trial.config["key"], trial.config["attempt"]):
+                # Not by Tune, which would keep the process, and with it a group that goes on training.
+                ray.kill(trial.temporary_state.ray_actor)
+            return str(TrialScheduler.CONTINUE)
 
     return Ender()
 
@@ -302,6 +309,9 @@ def _callback(dispatcher: Dispatcher) -> Any:
 
         def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
             dispatcher.desk.check()
+
+        def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+            dispatcher.start(trial.config["key"], trial.config["attempt"])
 
         def on_trial_result(
             self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any

@@ -233,7 +233,10 @@ class SharedFolder:
 
     def clear(self, trial_key: str) -> None:
         """Takes the marker away."""
-        (self.root / _checked_key(trial_key) / STOP).unlink(missing_ok=True)
+        try:
+            (self.root / _checked_key(trial_key) / STOP).unlink(missing_ok=True)
+        except OSError as error:
+            raise _said(error, f"use the shared folder {self.root}") from error
 
     def probe(self) -> None:
         """Writes, reads and deletes a small file."""

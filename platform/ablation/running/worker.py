@@ -53,6 +53,9 @@ _PEER_LOST = (
     "Connection closed by peer",
     "Connection reset by peer",
     "remote process exited",
+    "ncclRemoteError",
+    "ncclSystemError",
+    "NCCL communicator was aborted",
     f"{StorageError.__name__}:",
 )
 
@@ -117,6 +120,7 @@ class Order:
             evaluations=left,
             directory=request.directory / self.folder,
             workers=self.resources.workers,
+            gpus=self.resources.gpus,
             micro_batch=self.micro_batch,
         )
 
@@ -140,15 +144,20 @@ def trial_process() -> type[Any]:
         def _begin(self, config: dict[str, Any]) -> None:
             order = Order.from_config(config)
             self._busy = True
+            self._gpus = order.resources.workers == 1 and order.resources.gpus > 0
+            told = messages(self._job, order, lambda: self._preempted)
             wanted = len(order.applied_to(self._job.requests[order.key]).evaluations)
-            self._batches = batches(messages(self._job, order, lambda: self._preempted), wanted)
+            # A group says at once that it has its places, which its trial's process alone does not show.
+            self._batches = batches(told, wanted) if order.resources.workers == 1 else ([m] for m in told)
 
         def step(self) -> dict[str, Any]:
             batch = next(self._batches, None)
-            if batch is None:  # the driver has the last message, and the machine wants the process gone
+            if batch is None:  # the driver has the last message, and the process is to be gone
                 os._exit(0)
             self._busy = batch[-1]["kind"] not in LAST
-            return {"messages": batch, "done": not self._busy and not self._preempted}
+            # An error of CUDA may have spoilt the process for every trial after this one.
+            spoilt = self._gpus and batch[-1]["kind"] == FAILED
+            return {"messages": batch, "done": not (self._busy or self._preempted or spoilt)}
 
         def _on_sigterm(self, number: int, frame: FrameType | None) -> None:
             self._preempted = True
