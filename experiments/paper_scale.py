@@ -39,7 +39,7 @@ MIN_SHORT_SIDE = 640
 ITERATIONS = {"1x": 90_000, "2x": 180_000}
 COCO_TRAIN_IMAGES = 118_287
 
-WORKER = Resources(workers=1, cpus=4, gpus=1, memory=16 << 30)
+WORKER = Resources(workers=1, cpus=4, gpus=1, memory=12 << 30)
 """A training on one GPU, which computes what eight do: more trainings at a time use a cluster better than
 more GPUs for each. Four CPUs load its images, as many as a node of eight GPUs has for each; the annotations
 of COCO, images on their way and the processes themselves are 16 GiB."""

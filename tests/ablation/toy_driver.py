@@ -35,7 +35,7 @@ class Toy:
 
     Attributes:
         workers: that it asks for; 0 asks for nothing in particular.
-        cpus: of each worker, where it asks for workers.
+        cpus, memory: of each worker, where it asks for workers.
         batch: that takes memory; more than 2 at a time is too much where the fault is "memory".
         checkpoint_every: steps between two checkpoints; one that is asked to stop writes one at once.
     """
@@ -47,6 +47,7 @@ class Toy:
     seed: int = 0
     workers: int = 0
     cpus: int = 1
+    memory: int = 0
     batch: int = 16
     checkpoint_every: int = 1
 
@@ -155,7 +156,7 @@ class ToySetting:
         return evaluation
 
     def resources(self, trial: Toy) -> Resources | None:
-        return Resources(trial.workers, trial.cpus) if trial.workers else None
+        return Resources(trial.workers, trial.cpus, memory=trial.memory) if trial.workers else None
 
     def cost(self, trial: Toy, evaluations: Sequence[Count]) -> float:
         return trial.steps * max(trial.step_seconds, 0.01)

@@ -87,7 +87,7 @@ def test_a_training_holds_a_gpu_of_its_own_and_the_longest_are_those_of_table_8(
     dataset: Path, tmp_path: Path
 ) -> None:
     trials = make_plan(study(), setting_of(dataset, tmp_path), [0]).trials
-    assert {trial.resources for trial in trials} == {Resources(workers=1, cpus=4, gpus=1, memory=16 << 30)}
+    assert {trial.resources for trial in trials} == {Resources(workers=1, cpus=4, gpus=1, memory=12 << 30)}
     costs = {trial.name: trial.cost for trial in trials}
     longest = sorted(costs, key=costs.__getitem__)[-6:]
     assert all(name.startswith("table8") for name in longest)

@@ -93,3 +93,14 @@ def state(store: Store, name: str) -> str:
 
 def started(store: Store, folder: Path, name: str) -> bool:
     return bool(starts(folder, key_of(store, name)))
+
+
+def test_a_trial_that_finds_no_room_on_this_machine_is_refused_before_anything_starts(
+    folder: Path, store: Store
+) -> None:
+    huge = {"name": "huge", "workers": 1, "memory": 1 << 49}
+    with Driver(folder, [huge], concurrency=1) as driver:
+        status, text = driver.end()
+    assert status == 1
+    assert "huge, seed 0 needs 1 CPU, 5.24e+05 GiB at once; this machine with" in text
+    assert states(store) == {"huge": []}
