@@ -25,13 +25,13 @@ from ablation.study import Statistic, Study
 
 CURVE = "loss"
 """The metric whose curve a trial shows."""
-STATES: tuple[TrialState, ...] = ("COMPLETE", "RUNNING", "WAITING", "FAILED")
+STATES: tuple[TrialState, ...] = ("COMPLETE", "RUNNING", "WAITING", "CANCELLED", "FAILED")
 
 _STYLE = """
 .bar { display: flex; height: .7rem; border-radius: .35rem; overflow: hidden; background: var(--raised);
   margin: 1rem 0 .5rem; max-width: 60rem; }
 .bar .COMPLETE { background: var(--good); } .bar .RUNNING { background: var(--busy); }
-.bar .FAILED { background: var(--bad); } .bar .WAITING { background: var(--line); }
+.bar .FAILED { background: var(--bad); } .bar .WAITING, .bar .CANCELLED { background: var(--line); }
 details { border-top: 1px solid var(--line); padding: .3rem 0; max-width: 60rem; }
 summary { cursor: pointer; } details[open] > summary { font-weight: 600; }
 summary span { float: right; font-size: .85rem; } .COMPLETE { color: var(--good); }

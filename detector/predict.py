@@ -247,6 +247,8 @@ def predict_files(
             yield _predict_file(path, loaded, output, min_score)
         except DataError as error:
             yield error
+        except OSError as error:
+            yield DataError(f"{path}: its results cannot be written: {error}")
 
 
 # --- command line ----------------------------------------------------------------------------------
@@ -259,7 +261,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         files = image_files(options.images)
         _refuse_overwriting(files, options.output)
         loaded = load_detector(options.checkpoint, options.device)
-    except (CheckpointError, DataError) as error:
+        options.output.mkdir(parents=True, exist_ok=True)
+    except (CheckpointError, DataError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     for notice in loaded.notices:

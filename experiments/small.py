@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ablation.errors import UserError
 from ablation.resources import Resources
-from ablation.study import Overrides, Profile
+from ablation.study import Overrides, Profile, SeedNoise
 from detector.coco import DataPaths
 from detector.config import (
     FPN,
@@ -74,7 +74,7 @@ class Scale:
     num_convs: int
     report_every: int
     checkpoint_every: int
-    seed_noise: float | None
+    seed_noise: SeedNoise | None
 
 
 SHAPES = Scale(
@@ -92,7 +92,7 @@ SHAPES = Scale(
     num_convs=2,
     report_every=20,
     checkpoint_every=250,
-    seed_noise=0.75,
+    seed_noise=SeedNoise(0.75, 2),
 )
 
 SHAPES_LONG = replace(
@@ -122,6 +122,10 @@ SMOKE = replace(
 )
 
 SCALES = (SHAPES, SHAPES_LONG, SMOKE)
+
+
+PRECISION: Precision = "bf16"
+"""Of all scales, where the machine has it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +158,7 @@ class ScaledSetting:
         return False
 
     @property
-    def seed_noise(self) -> float | None:
+    def seed_noise(self) -> SeedNoise | None:
         """See `ablation.study.Setting`. What drawings showed is taken for the user's images too."""
         return self.scale.seed_noise
 
@@ -248,8 +252,13 @@ def prepare(
         UserError: the data set cannot be used, or an override means nothing here.
     """
     supported, fallback = supported_precision()
-    overrides = effective(overrides, scale.schedule.iterations, scale.own_short_side, "none", supported)
-    scale, precision = changed(scale, overrides, own=bool(data)), precision_of(overrides, supported)
+    if overrides.precision is None:
+        overrides = replace(overrides, precision=supported)
+    else:
+        fallback = []
+    # So the name says what is trained, whichever machine asks.
+    overrides = effective(overrides, scale.schedule.iterations, scale.own_short_side, "none", PRECISION)
+    scale, precision = changed(scale, overrides, own=bool(data)), precision_of(overrides, PRECISION)
     cache = workspace / "cache"
 
     def find() -> DataPaths:

@@ -64,7 +64,7 @@ def _table2() -> Table:
 # --- Table 3: ATSS on both detectors -----------------------------------------------------------------
 
 ATSS_ROW = (39.3, 57.5, 42.8, 24.3, 43.3, 51.3)
-"""RetinaNet (#A=1) + ATSS with k = 9 and one square anchor of 8 strides; six tables cite it."""
+"""RetinaNet (#A=1) + ATSS with k = 9 and one square anchor of 8 strides; five tables cite it."""
 
 
 def _table3() -> Table:

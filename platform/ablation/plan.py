@@ -15,7 +15,7 @@ from ablation.fingerprint import canonical_json, evaluation_key, key
 from ablation.resources import EVERYWHERE, ResourceOverride, Resources, overridden
 from ablation.store import Store, TrialRow
 from ablation.store.schema import TrialState
-from ablation.study import Cell, Row, Setting, Study, Table, Variant
+from ablation.study import Cell, Row, Setting, Study, Table, Variant, data_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,10 +202,10 @@ def make_plan(
 def register(plan: Plan, store: Store) -> None:
     """Makes the study, the trials and the evaluations of a plan known to the store."""
     study, setting = plan.study.name, plan.setting
-    store.add_study(study, setting.profile, setting.data_name)
+    store.add_study(study, setting.profile, data_id(setting))
     for t in plan.trials:
         store.ensure_trial(
-            t.key, t.name, t.config_json, t.seed, setting.profile, setting.data_name, study, t.tables
+            t.key, t.name, t.config_json, t.seed, setting.profile, data_id(setting), study, t.tables
         )
         for evaluation in t.evaluations:
             store.ensure_evaluation(evaluation.key, t.key, evaluation.config_json)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from ablation.protocol import TrainFunction
 from ablation.resources import Resources
@@ -160,6 +160,23 @@ class Statistic:
 Claim = Greater | Chain | Equivalent | Range | Statistic
 
 
+class SeedNoise(NamedTuple):
+    """How much trainings differ by their seeds, beyond what a seed does to both rows of a comparison.
+
+    Attributes:
+        sd: standard deviation, in points of AP.
+        freedom: degrees of freedom that this estimate rests on.
+    """
+
+    sd: float
+    freedom: int
+
+
+def data_id(setting: Setting) -> str:
+    """What tells a setting's data set from all others: two of a user's may have one name."""
+    return setting.own_data or setting.data_name
+
+
 class Setting(Protocol):
     """A profile bound to a workspace and a data set: how a paper's row becomes a trial that runs.
 
@@ -170,8 +187,7 @@ class Setting(Protocol):
         data_name: the data set's name, for people.
         own_data: names the user's data set in folder names, no other data set likewise; None when the
             data set is the profile's own. Tables of different data sets never mix.
-        seed_noise: points of AP by which one training differs from another with another seed, beyond what
-            the seed does to both rows of a comparison; taken where a claim has one seed. None for unknown.
+        seed_noise: what is taken where a claim has one seed; None for unknown.
         whole_gpus: whether each worker holds a GPU of its own, where there are GPUs; else trials may share
             them.
         caption: one sentence for table captions: images, size, schedule, precision.
@@ -192,7 +208,7 @@ class Setting(Protocol):
     def own_data(self) -> str | None:  # noqa: D102
         ...
     @property
-    def seed_noise(self) -> float | None:  # noqa: D102
+    def seed_noise(self) -> SeedNoise | None:  # noqa: D102
         ...
     @property
     def whole_gpus(self) -> bool:  # noqa: D102

@@ -21,6 +21,7 @@ from ablation.study import (
     Greater,
     Range,
     Row,
+    SeedNoise,
     Statistic,
     StatisticResult,
     Study,
@@ -45,13 +46,16 @@ class HowTested:
     multi_scale: bool = False
 
 
+LITTLE = SeedNoise(0.05, 8)
+
+
 @dataclass
 class Setting:
     profile: str = "shapes"
     at_paper_scale: bool = False
     data_name: str = "shapes_v1 & co"
     own_data: str | None = None
-    seed_noise: float | None = None
+    seed_noise: SeedNoise | None = LITTLE
     whole_gpus: bool = False
     caption: str = "96x96 images, 50 % drawn, #1."
     notices: Sequence[str] = ()

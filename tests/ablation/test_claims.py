@@ -2,6 +2,7 @@ import pytest
 
 from ablation.results.claims import references, summary, verdicts
 from ablation.results.table import assemble
+from ablation.study import SeedNoise
 
 
 def judge(workspace, table_ids=None):
@@ -126,7 +127,7 @@ def test_a_claim_on_a_cell_to_submit_is_pending_and_says_so(make_workspace):
 @pytest.mark.parametrize("seeds", [(0,), (0, 1)])
 def test_imported_numbers_have_a_difference_and_no_interval_so_nothing_is_decided(make_workspace, seeds):
     workspace = make_workspace(seeds)
-    workspace.setting.seed_noise = 0.1
+    workspace.setting.seed_noise = SeedNoise(0.1, 8)
     for seed in seeds:
         workspace.measure("base", 42.5, seed=seed)
         workspace.measure("gn", 43.4, seed=seed)

@@ -69,6 +69,15 @@ def place(make_workspace) -> Place:
     return Place(make_workspace())
 
 
+def test_what_belongs_to_another_data_set_of_the_same_name_is_left_alone(place):
+    place.train("k3")
+    place.forget_row()
+    setting = replace(place.made.setting, own_data="coco-1a2b3c")
+    other = make_plan(place.made.study, setting, [0], store=place.made.store)
+    assert place.unneeded(other) == []
+    assert len(place.unneeded()) == 1
+
+
 def test_a_training_that_no_cell_leads_to_is_listed_with_its_size_and_runs(place):
     place.train("k3")
     place.forget_row()

@@ -37,7 +37,7 @@ class PlainSetting:
     at_paper_scale: bool = False
     data_name: str = "dots"
     own_data: str | None = None
-    seed_noise: float | None = None
+    seed_noise: None = None
     whole_gpus: bool = False
     caption: str = "Four images."
     notices: tuple[str, ...] = ()

@@ -15,6 +15,7 @@ from ablation.results.statistics import (
     read_replicates,
     t_quantile,
 )
+from ablation.study import SeedNoise
 
 
 def sample(points, noise=None):
@@ -68,10 +69,18 @@ def test_without_replicates_and_with_one_seed_nothing_is_decided():
 
 def test_a_difference_is_supported_refuted_or_undecided_by_its_interval():
     def estimate(value):
-        return Estimate(value, 0.25, None, 1)  # interval of value +- 0.98
+        return Estimate(value, 0.25, 0.0, 1)  # interval of value +- 0.98
 
     assert [judge_greater(estimate(v)) for v in (1.2, 0.5, -1.2)] == ["supported", "undecided", "refuted"]
     assert judge_greater(estimate(-1.2), tests=5) == "undecided"
+
+
+def test_nothing_is_decided_where_the_seeds_part_is_unknown_or_nothing_varies_at_all():
+    for estimate in (Estimate(9.0, 0.25, None, 1), Estimate(9.0, 0.0, 0.0, 2)):
+        assert estimate.interval()[0] > 0
+        assert judge_greater(estimate) == "undecided"
+    nothing = [Sample(np.zeros(1), np.zeros((1, 100)))] * 2
+    assert judge_within(apart(nothing), 1.0) == "undecided"
 
 
 def test_within_a_margin_is_supported_refuted_or_undecided_by_its_bounds():
@@ -144,18 +153,18 @@ def test_a_damaged_bootstrap_file_is_named(tmp_path, content):
 
 def test_one_seed_takes_the_spread_that_the_baseline_rows_showed():
     flat = np.zeros(100)
-    left = Sample(np.array([40.0]), np.full((1, 100), 40.0) + flat, assumed_sd=0.75)
-    right = Sample(np.array([38.0]), np.full((1, 100), 38.0) + flat, assumed_sd=0.75)
+    left = Sample(np.array([40.0]), np.full((1, 100), 40.0) + flat, assumed=SeedNoise(0.75, 8))
+    right = Sample(np.array([38.0]), np.full((1, 100), 38.0) + flat, assumed=SeedNoise(0.75, 8))
     estimate = difference(left, right)
     low, high = estimate.interval()
-    half = 1.96 * 0.75 * 2**0.5
+    half = 2.306 * 0.75 * 2**0.5  # Student's t with what the spread rests on
     assert (low, high) == pytest.approx((2 - half, 2 + half), abs=0.01)
     assert "baseline rows" in estimate.caveat
 
 
 def test_measured_seeds_come_before_assumed_ones():
-    left = Sample(np.array([40.0, 41.0]), assumed_sd=0.75)
-    right = Sample(np.array([38.0, 39.0]), assumed_sd=0.75)
+    left = Sample(np.array([40.0, 41.0]), assumed=SeedNoise(0.75, 8))
+    right = Sample(np.array([38.0, 39.0]), assumed=SeedNoise(0.75, 8))
     estimate = difference(left, right)
     assert estimate.seed_variance == 0.0
     assert estimate.caveat == "no image bootstrap kept"

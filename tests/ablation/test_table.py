@@ -37,6 +37,13 @@ def test_a_cell_with_some_of_its_seeds_shows_their_mean_but_is_not_complete(part
     assert both.spread == pytest.approx(0.4 / 2**0.5)  # two values 0.4 apart
 
 
+def test_a_cell_whose_trial_was_cancelled_says_so(make_workspace):
+    workspace = make_workspace()
+    workspace.store.cancel([workspace.trial_key("giou")])
+    assert tables_of(workspace)["table3"].cell("a_b", "AP").state == "cancelled"
+    assert tables_of(workspace)["table3"].cell("c", "AP").state == "waiting"
+
+
 def test_ap_that_coco_calls_minus_one_is_undefined(full):
     cell = tables_of(full)["table3"].cell("a_b", "APS")
     assert cell.mean is None

@@ -79,6 +79,19 @@ def test_precision_follows_the_processor_and_says_so(flags: str, expected: str, 
     assert bool(notices) == (expected == "fp32")
 
 
+def test_a_profiles_name_says_which_arithmetic_trains_whichever_machine_asks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = {}
+    for machine in ("bf16", "fp32"):
+        monkeypatch.setattr(small, "supported_precision", lambda able=machine: (able, []))
+        for asked in (None, "bf16", "fp32"):
+            setting = small.prepare(SMOKE, tmp_path, None, Overrides(precision=asked))
+            names[machine, asked] = (setting.profile, setting.precision)
+    assert names["bf16", None] == names["bf16", "bf16"] == names["fp32", "bf16"] == ("smoke", "bf16")
+    assert names["fp32", None] == names["bf16", "fp32"] == names["fp32", "fp32"] == ("smoke-fp32", "fp32")
+
+
 def test_the_same_images_elsewhere_are_the_same_trial(dataset: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(dataset, copy)

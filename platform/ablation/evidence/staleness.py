@@ -21,6 +21,7 @@ from ablation.evidence import environment
 from ablation.evidence.provenance import UNKNOWN, git, leaves
 from ablation.plan import Plan, make_plan
 from ablation.store import CHECKPOINT, AttemptRow, EvaluationRow, Store, TrialRow
+from ablation.study import data_id
 
 SUPERSEDED = "Rows whose results are of another config than today's, so that a run trains them anew:"
 STALE = "Results that rest on what has changed since, and are kept until `ablation retry --stale`:"
@@ -145,11 +146,16 @@ class _Judge:
     def _behind(self, evaluation: EvaluationRow) -> list[AttemptRow]:
         """The attempt that gave the evaluation and earlier ones that it may have gone on from, oldest first.
 
-        Those are the ones that reported a checkpoint, or were stopped: then they wrote one last, unreported.
+        Those are the ones that reported a checkpoint, or were stopped or lost: they may have written one
+        last, unreported.
         """
         left = {f.attempt_id for f in self.store.artifacts(evaluation.trial_key) if f.kind == CHECKPOINT}
         own = [a for a in self.attempts[evaluation.trial_key] if a.id <= evaluation.attempt_id]
-        return [a for a in own if a.id == evaluation.attempt_id or a.id in left or a.state == "INTERRUPTED"]
+        return [
+            a
+            for a in own
+            if a.id == evaluation.attempt_id or a.id in left or a.state in ("INTERRUPTED", "LOST")
+        ]
 
     def _compared(self, attempt: AttemptRow) -> dict[str, str]:
         if attempt.environment is None:
@@ -170,7 +176,7 @@ class _Judge:
         for evaluation in sorted(self.store.evaluations().values(), key=lambda e: e.time, reverse=True):
             trial = trials[evaluation.trial_key]
             own = (trial.study, trial.profile, trial.data_name)
-            if own == (study.name, setting.profile, setting.data_name) and evaluation.key not in cited:
+            if own == (study.name, setting.profile, data_id(setting)) and evaluation.key not in cited:
                 found.setdefault(trial.name, []).append((trial, evaluation))
         return found
 

@@ -31,7 +31,18 @@ from ablation.results.statistics import (
     read_replicates,
 )
 from ablation.results.table import FilledCell, FilledTable, Source
-from ablation.study import CellRef, Chain, Claim, Equivalent, Greater, Range, Setting, Statistic, Study
+from ablation.study import (
+    CellRef,
+    Chain,
+    Claim,
+    Equivalent,
+    Greater,
+    Range,
+    SeedNoise,
+    Setting,
+    Statistic,
+    Study,
+)
 
 VerdictName = Literal["supported", "refuted", "undecided", "pending"]
 OUTCOMES: tuple[VerdictName, ...] = ("supported", "refuted", "undecided", "pending")
@@ -233,7 +244,7 @@ def _samples(
     return {ref: sample(cells[ref], seeds, setting.seed_noise) for ref in refs}
 
 
-def sample(cell: FilledCell, seeds: Sequence[int], seed_noise: float | None = None) -> Sample:
+def sample(cell: FilledCell, seeds: Sequence[int], seed_noise: SeedNoise | None) -> Sample:
     """The measurements behind a cell at these seeds; replicates only where every seed kept them.
 
     Args:

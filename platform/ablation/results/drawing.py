@@ -24,6 +24,7 @@ from matplotlib.ticker import MaxNLocator
 from ablation.results.claims import sample
 from ablation.results.statistics import average, difference
 from ablation.results.table import FilledCell, FilledTable
+from ablation.study import SeedNoise
 
 COLOURS = ("#0b68cb", "#c2571a", "#18794e", "#7d4fc3")
 GREY = "#5f6873"
@@ -36,13 +37,17 @@ def draw(filled: FilledTable) -> Figure:
     if numbers is None:
         figure = _canvas(7.6, 1.4 + 0.34 * len(filled.rows))
         panels = figure.subplots(1, 2, sharey=True)
-        for axes, series in zip(panels, (_ours(columns), _papers(columns)), strict=True):
+        for axes, series in zip(
+            panels, (_ours(columns, filled.heading.seed_noise), _papers(columns)), strict=True
+        ):
             _dots(axes, series, [_name(row.label) for row in filled.table.rows])
         _say_states(panels[0], columns)
     else:
         figure = _canvas(7.2, 2.9)
         panels = figure.subplots(1, 2)
-        for axes, series in zip(panels, (_ours(columns), _papers(columns)), strict=True):
+        for axes, series in zip(
+            panels, (_ours(columns, filled.heading.seed_noise), _papers(columns)), strict=True
+        ):
             _curves(axes, series, numbers)
             axes.set_xlabel(filled.table.headers[0], fontsize=8)
     metric = columns[0][0].cell.metric
@@ -66,8 +71,8 @@ class _Series:
     halves: list[float]
 
 
-def _ours(columns: Sequence[Sequence[FilledCell]]) -> list[_Series]:
-    halves = _halves(columns)
+def _ours(columns: Sequence[Sequence[FilledCell]], seed_noise: SeedNoise | None) -> list[_Series]:
+    halves = _halves(columns, seed_noise)
     return [
         _Series(
             column[0].column,
@@ -162,7 +167,7 @@ def _numbers(filled: FilledTable) -> list[float] | None:
         return None
 
 
-def _halves(columns: Sequence[Sequence[FilledCell]]) -> dict[FilledCell, float]:
+def _halves(columns: Sequence[Sequence[FilledCell]], seed_noise: SeedNoise | None) -> dict[FilledCell, float]:
     """Half the length of each cell's bar; nothing for cells that share no seed or have no interval.
 
     A number that an evaluation server gave has none, and so has no distance from a mean that it is in.
@@ -171,7 +176,7 @@ def _halves(columns: Sequence[Sequence[FilledCell]]) -> dict[FilledCell, float]:
     seeds = sorted(set.intersection(*(set(cell.values) for cell in cells))) if cells else []
     if not seeds or any(cell.imported for cell in cells):
         return {}
-    samples = {cell: sample(cell, seeds) for cell in cells}
+    samples = {cell: sample(cell, seeds, seed_noise) for cell in cells}
     middle = average(list(samples.values()))
     intervals = {cell: difference(one, middle).interval() for cell, one in samples.items()}
     return {cell: (found[1] - found[0]) / 2 for cell, found in intervals.items() if found is not None}

@@ -116,7 +116,7 @@ def _wanted(store: Store, start: str) -> EvaluationRow:
 
 def _content(file: Path) -> str:
     try:
-        return file.read_text(encoding="utf-8")
+        return file.read_text(encoding="utf-8-sig")  # editors put a mark before it
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is no text"
         raise UserError(f"{file} cannot be read: {reason}.") from error

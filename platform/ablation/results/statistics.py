@@ -6,7 +6,8 @@ evaluation of a data set, so that replicate r of two evaluations saw the same im
 Two things move a measured AP. Which images are tested: estimated by the bootstrap. Which seed was
 trained: estimated by the spread over seeds, which all see the same images, so the two parts are
 independent and their variances add. With one seed the second part is taken from what the profile's
-baseline rows showed between seeds (`Sample.assumed_sd`), or is unknown; either way the estimate says so.
+baseline rows showed between seeds (`Sample.assumed`), or is unknown; either way the estimate says so. No
+claim is decided on the images' part alone.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ablation.errors import UserError
+from ablation.study import SeedNoise
 
 METRICS = ("AP", "AP50", "AP75", "APS", "APM", "APL")
 """Columns of a bootstrap file."""
@@ -42,12 +44,12 @@ class Sample:
     Attributes:
         points_S: float64, the values in percent.
         replicates_SR: float64, the values on R image resamples; None where not kept.
-        assumed_sd: standard deviation between seeds to take where there is only one; None for unknown.
+        assumed: spread between seeds to take where there is only one; None for unknown.
     """
 
     points_S: NDArray[np.float64]
     replicates_SR: NDArray[np.float64] | None = None
-    assumed_sd: float | None = None
+    assumed: SeedNoise | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,27 +60,32 @@ class Estimate:
         image_variance: of the value, from which images were tested; None where unknown.
         seed_variance: of the value, from which seeds were trained; None with one seed.
         num_seeds: how many seeds it rests on.
-        assumed: the seeds' part is assumed, not measured here.
+        assumed_freedom: degrees of freedom of the seeds' part where it is assumed; None where measured here.
     """
 
     value: float
     image_variance: float | None
     seed_variance: float | None
     num_seeds: int
-    assumed: bool = False
+    assumed_freedom: int | None = None
+
+    @property
+    def known(self) -> bool:
+        """Whether enough of the error is to conclude something: the seeds' part, and that there is any."""
+        return self.seed_variance is not None and self.seed_variance + (self.image_variance or 0.0) > 0
 
     def interval(self, level: float = DIFFERENCE_LEVEL) -> tuple[float, float] | None:
         """Two-sided confidence interval; None where neither part of the error is known.
 
-        Student's t with Welch and Satterthwaite's degrees of freedom: the seeds' part has S - 1, the
-        images' part as good as infinitely many.
+        Student's t with Welch and Satterthwaite's degrees of freedom: the seeds' part has S - 1 or those of
+        what it was assumed from, the images' part as good as infinitely many.
         """
         if self.image_variance is None and self.seed_variance is None:
             return None
         seeds = self.seed_variance or 0.0
         variance = (self.image_variance or 0.0) + seeds
-        measured = seeds > 0 and not self.assumed
-        freedom = (self.num_seeds - 1) * (variance / seeds) ** 2 if measured else _MANY
+        of_seeds = self.num_seeds - 1 if self.assumed_freedom is None else self.assumed_freedom
+        freedom = of_seeds * (variance / seeds) ** 2 if seeds > 0 else _MANY
         half = t_quantile((1 + level) / 2, freedom) * variance**0.5
         return self.value - half, self.value + half
 
@@ -88,7 +95,7 @@ class Estimate:
         missing = [] if self.image_variance is not None else ["no image bootstrap kept"]
         if self.seed_variance is None:
             missing.append("one seed: spread over seeds unknown")
-        elif self.assumed:
+        elif self.assumed_freedom is not None:
             missing.append("one seed: spread over seeds as the baseline rows showed it")
         return "; ".join(missing)
 
@@ -127,12 +134,21 @@ def average(samples: Sequence[Sample]) -> Sample:
     replicates = [sample.replicates_SR for sample in samples]
     known = [array for array in replicates if array is not None]
     points_S = np.mean([sample.points_S for sample in samples], axis=0)
-    spreads = [sample.assumed_sd for sample in samples if sample.assumed_sd is not None]
+    total = _combined([sample.assumed for sample in samples])
     return Sample(
         points_S,
         np.mean(known, axis=0) if len(known) == len(replicates) else None,
-        float(np.sqrt(np.sum(np.square(spreads)))) / len(samples) if len(spreads) == len(samples) else None,
+        None if total is None else SeedNoise(total.sd / len(samples), total.freedom),
     )
+
+
+def _combined(spreads: Sequence[SeedNoise | None]) -> SeedNoise | None:
+    """Of a sum of independent trainings; None where one is unknown."""
+    known = [spread for spread in spreads if spread is not None]
+    if len(known) < len(spreads):
+        return None
+    sd = float(np.sqrt(np.sum(np.square([spread.sd for spread in known]))))
+    return SeedNoise(sd, min(spread.freedom for spread in known))
 
 
 def difference(left: Sample, right: Sample) -> Estimate:
@@ -151,21 +167,22 @@ def difference(left: Sample, right: Sample) -> Estimate:
                 f"{left.replicates_SR.shape} and {right.replicates_SR.shape}"
             )
         replicates = left.replicates_SR - right.replicates_SR
-    assumed = None
-    if left.assumed_sd is not None and right.assumed_sd is not None:
-        assumed = left.assumed_sd**2 + right.assumed_sd**2
-    return _estimate(left.points_S - right.points_S, replicates, assumed)
+    return _estimate(left.points_S - right.points_S, replicates, _combined([left.assumed, right.assumed]))
 
 
 def _estimate(
     points_S: NDArray[np.float64],
     replicates_SR: NDArray[np.float64] | None,
-    assumed_variance: float | None,
+    assumed: SeedNoise | None,
 ) -> Estimate:
     count = len(points_S)
     images = None if replicates_SR is None else float(np.nanvar(replicates_SR.mean(axis=0), ddof=1))
-    seeds = float(np.var(points_S, ddof=1)) / count if count > 1 else assumed_variance
-    return Estimate(float(points_S.mean()), images, seeds, count, assumed=count == 1 and seeds is not None)
+    value = float(points_S.mean())
+    if count > 1:
+        return Estimate(value, images, float(np.var(points_S, ddof=1)) / count, count)
+    if assumed is None:
+        return Estimate(value, images, None, count)
+    return Estimate(value, images, assumed.sd**2, count, assumed.freedom)
 
 
 def judge_greater(estimate: Estimate, tests: int = 1) -> Outcome:
@@ -177,7 +194,7 @@ def judge_greater(estimate: Estimate, tests: int = 1) -> Outcome:
     """
     support = estimate.interval(DIFFERENCE_LEVEL)
     refute = estimate.interval(_shared(DIFFERENCE_LEVEL, tests))
-    if support is None or refute is None:
+    if not estimate.known or support is None or refute is None:
         return "undecided"
     if support[0] > 0:
         return "supported"
@@ -186,15 +203,20 @@ def judge_greater(estimate: Estimate, tests: int = 1) -> Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """How far apart some cells are: the point estimate and a lower and an upper bound, or None."""
+    """How far apart some cells are: the point estimate and a lower and an upper bound, or None.
+
+    Attributes:
+        known: see `Estimate.known`, of all pairs.
+    """
 
     value: float
     interval: tuple[float, float] | None
+    known: bool = True
 
 
 def judge_within(bounds: Bounds, margin: float) -> Outcome:
     """Whether what is bounded is smaller than `margin`."""
-    if bounds.interval is None:
+    if bounds.interval is None or not bounds.known:
         return "undecided"
     low, high = bounds.interval
     if high < margin:
@@ -223,7 +245,8 @@ def apart(samples: Sequence[Sample]) -> Bounds:
             return Bounds(max(means) - min(means), None)
         highs.append(max(-support[0], support[1]))
         lows.append(max(refute[0], -refute[1], 0.0))
-    return Bounds(max(means) - min(means), (max(lows), max(highs)))
+    known = all(pair.known for pair in pairs)
+    return Bounds(max(means) - min(means), (max(lows), max(highs)), known)
 
 
 def _pairs(samples: Sequence[Sample]) -> Iterator[Estimate]:

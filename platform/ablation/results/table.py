@@ -15,7 +15,7 @@ from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
 from ablation.store import SUBMISSION, AttemptRow, EvaluationRow, Store, TrialRow
-from ablation.study import Cell, Row, Setting, Study, Table
+from ablation.study import Cell, Row, SeedNoise, Setting, Study, Table
 
 if TYPE_CHECKING:
     from ablation.plan import Plan
@@ -31,8 +31,8 @@ class Source:
     Attributes:
         value: the metric in percent; None while there is none.
         state: "complete", "imported" (complete, but an evaluation server's number), "waiting", "running",
-            "failed", "submit" where only an evaluation server can give it, or "undefined" where the data
-            set has nothing to measure (AP of small objects without small objects).
+            "failed", "cancelled", "submit" where only an evaluation server can give it, or "undefined"
+            where the data set has nothing to measure (AP of small objects without small objects).
         fraction: share of the training done, 0..1.
         commit: of the code that evaluated it, "+changes" behind it when not all was committed; "" where
             unknown.
@@ -114,7 +114,9 @@ class FilledCell:
         if "running" in states and "failed" not in states:
             share = fmean(source.fraction for source in missing if source.state == "running")
             return f"running {math.floor(100 * share)} %"
-        return next(state for state in ("failed", "waiting", "submit", "undefined") if state in states)
+        return next(
+            state for state in ("failed", "cancelled", "waiting", "submit", "undefined") if state in states
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +130,7 @@ class Heading:
     paper_note: str
     seeds: tuple[int, ...]
     commits: tuple[str, ...]
+    seed_noise: SeedNoise | None
 
     @property
     def conditions(self) -> str:
@@ -269,7 +272,7 @@ class _Reader:
         if evaluation is not None:
             return self._measured(source, evaluation, evaluation.metrics.get(metric, math.nan))
         trial = self.trials.get(trial_key)
-        if trial is None or trial.state not in ("RUNNING", "FAILED"):
+        if trial is None or trial.state not in ("RUNNING", "FAILED", "CANCELLED"):
             return source
         fraction = min(1.0, trial.step / trial.total) if trial.total else 0.0
         return replace(source, state=trial.state.lower(), fraction=fraction)
@@ -342,4 +345,5 @@ def _heading(study: Study, plan: Plan, rows: Sequence[Sequence[FilledCell]]) -> 
         study.paper_note,
         tuple(plan.seeds),
         tuple(sorted(commits)),
+        setting.seed_noise,
     )

@@ -16,6 +16,7 @@ from ablation.running.desk import Desk
 from ablation.running.storage import StorageError
 from ablation.running.worker import Order
 from ablation.store import Wishes
+from ablation.study import data_id
 
 LOOK_EVERY_S = 2.0
 """How often the store is asked what people want: control commands work through it."""
@@ -152,7 +153,7 @@ class Dispatcher:
             self.admission.set_nodes(there)
         setting = self.plan.setting
         keys = list(self.desk.trials)
-        self.wishes = self.desk.store.wishes(self.plan.study.name, setting.profile, setting.data_name, keys)
+        self.wishes = self.desk.store.wishes(self.plan.study.name, setting.profile, data_id(setting), keys)
         self._first = self._first or {key: wish.first_attempt for key, wish in self.wishes.trials.items()}
         waiting = self.admission.waiting
         pace = statistics.median(self._ratios) if self._ratios else 1.0

@@ -19,6 +19,7 @@ from ablation.resources import Resources, held
 from ablation.running.admission import Admission, Candidate, Node
 from ablation.running.display import duration
 from ablation.store import Store
+from ablation.study import data_id
 
 DISK_OF_A_TRIAL = 1 << 30
 """Bytes taken for a trial while none has finished here: two checkpoints of 100 million numbers and their
@@ -88,7 +89,7 @@ def measured(plan: Plan, store: Store) -> list[Measured]:
     Taken to have had as many workers as the plan gives the trial.
     """
     workers = {trial.key: _workers(trial) for trial in plan.trials}
-    paces = store.pace(plan.study.name, plan.setting.profile, plan.setting.data_name)
+    paces = store.pace(plan.study.name, plan.setting.profile, data_id(plan.setting))
     totals = {key: row.total for key, row in store.trial_states({pace.trial_key for pace in paces}).items()}
     return [
         Measured(

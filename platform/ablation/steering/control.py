@@ -12,6 +12,7 @@ from ablation.errors import UserError
 from ablation.evidence import staleness
 from ablation.plan import Plan, PlannedTrial, register
 from ablation.store import Store
+from ablation.study import data_id
 
 SHORTEST = 4
 """Characters of a key that can stand for it: with fewer, a slip of the hand would name another trial."""
@@ -118,7 +119,7 @@ class Control:
 
     @property
     def _setting(self) -> tuple[str, str, str]:
-        return self.plan.study.name, self.plan.setting.profile, self.plan.setting.data_name
+        return self.plan.study.name, self.plan.setting.profile, data_id(self.plan.setting)
 
     def set_paused(self, paused: bool) -> None:
         """No trial of the setting starts while it is paused; what runs stops at its next checkpoint."""

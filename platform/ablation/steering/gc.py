@@ -17,6 +17,7 @@ from ablation.plan import Plan, make_plan
 from ablation.running.storage import Storage
 from ablation.running.watch import LOG
 from ablation.store import CHECKPOINT, ArtifactRow, AttemptRow, Store, TrialRow
+from ablation.study import data_id
 from ablation.workspace import Workspace
 
 UNWANTED = "no cell leads to this training any more"
@@ -125,7 +126,7 @@ def remove(
 
 def _belongs(trial: TrialRow, plan: Plan) -> bool:
     setting = plan.setting
-    wanted = (plan.study.name, setting.profile, setting.data_name)
+    wanted = (plan.study.name, setting.profile, data_id(setting))
     return (trial.study, trial.profile, trial.data_name) == wanted
 
 

@@ -21,6 +21,7 @@ from ablation.running.estimate import calibrate, measured, seconds_left
 from ablation.session import Session
 from ablation.store import AttemptRow, Store, Wish, Wishes
 from ablation.store.schema import TrialState
+from ablation.study import data_id
 
 FORMAT = 1
 """Version of `Status.data`: raised when something of it goes or changes its meaning, not for additions."""
@@ -125,7 +126,7 @@ def status_of(session: Session, now: datetime | None = None) -> Status:
 
 def _known(plan: Plan, store: Store) -> tuple[Wishes, dict[str, AttemptRow], dict[str, float]]:
     """What is wanted, and by trial the attempt that has not ended and the seconds left."""
-    where = plan.study.name, plan.setting.profile, plan.setting.data_name
+    where = plan.study.name, plan.setting.profile, data_id(plan.setting)
     wishes = store.wishes(*where, [trial.key for trial in plan.trials])
     busy = [key for key, wish in wishes.trials.items() if wish.state in ("RUNNING", "CANCELLED")]
     live = {a.trial_key: a for a in store.attempts(busy) if a.state == "RUNNING"} if busy else {}

@@ -14,7 +14,7 @@ VALUE_COLUMNS = ("column", "metric", "ours", "spread", "seeds", "paper", "differ
 def table(filled: FilledTable) -> str:
     """One table: id, row label, the heading columns as declared, then what the cell holds.
 
-    Numbers are percent at full precision; an absent one is empty, its `state` says why. `seeds` is
+    Numbers are percent to 4 decimals; an absent one is empty, its `state` says why. `seeds` is
     "have/planned"; `trial_keys` are separated by spaces, in order of seed. A text that a spreadsheet would
     compute (it starts with =, +, -, @, a tab or a carriage return) has an apostrophe before it.
     """
