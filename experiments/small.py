@@ -56,8 +56,7 @@ class Scale:
         channels: of the FPN and the head.
         num_convs: of each tower of the head.
         report_every, checkpoint_every: in iterations.
-        seed_noise: see `ablation.study.Setting`; from the spread of FCOS minus improved RetinaNet (1.05)
-            over training seeds 101 to 103 on drawings of seed 7, divided by the root of 2.
+        seed_noise: see `ablation.study.Setting`; what `experiments.seed_noise` prints, with eight seeds.
     """
 
     name: str
@@ -92,7 +91,7 @@ SHAPES = Scale(
     num_convs=2,
     report_every=20,
     checkpoint_every=250,
-    seed_noise=SeedNoise(0.75, 2),
+    seed_noise=SeedNoise(0.63, 7),
 )
 
 SHAPES_LONG = replace(
