@@ -224,9 +224,19 @@ def open_split(checked: CheckedSplit, split_name: str, data: config.Data, cache_
     name = f"{split_name}-{fingerprint(checked)}-{data.short_side}x{data.max_long_side}-v{PIXELS}"
     path, unpacked = cache_dir / f"{name}.rgb", cache_dir / f"{name}.decodes"
     total = sum(3 * h * w for h, w in sizes)
-    if not _is_complete(path, total) and not unpacked.is_file():
+
+    def decoded() -> bool:
+        return _is_complete(path, total) or unpacked.is_file()
+
+    if not decoded():
         with _alone_in(cache_dir):
-            _decode_once(checked, sizes, path, unpacked)
+            if decoded():  # by another process, meanwhile
+                pass
+            elif _fits(total, cache_dir):
+                _write_beside(path, partial(_decode_all, checked, sizes))
+            else:
+                _refuse_images(checked, unusable_images(checked))
+                unpacked.touch()
     return SplitImages(
         records=checked.images,
         sizes=sizes,
@@ -247,18 +257,6 @@ def _alone_in(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
-
-
-def _decode_once(checked: CheckedSplit, sizes: Sequence[tuple[int, int]], path: Path, unpacked: Path) -> None:
-    """Packs the split where there is room, unless another process has meanwhile."""
-    total = sum(3 * h * w for h, w in sizes)
-    if _is_complete(path, total) or unpacked.is_file():
-        return
-    if _fits(total, path.parent):
-        _write_beside(path, partial(_decode_all, checked, sizes))
-    else:
-        _refuse_images(checked, unusable_images(checked))
-        unpacked.touch()
 
 
 def unusable_images(checked: CheckedSplit) -> list[str]:

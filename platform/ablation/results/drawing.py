@@ -34,20 +34,17 @@ GREY = "#5f6873"
 def draw(filled: FilledTable) -> Figure:
     """The figure of one table."""
     columns, numbers = _columns(filled), _numbers(filled)
+    both = _ours(columns, filled.heading.seed_noise), _papers(columns)
     if numbers is None:
         figure = _canvas(7.6, 1.4 + 0.34 * len(filled.rows))
         panels = figure.subplots(1, 2, sharey=True)
-        for axes, series in zip(
-            panels, (_ours(columns, filled.heading.seed_noise), _papers(columns)), strict=True
-        ):
+        for axes, series in zip(panels, both, strict=True):
             _dots(axes, series, [_name(row.label) for row in filled.table.rows])
         _say_states(panels[0], columns)
     else:
         figure = _canvas(7.2, 2.9)
         panels = figure.subplots(1, 2)
-        for axes, series in zip(
-            panels, (_ours(columns, filled.heading.seed_noise), _papers(columns)), strict=True
-        ):
+        for axes, series in zip(panels, both, strict=True):
             _curves(axes, series, numbers)
             axes.set_xlabel(filled.table.headers[0], fontsize=8)
     metric = columns[0][0].cell.metric

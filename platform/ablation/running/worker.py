@@ -144,11 +144,12 @@ def trial_process() -> type[Any]:
         def _begin(self, config: dict[str, Any]) -> None:
             order = Order.from_config(config)
             self._busy = True
-            self._gpus = order.resources.workers == 1 and order.resources.gpus > 0
+            alone = order.resources.workers == 1
+            self._gpus = alone and order.resources.gpus > 0
             told = messages(self._job, order, lambda: self._preempted)
             wanted = len(order.applied_to(self._job.requests[order.key]).evaluations)
             # A group says at once that it has its places, which its trial's process alone does not show.
-            self._batches = batches(told, wanted) if order.resources.workers == 1 else ([m] for m in told)
+            self._batches = batches(told, wanted) if alone else ([m] for m in told)
 
         def step(self) -> dict[str, Any]:
             batch = next(self._batches, None)
