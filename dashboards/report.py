@@ -18,6 +18,7 @@ from ablation.files import write_whole
 from ablation.plan import Plan, PlannedTrial
 from ablation.results.claims import verdicts
 from ablation.results.render import html
+from ablation.results.render.results import writing_to
 from ablation.results.table import assemble
 from ablation.store import AttemptRow, Store
 from ablation.store.schema import TrialState
@@ -46,9 +47,14 @@ details table { font-size: .85rem; margin: .5rem 0; border-width: 1px; }
 
 
 def write_dashboard(study: Study, plan: Plan, store: Store, path: Path) -> Path:
-    """Write the page to `path`, whole or not at all; returns the path."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return write_whole(path, page(study, plan, store))
+    """Write the page to `path`, whole or not at all; returns the path.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    text = page(study, plan, store)
+    with writing_to(path.parent):
+        return write_whole(path, text)
 
 
 def page(study: Study, plan: Plan, store: Store) -> str:

@@ -1,8 +1,8 @@
-"""The numbers that stored detections give today, for checking what the store says of them."""
+"""The numbers that stored detections give today: those that the store keeps, and AP by class."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 from ablation.errors import UserError
 from ablation.study import Setting
 from detector.coco import DataPaths, read_data, to_coco_dict
-from detector.coco_eval import Results, evaluate
+from detector.coco_eval import CocoScores, Results, evaluate, quick_scores
 from detector.config import Evaluation, Trial
 from detector.errors import DataError
 
@@ -29,12 +29,23 @@ def rescore(setting: Setting, trial: Trial, evaluation: Evaluation, detections: 
         UserError: the data set or the detections cannot be read, do not belong together, or are of test
             images, whose annotations only an evaluation server has.
     """
+    return _scored(evaluate, setting, trial, evaluation, detections).metrics
+
+
+def by_class(setting: Setting, trial: Trial, evaluation: Evaluation, detections: Path) -> Mapping[str, float]:
+    """AP in percent by name of the classes that the images hold; arguments and errors as `rescore`."""
+    return _scored(quick_scores, setting, trial, evaluation, detections).class_ap
+
+
+def _scored(
+    judge: Callable[..., CocoScores], setting: Setting, trial: Trial, evaluation: Evaluation, detections: Path
+) -> CocoScores:
     if evaluation.split == "test":
         raise UserError("the annotations of the test images are not public")
     try:
         ground_truth = _ground_truth(setting.context.paths)
         results, data = Results.load(detections), trial.data
-        return evaluate(ground_truth, results, data.small_side, data.medium_side).metrics
+        return judge(ground_truth, results, data.small_side, data.medium_side)
     except (DataError, ValueError) as error:
         raise UserError(str(error)) from error
 

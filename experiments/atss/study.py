@@ -7,7 +7,7 @@ from experiments.atss.claims import CLAIMS
 from experiments.atss.tables import TABLES
 from experiments.data import check_data
 from experiments.profiles import PROFILES
-from experiments.rescore import rescore
+from experiments.rescore import by_class, rescore
 from experiments.train_trial import train_trial
 
 
@@ -25,5 +25,6 @@ def study() -> Study:
         check_data=check_data,
         paper_note="the paper's: COCO minival, Table 8 COCO test-dev",
         rescore=rescore,
+        by_class=by_class,
         sources=("detector", "experiments"),
     )

@@ -286,6 +286,7 @@ class Study:
             the folder; raises ablation.errors.UserError. None where the study cannot check one.
         rescore: `(setting, trial config, evaluation config, detections file)` to the metrics that those
             detections give today; None where the study cannot tell.
+        by_class: of the same arguments, AP in percent by class name; None where the study has no classes.
         sources: names of the packages whose modules decide what a training computes, as "detector".
     """
 
@@ -299,6 +300,7 @@ class Study:
     paper_note: str = ""
     check_data: Callable[[Mapping[str, Path], Path], str] | None = None
     rescore: Callable[[Setting, Any, Any, Path], Mapping[str, float]] | None = None
+    by_class: Callable[[Setting, Any, Any, Path], Mapping[str, float]] | None = None
     sources: tuple[str, ...] = ()
 
     def table(self, table_id: str) -> Table:

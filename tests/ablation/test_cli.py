@@ -256,6 +256,27 @@ def test_what_a_user_changes_reaches_the_profile_and_keeps_its_results_apart(
     ]
 
 
+def test_tables_by_class_are_printed_and_written_beside_the_others(
+    make_workspace: MakeWorkspace, use: Use, capsys: pytest.CaptureFixture[str]
+) -> None:
+    workspace = make_workspace()
+    study = replace(_toy(workspace.study, lambda *_: conftest.Setting()), by_class=lambda *_: {"cat": 37.5})
+    use(study)
+    options = ("tables", "--by-class", "--workspace", str(workspace.root), "--format", "md,csv")
+    assert _run(*options) == 0
+    assert "no row has been tested" in capsys.readouterr().out
+    attempt = workspace.start("c")
+    trial = workspace.plan.trial(workspace.trial_key("c"))
+    (detections := workspace.root / "detections").touch()
+    found = Evaluated(trial.evaluations[0].key, {"AP": 40.0}, {"detections": str(detections)})
+    workspace.store.record(attempt, [found])
+    workspace.store.finish(attempt)
+    assert _run(*options) == 0
+    assert "37.5" in capsys.readouterr().out
+    folder = workspace.root / "results" / "paper-shapes" / "by-class"
+    assert sorted(path.name for path in folder.iterdir()) == ["table3.csv", "tables.md"]
+
+
 @pytest.mark.parametrize("name", ["../elsewhere", "a/b", "", ".", "-x", "weights=é", "x" * 101, "a\n"])
 def test_a_profile_that_makes_no_folder_name_is_refused_before_anything_runs(
     name: str, make_workspace: MakeWorkspace, use: Use, capsys: pytest.CaptureFixture[str]

@@ -22,7 +22,7 @@ from detector.shapes import ShapesSpec, draw_dataset
 from experiments import small
 from experiments.atss.presets import MULTI_SCALE, SINGLE_SCALE
 from experiments.atss.study import study
-from experiments.rescore import rescore
+from experiments.rescore import by_class, rescore
 from experiments.small import SMOKE
 from experiments.train_trial import train_trial
 
@@ -82,6 +82,16 @@ def test_detections_that_were_moved_show_in_the_numbers(place: Place, tmp_path: 
     boxes[results.scores > np.median(results.scores)] = (0, 0, 1, 1)
     replace(results, boxes_xywh=boxes).save(tmp_path / "moved.npz")
     assert rescore(place.plan.setting, trial.config, single.config, tmp_path / "moved.npz") != stored
+
+
+def test_ap_by_class_averages_to_the_stored_ap(place: Place) -> None:
+    (trial,) = [trial for trial in place.plan.trials if trial.state == "COMPLETE"]
+    for evaluation in trial.evaluations:
+        detections = place.detections(evaluation.key)
+        found = by_class(place.plan.setting, trial.config, evaluation.config, detections)
+        assert np.mean(list(found.values())) == pytest.approx(
+            place.store.evaluations()[evaluation.key].metrics["AP"]
+        )
 
 
 def test_the_training_rests_on_the_modules_that_are_there_now(place: Place) -> None:

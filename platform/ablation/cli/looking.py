@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from functools import partial
@@ -20,11 +21,11 @@ from ablation.cli.parts import (
     selection_parser,
 )
 from ablation.evidence import staleness
-from ablation.results.report import print_report
+from ablation.results.report import print_by_class, print_report
 from ablation.running.forecast import forecast
 from ablation.session import Session
 from ablation.steering.control import trial_of
-from ablation.steering.logs import account, brought, follow, printable
+from ablation.steering.logs import BRING_EVERY_S, account, brought, follow, printable
 from ablation.steering.status import lines, status_of, watch
 
 
@@ -69,7 +70,11 @@ def _status_data(session: Session, *, stale: bool) -> dict[str, object]:
 
 def tables_command(arguments: argparse.Namespace) -> int:
     """Print the tables and write them in the formats asked for."""
-    print_report(look(arguments), arguments.format)
+    session = look(arguments)
+    if arguments.by_class:
+        print_by_class(session, arguments.format)
+    else:
+        print_report(session, arguments.format)
     return 0
 
 
@@ -78,14 +83,17 @@ def logs_command(arguments: argparse.Namespace) -> int:
     session = look(arguments)
     trial, store = trial_of(session.plan, arguments.trial), session.store
     bring = partial(brought, session.storage, trial.key, session.workspace.trial_directory(trial.key))
-    path = bring()
+    path, brought_at = bring(), time.monotonic()
     start = path.stat().st_size if path.is_file() else 0
     print("\n".join(printable(line) for line in account(trial, store, path.parent)), flush=True)
 
     def going_on() -> bool:
+        nonlocal brought_at
         rows = store.trial_states([trial.key])
         goes = trial.key in rows and rows[trial.key].state in ("WAITING", "RUNNING")
-        bring()
+        if not goes or time.monotonic() > brought_at + BRING_EVERY_S:
+            bring()
+            brought_at = time.monotonic()
         return goes
 
     news: Iterator[str] = follow(path, going_on, start=start) if arguments.follow else iter(())
@@ -118,7 +126,11 @@ def add_commands(commands: Commands) -> None:
         action="store_true",
         help="the cells whose code, data or packages differ from today's in what their result depends on",
     )
-    add_format(add(commands, "tables", tables_command, shared, "--format md,latex"))
+    tables = add(commands, "tables", tables_command, shared, "--format md,latex")
+    add_format(tables)
+    tables.add_argument(
+        "--by-class", action="store_true", help="AP of every class in place of the paper's columns"
+    )
     logs = add(commands, "logs", logs_command, shared, '"table3 FCOS" --follow')
     logs.add_argument(
         "trial", metavar="TRIAL", help='its key, its name ("table3 FCOS"), or the start of either'

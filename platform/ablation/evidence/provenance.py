@@ -86,14 +86,15 @@ def _checkout(source: Path) -> dict[str, Any]:
         built_from = os.environ.get("ABLATION_COMMIT") or UNKNOWN
         absent = {"commit": built_from, "committed": "", "dirty": False}
         return {**absent, "diff": "", "diff_sha256": "", "untracked": []}
-    diff = git(source, "diff", "HEAD") or ""
+    diff = git(source, "diff", "HEAD")
     others = git(source, "ls-files", "--others", "--exclude-standard", "--full-name", ":/")
     untracked = (others or "").splitlines()
     return {
         "commit": commit.strip(),
         "committed": (git(source, "show", "--no-patch", "--format=%cs", "HEAD") or "").strip(),
-        "dirty": bool(diff or untracked),
-        "diff": diff[:MAX_DIFF_CHARS],
+        # What git cannot compare may hold any change.
+        "dirty": diff is None or bool(diff or untracked),
+        "diff": (diff or "")[:MAX_DIFF_CHARS],
         "diff_sha256": hashlib.sha256(diff.encode()).hexdigest() if diff else "",
         "untracked": untracked[:MAX_UNTRACKED],
     }

@@ -16,10 +16,7 @@ from pathlib import Path
 from ablation.errors import UserError
 from ablation.plan import Plan, PlannedEvaluation, PlannedTrial
 from ablation.results.scores import parse_scores
-from ablation.store import SCORES, ArtifactRow, EvaluationRow, Store
-
-DETECTIONS = "detections"
-"""The kind of artifact that holds what an evaluation found, for `Study.rescore`."""
+from ablation.store import DETECTIONS, SCORES, ArtifactRow, EvaluationRow, Store
 
 
 @dataclass(frozen=True, slots=True)

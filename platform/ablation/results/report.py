@@ -6,9 +6,10 @@ from collections.abc import Collection
 
 from rich.console import Console
 
+from ablation.results.by_class import by_class
 from ablation.results.claims import verdicts
 from ablation.results.render import terminal
-from ablation.results.render.results import write_results
+from ablation.results.render.results import write_results, write_tables
 from ablation.results.table import assemble
 from ablation.session import Session
 from ablation.tracking import server_address
@@ -40,3 +41,16 @@ def print_report(session: Session, formats: Collection[str], console: Console | 
     console.print(f"Runs and checkpoints:       {session.workspace.root}", highlight=False, soft_wrap=True)
     shown = server_address(session.selection.mlflow_uri) or f"`{session.ui_hint}`, the MLflow UI"
     console.print(f"Every run, curve and picture: {shown}", highlight=False, soft_wrap=True)
+
+
+def print_by_class(session: Session, formats: Collection[str], console: Console | None = None) -> None:
+    """Print the planned tables by class as their detections give them now, and write them to a folder."""
+    console = console or report_console()
+    tables = by_class(session.study, session.plan, session.store)
+    if not tables:
+        console.print("By class there is nothing yet: no row has been tested.")
+        return
+    folder = session.results / "by-class"
+    console.print(terminal.tables(tables))
+    write_tables(folder, session.study.title, tables, formats)
+    console.print(f"\nThe same by class: {folder}", highlight=False, soft_wrap=True)

@@ -121,13 +121,18 @@ class FilledCell:
 
 @dataclass(frozen=True, slots=True)
 class Heading:
-    """Under what conditions the numbers of a table were measured."""
+    """Under what conditions the numbers of a table were measured.
+
+    Attributes:
+        note: the setting's caption.
+        paper_note: of the paper's own numbers; None where a table holds none.
+    """
 
     profile: str
     at_paper_scale: bool
     data_name: str
     note: str
-    paper_note: str
+    paper_note: str | None
     seeds: tuple[int, ...]
     commits: tuple[str, ...]
     seed_noise: SeedNoise | None
@@ -147,6 +152,8 @@ class Heading:
     def legend(self) -> str:
         """How to read a cell."""
         ours = "ours (mean over seeds ± sample standard deviation)" if len(self.seeds) > 1 else "ours"
+        if self.paper_note is None:
+            return f"Each cell: {ours}."
         note = f" ({self.paper_note})" if self.paper_note else ""
         return f"Each cell: {ours}, then the paper's number at its own scale and ours minus it{note}."
 

@@ -17,6 +17,8 @@ from ablation.store import AttemptRow, EvaluationRow, Store
 TAIL = 20
 """Lines of the log that are shown."""
 EVERY_S = 1.0
+BRING_EVERY_S = 10.0
+"""Between two questions to a storage elsewhere, which has a new log only with a checkpoint."""
 
 _TIME = "%Y-%m-%d %H:%M:%S"
 

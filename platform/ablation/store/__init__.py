@@ -10,6 +10,7 @@ schema      the tables; migrations brings those of older versions up to date
 
 from ablation.store.records import (
     CHECKPOINT,
+    DETECTIONS,
     SCORES,
     SILENCE,
     SUBMISSION,
@@ -28,6 +29,7 @@ from ablation.store.store import AttemptOverError, Store
 
 __all__ = [
     "CHECKPOINT",
+    "DETECTIONS",
     "SCORES",
     "SILENCE",
     "SUBMISSION",

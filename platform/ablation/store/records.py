@@ -13,6 +13,8 @@ SILENCE = timedelta(seconds=30)
 """A driver says much more often than this that its attempts are alive."""
 CHECKPOINT = "checkpoint"
 """The kind of artifact that a `Checkpointed` report leaves."""
+DETECTIONS = "detections"
+"""The kind of artifact that holds what an evaluation found, for `Study.rescore` and `Study.by_class`."""
 SUBMISSION = "submission"
 """The kind of artifact that an evaluation without numbers leaves: what an evaluation server takes."""
 SCORES = "scores"

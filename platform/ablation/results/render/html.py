@@ -55,11 +55,13 @@ def page(title: str, body: str, style: str = "") -> str:
 
 
 def document(title: str, tables: Sequence[FilledTable], judged: Sequence[Verdict]) -> str:
-    """Every table, then the claims."""
+    """Every table, then the claims if any."""
     links = [f'<a href="#{escape(one.table.id)}">{escape(one.name)}</a>' for one in tables]
-    links.append('<a href="#claims">Claims</a>')
-    parts = [f"<h1>{escape(title)}</h1>", f"<nav>{''.join(links)}</nav>", *map(table, tables), claims(judged)]
-    return page(title, "\n".join(parts))
+    sections = [table(one) for one in tables]
+    if judged:
+        links.append('<a href="#claims">Claims</a>')
+        sections.append(claims(judged))
+    return page(title, "\n".join([f"<h1>{escape(title)}</h1>", f"<nav>{''.join(links)}</nav>", *sections]))
 
 
 def table(filled: FilledTable) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -31,14 +32,29 @@ def write_results(
     Raises:
         UserError: an unknown format, or a directory that cannot be written.
     """
-    unknown = sorted(set(formats) - set(FORMATS))
-    if unknown:
-        raise UserError(f"unknown format {', '.join(unknown)}; there are {', '.join(FORMATS)}")
-    texts = _texts(study, tables, judged, formats)
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
+    texts = _texts(study.title, tables, judged, formats)
+    texts["claims.md"] = markdown.claims(study.title, judged)
+    texts["manifest.json"] = json.dumps(manifest(study, tables, judged), indent=1, ensure_ascii=False) + "\n"
+    with writing_to(directory):
         figures = write_figures(directory / "figures", tables)
         return [write_whole(directory / name, text) for name, text in texts.items()] + figures
+
+
+def write_tables(
+    directory: Path, title: str, tables: Sequence[FilledTable], formats: Collection[str] = FORMATS
+) -> list[Path]:
+    """Write nothing but the tables, in each format; returns the paths. Errors as `write_results`."""
+    texts = _texts(title, tables, [], formats)
+    with writing_to(directory):
+        return [write_whole(directory / name, text) for name, text in texts.items()]
+
+
+@contextmanager
+def writing_to(directory: Path) -> Iterator[None]:
+    """Makes the folder; what cannot be written to it within is a UserError."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        yield
     except OSError as error:
         raise UserError(
             f"cannot write results to {directory}: {error.strerror or error}; free space there, or choose "
@@ -47,19 +63,20 @@ def write_results(
 
 
 def _texts(
-    study: Study, tables: Sequence[FilledTable], judged: Sequence[Verdict], formats: Collection[str]
+    title: str, tables: Sequence[FilledTable], judged: Sequence[Verdict], formats: Collection[str]
 ) -> dict[str, str]:
+    unknown = sorted(set(formats) - set(FORMATS))
+    if unknown:
+        raise UserError(f"unknown format {', '.join(unknown)}; there are {', '.join(FORMATS)}")
     texts: dict[str, str] = {}
     if "md" in formats:
-        texts["tables.md"] = markdown.document(study.title, tables)
+        texts["tables.md"] = markdown.document(title, tables)
     if "latex" in formats:
-        texts["tables.tex"] = latex.document(study.title, tables)
+        texts["tables.tex"] = latex.document(title, tables)
     if "html" in formats:
-        texts["tables.html"] = html.document(study.title, tables, judged)
+        texts["tables.html"] = html.document(title, tables, judged)
     if "csv" in formats:
         texts |= {f"{filled.table.id}.csv": csv.table(filled) for filled in tables}
-    texts["claims.md"] = markdown.claims(study.title, judged)
-    texts["manifest.json"] = json.dumps(manifest(study, tables, judged), indent=1, ensure_ascii=False) + "\n"
     return texts
 
 

@@ -1,0 +1,97 @@
+"""The tables once more, with a column for each class: its AP, from the detections behind every row.
+
+The store does not keep these numbers; they are made when somebody asks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+from ablation.errors import UserError
+from ablation.plan import Plan
+from ablation.results.table import FilledCell, FilledTable, Source, assemble, mark_best
+from ablation.store import DETECTIONS, Store
+from ablation.study import Cell, Row, Study
+
+Measure = Callable[[Source], Mapping[str, float]]
+"""AP by class behind one seed of a row; empty where nothing here can tell."""
+
+
+def by_class(study: Study, plan: Plan, store: Store) -> list[FilledTable]:
+    """The planned tables with AP by class in place of their columns; those without any result are left out.
+
+    There is a row for each training and test that a row of the table cites; where there are several, the
+    table's column is named. Where classes outnumber rows, they are the rows.
+
+    Raises:
+        UserError: the study has no classes, or detections cannot be read.
+    """
+    measure = _measure(study, plan, store)
+    tables = [_by_class(filled, measure) for filled in assemble(study, plan, store)]
+    return [filled for filled in tables if filled.table.columns]
+
+
+def _measure(study: Study, plan: Plan, store: Store) -> Measure:
+    give = study.by_class
+    if give is None:
+        raise UserError(f"The study {study.name!r} has no numbers by class.")
+    wanted = {e.key: (trial.config, e.config) for trial in plan.trials for e in trial.evaluations}
+    rows = store.evaluations(list(wanted))
+    known: dict[str, Mapping[str, float]] = {}
+
+    def measure(source: Source) -> Mapping[str, float]:
+        key = source.evaluation_key
+        if source.state not in ("complete", "undefined") or DETECTIONS not in rows[key].artifacts:
+            return {}
+        if key not in known:
+            known[key] = give(plan.setting, *wanted[key], store.resolve(rows[key].artifacts[DETECTIONS]))
+        return known[key]
+
+    return measure
+
+
+def _by_class(filled: FilledTable, measure: Measure) -> FilledTable:
+    cited = [_cited(cells) for cells in filled.rows]
+    named = any(len(cells) > 1 for cells in cited)
+    firsts = [cell for cells in cited for cell in cells]
+    classes = tuple(
+        dict.fromkeys(name for cell in firsts for source in cell.sources for name in measure(source))
+    )
+    cells = [tuple(_cell(first, name, measure) for name in classes) for first in firsts]
+    rows = [
+        _row(filled.table.row(first.row), first, line, named)
+        for first, line in zip(firsts, cells, strict=True)
+    ]
+    table = replace(
+        filled.table,
+        title=f"{filled.table.title}: AP by class",
+        headers=(*filled.table.headers, *(["Column"] if named else [])),
+        columns=classes,
+        rows=tuple(rows),
+        transposed=len(classes) > len(rows),
+    )
+    return FilledTable(table, mark_best(cells), replace(filled.heading, paper_note=None))
+
+
+def _cited(cells: Sequence[FilledCell]) -> list[FilledCell]:
+    """The first cell of each training and test."""
+    return list({cell.cell.variant: cell for cell in reversed(cells)}.values())[::-1]
+
+
+def _row(row: Row, first: FilledCell, cells: Sequence[FilledCell], named: bool) -> Row:
+    headers = (*row.headers, first.column) if named else row.headers
+    label = f"{row.label}, {first.column}" if named else row.label
+    return Row(label, headers, tuple(cell.cell for cell in cells))
+
+
+def _cell(first: FilledCell, name: str, measure: Measure) -> FilledCell:
+    sources = tuple(_source(source, measure(source).get(name)) for source in first.sources)
+    return FilledCell(Cell(first.cell.variant, name), first.row, name, sources)
+
+
+def _source(source: Source, value: float | None) -> Source:
+    """The same seed with its AP of a class; no replicates of images are kept by class."""
+    known = source.state in ("complete", "imported", "undefined")
+    state = source.state if not known else "undefined" if value is None else "complete"
+    return replace(source, value=value, state=state, bootstrap=None)

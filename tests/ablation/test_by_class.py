@@ -1,0 +1,139 @@
+"""The tables by class: what the detections behind each row give when somebody asks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from ablation.errors import UserError
+from ablation.protocol import Evaluated
+from ablation.results.by_class import by_class
+from ablation.results.render import csv, html, latex, markdown
+from ablation.results.table import FilledTable
+from tests.ablation.conftest import Workspace
+
+asked: list[Path] = []
+
+
+def read(setting: object, trial: object, evaluation: object, detections: Path) -> dict[str, float]:
+    """Stands for the detector's judge: the file holds the numbers."""
+    asked.append(detections)
+    return dict(json.loads(detections.read_text()))
+
+
+@pytest.fixture
+def make(make_workspace: Callable[..., Workspace]) -> Callable[..., Workspace]:
+    def made(seeds: tuple[int, ...] = (0,)) -> Workspace:
+        workspace = make_workspace(seeds)
+        workspace.study = replace(workspace.study, by_class=read)
+        asked.clear()
+        return workspace
+
+    return made
+
+
+def leave(workspace: Workspace, method: str, classes: Mapping[str, float], seed: int = 0) -> None:
+    """The trial of a method ends with detections of these numbers."""
+    attempt = workspace.start(method, seed)
+    trial = workspace.plan.trial(workspace.trial_key(method, seed))
+    path = workspace.root / "artifacts" / trial.key / "detections.npz"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(classes))
+    for evaluation in trial.evaluations:
+        workspace.store.record(attempt, [Evaluated(evaluation.key, {"AP": 40.0}, {"detections": str(path)})])
+    workspace.store.finish(attempt)
+
+
+def tables(workspace: Workspace) -> dict[str, FilledTable]:
+    return {one.table.id: one for one in by_class(workspace.study, workspace.plan, workspace.store)}
+
+
+def test_each_class_is_a_column_and_the_best_row_of_it_is_marked(make: Callable[..., Workspace]) -> None:
+    workspace = make()
+    leave(workspace, "giou", {"cat": 30.0, "dog": 60.0})
+    leave(workspace, "c", {"cat": 50.0, "dog": 20.0})
+    found = tables(workspace)["table3"]
+    assert (found.table.columns, found.table.transposed) == (("cat", "dog"), False)
+    values = {(cell.row, cell.column): (cell.mean, cell.best) for cell in found.cells}
+    assert values == {
+        ("a_b", "cat"): (30.0, False),
+        ("a_b", "dog"): (60.0, True),
+        ("c", "cat"): (50.0, True),
+        ("c", "dog"): (20.0, False),
+    }
+
+
+def test_a_row_whose_columns_are_trainings_of_their_own_has_a_line_for_each(
+    make: Callable[..., Workspace],
+) -> None:
+    workspace = make()
+    leave(workspace, "iou-box", {"cat": 30.0})
+    leave(workspace, "ssc-point", {"cat": 40.0})
+    found = tables(workspace)["table2"]
+    assert [row.headers for row in found.table.rows] == [
+        ("IoU", "Box"),
+        ("IoU", "Point"),
+        ("SSC", "Box"),
+        ("SSC", "Point"),
+    ]
+    assert [cell.mean for cell in found.cells] == [30.0, None, None, 40.0]
+    assert [cell.state for cell in found.cells] == ["complete", "waiting", "waiting", "complete"]
+
+
+def test_classes_that_outnumber_the_rows_are_rows_themselves(make: Callable[..., Workspace]) -> None:
+    workspace = make()
+    leave(workspace, "c", {f"class {k}": float(k) for k in range(80)})
+    assert tables(workspace)["table3"].table.transposed
+
+
+def test_seeds_are_averaged_and_a_class_that_one_of_them_lacks_counts_without_it(
+    make: Callable[..., Workspace],
+) -> None:
+    workspace = make((0, 1))
+    leave(workspace, "c", {"cat": 30.0, "dog": 10.0}, seed=0)
+    leave(workspace, "c", {"cat": 40.0}, seed=1)
+    cells = {(cell.row, cell.column): cell for cell in tables(workspace)["table3"].cells}
+    assert (cells["c", "cat"].mean, cells["c", "dog"].mean) == (35.0, 10.0)
+    assert cells["c", "dog"].state == "undefined"
+
+
+def test_tables_that_cite_the_same_test_read_its_detections_once(make: Callable[..., Workspace]) -> None:
+    workspace = make()
+    leave(workspace, "giou", {"cat": 30.0})
+    assert {"table1", "table3"} <= set(tables(workspace))
+    assert len(asked) == 1
+
+
+def test_what_only_an_evaluation_server_can_tell_has_no_numbers_by_class(
+    make: Callable[..., Workspace],
+) -> None:
+    workspace = make()
+    (key, *_) = workspace.submit("giou")
+    leave(workspace, "c", {"cat": 30.0})
+    assert [cell.state for cell in tables(workspace)["table3"].cells] == ["submit", "complete"]
+    workspace.give(key, 41.0)
+    assert [cell.state for cell in tables(workspace)["table3"].cells] == ["undefined", "complete"]
+
+
+def test_before_the_first_result_there_is_no_table(make: Callable[..., Workspace]) -> None:
+    assert tables(make()) == {}
+
+
+def test_a_study_without_classes_says_so(make_workspace: Callable[..., Workspace]) -> None:
+    with pytest.raises(UserError, match="no numbers by class"):
+        tables(make_workspace())
+
+
+@pytest.mark.parametrize("render", [markdown.table, latex.table, html.table, csv.table])
+def test_every_format_can_draw_it_and_none_speaks_of_the_papers_number(
+    make: Callable[..., Workspace], render: Callable[[FilledTable], str]
+) -> None:
+    workspace = make()
+    leave(workspace, "c", {"cat_1": 30.04})
+    text = render(tables(workspace)["table3"])
+    assert "30.0" in text
+    assert "the paper's number" not in text
