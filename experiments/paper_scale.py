@@ -62,7 +62,6 @@ class PaperSetting:
     weights: Mapping[str, Weights]
     notices: Sequence[str]
     context: Context
-    seed_noise: SeedNoise = SEED_NOISE
 
     @property
     def profile(self) -> str:
@@ -76,6 +75,11 @@ class PaperSetting:
         """Whether this is COCO at full size and length, from ImageNet weights, whosever they are."""
         smaller = self.overrides.max_iterations or self.overrides.short_side or not self.weights
         return not smaller and len(self.dataset.train.images) == COCO_TRAIN_IMAGES
+
+    @property
+    def seed_noise(self) -> SeedNoise | None:
+        """See `ablation.study.Setting`."""
+        return SEED_NOISE if self.at_paper_scale else None
 
     @property
     def data_name(self) -> str:

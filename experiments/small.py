@@ -158,8 +158,8 @@ class ScaledSetting:
 
     @property
     def seed_noise(self) -> SeedNoise | None:
-        """See `ablation.study.Setting`. What drawings showed is taken for the user's images too."""
-        return self.scale.seed_noise
+        """See `ablation.study.Setting`. It was measured on the drawings."""
+        return None if self.own_data else self.scale.seed_noise
 
     @property
     def whole_gpus(self) -> bool:
@@ -298,6 +298,7 @@ def changed(scale: Scale, overrides: Overrides, *, own: bool) -> Scale:
         name=changed_name(scale.name, overrides),
         schedule=replace(schedule, iterations=iterations),
         own_short_side=side,
+        seed_noise=None if overrides.max_iterations else scale.seed_noise,
         own_max_long_side=round(side * scale.own_max_long_side / scale.own_short_side),
     )
 

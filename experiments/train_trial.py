@@ -131,9 +131,11 @@ def _device(gpus: float | None) -> str:
     """
     there = torch.cuda.is_available()
     if gpus and not there:
+        wants = f"CUDA {torch.version.cuda} may want a newer driver than the machine has"
         raise RuntimeError(
             f"the trial holds a GPU that PyTorch {torch.__version__} cannot use: "
-            f"is the machine's driver older than CUDA {torch.version.cuda} wants?"
+            f"{wants if torch.version.cuda else 'it is built without CUDA'}. "
+            "To train on the CPUs instead, run with --resources all=gpus:0."
         )
     return "cuda" if there and gpus != 0 else "cpu"
 

@@ -39,6 +39,7 @@ class World:
         plan, workspace = planned(toys, self.store, seeds), Workspace.at(self.folder)
         trials = {trial.key: trial for trial in plan.trials}
         listener = PlainDisplay(Board(plan), self.said.append)
+        workspace.create()
         storage = storage_at(workspace.artifacts)
         desk = Desk(trials, self.store, storage, workspace, listener, {}, max_retries=1, grace=60.0)
         resources = {trial.key: trial.resources or Resources() for trial in plan.trials}
@@ -114,8 +115,8 @@ def test_a_trial_that_has_its_place_is_not_given_up_however_long_its_first_steps
     dispatcher = world.dispatcher([Toy("a"), Toy("pair", workers=2)])
     world.nodes = (Node("a", 3, 0, 1 << 40),)
     assert sorted(started(dispatcher)) == ["a", "pair"]
-    for key, attempt in dispatcher.desk.running.items():
-        dispatcher.start(key, attempt)
+    for key in dispatcher.desk.running:
+        dispatcher.start(key)
     world.now += UNHEARD_S + LOOK_EVERY_S
     dispatcher.look()
     assert list(dispatcher.desk.running) == [key_of(dispatcher, "a")], "a pair's workers tell themselves"
@@ -125,16 +126,42 @@ def test_a_storage_that_is_away_makes_trials_wait_and_counts_for_nothing(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dispatcher = world.dispatcher([Toy("a"), Toy("b")])
-    monkeypatch.setattr(type(dispatcher.desk.storage), "clear", away)
+    for what in ("clear", "probe"):
+        monkeypatch.setattr(type(dispatcher.desk.storage), what, away)
     for _ in range(5):
         assert started(dispatcher) == []
-        world.later()
+        world.now += STORAGE_AWAY_S
     assert dispatcher.desk.losses == {}
-    assert len(world.store.attempts()) == 1
-    assert world.said[-1].endswith("Nothing new starts for 30 s: the bucket does not answer")
+    assert len(world.store.attempts()) == 1, "one attempt found it away, and no other was made to ask again"
+    assert world.said[-1].endswith("Nothing new starts until the storage is back: the bucket does not answer")
+    monkeypatch.undo()
+    assert sorted(started(dispatcher)) == ["a", "b"]
+    assert any(said.endswith("The storage is back.") for said in world.said)
+
+
+def test_the_last_trial_waits_for_its_storage_too(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    dispatcher = world.dispatcher([Toy("a")])
+    monkeypatch.setattr(type(dispatcher.desk.storage), "clear", away)
+    assert started(dispatcher) == []
+    assert not dispatcher.over
     monkeypatch.undo()
     world.now += STORAGE_AWAY_S
-    assert sorted(started(dispatcher)) == ["a", "b"]
+    assert started(dispatcher) == ["a"]
+    end(dispatcher, "a")
+    assert started(dispatcher) == []
+    assert dispatcher.over
+
+
+def test_a_trial_that_another_driver_claims_first_is_waited_for(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dispatcher = world.dispatcher([Toy("a")])
+    key = key_of(dispatcher, "a")
+    monkeypatch.setattr(dispatcher.desk.store, "claim", lambda *_: None)
+    claimed = Store.claim(world.store, key, "another:1", {})
+    assert claimed is not None
+    assert started(dispatcher) == []
+    assert not dispatcher.over
 
 
 def away(*_: object) -> None:

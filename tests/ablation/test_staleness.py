@@ -160,6 +160,13 @@ def test_an_attempt_that_was_gone_on_from_counts_too(make_workspace, source, end
     assert "toystale/loss.py changed" in finding.changes[0]
 
 
+def test_an_attempt_that_was_over_before_it_said_what_it_runs_with_does_not_count(make_workspace, source):
+    workspace = make_workspace()
+    attempt(workspace, "k3", source, end="release", saves=False)
+    attempt(workspace, "k3", source, recorded(source, "loss"))
+    assert found(workspace) == []
+
+
 def test_an_attempt_that_failed_and_left_nothing_does_not_count(make_workspace, source):
     workspace = make_workspace()
     attempt(workspace, "k3", source, recorded(source, "loss"), "fail", saves=False)

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -160,6 +162,19 @@ def test_one_seed_takes_the_spread_that_the_baseline_rows_showed():
     half = 2.306 * 0.75 * 2**0.5  # Student's t with what the spread rests on
     assert (low, high) == pytest.approx((2 - half, 2 + half), abs=0.01)
     assert "baseline rows" in estimate.caveat
+
+
+def test_two_tests_of_one_training_differ_by_nothing_that_its_seed_does():
+    rng = np.random.default_rng(3)
+    one, other = (
+        Sample(np.array([value]), value + rng.normal(0, 0.1, (1, 1000)), SeedNoise(0.75, 8), ("a",))
+        for value in (40.0, 40.5)
+    )
+    estimate = difference(other, one)
+    assert (estimate.seed_variance, estimate.caveat) == (0.0, "")
+    assert judge_greater(estimate) == "supported"
+    apart_trained = difference(other, replace(one, trained=("b",)))
+    assert apart_trained.seed_variance > 0
 
 
 def test_measured_seeds_come_before_assumed_ones():

@@ -130,6 +130,14 @@ def test_a_storage_in_order_is_probed_without_a_trace(storage: Storage, place: P
     assert list(place.iterdir()) == []
 
 
+def test_a_marker_that_cannot_be_written_is_an_error_of_the_storage(tmp_path: Path) -> None:
+    storage = storage_at(tmp_path)
+    (tmp_path / KEY).write_text("a file where the trial's folder should be")
+    for action in (storage.ask_to_stop, storage.clear):
+        with pytest.raises(StorageError, match="shared folder"):
+            action(KEY)
+
+
 def test_a_storage_travels_to_workers(storage: Storage) -> None:
     assert pickle.loads(pickle.dumps(storage)) == storage
 

@@ -159,6 +159,12 @@ def test_a_trial_can_be_made_known_again_with_another_name_but_not_another_confi
         opened.ensure_trial(KEY, "x", '{"a":1}', 0, *WHERE)
 
 
+def test_a_trial_follows_its_study_to_another_name_of_the_data(opened: Store) -> None:
+    opened.add_study("atss", "shapes", "renamed")
+    opened.ensure_trial(KEY, "table1 row, seed 0", "{}", 0, "shapes", "renamed", "atss")
+    assert opened.trial_states()[KEY].data_name == "renamed"
+
+
 def test_a_trial_needs_its_study_and_an_evaluation_its_trial(opened: Store) -> None:
     with pytest.raises(IntegrityError):
         opened.ensure_trial("b" * 12, "x", "{}", 0, "smoke", "shapes-1", "atss")

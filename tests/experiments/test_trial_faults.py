@@ -178,11 +178,13 @@ def test_a_trial_trains_on_what_it_holds(
     assert _device(gpus) == device
 
 
+@pytest.mark.parametrize(("cuda", "why"), [("12.8", "newer driver"), (None, "built without CUDA")])
 def test_a_trial_whose_gpu_pytorch_cannot_use_fails_and_does_not_train_on_the_cpu(
-    monkeypatch: pytest.MonkeyPatch,
+    cuda: str | None, why: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(RuntimeError, match="driver older than CUDA"):
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    with pytest.raises(RuntimeError, match=f"{why}.*--resources all=gpus:0"):
         _device(1.0)
 
 

@@ -147,14 +147,16 @@ class _Judge:
         """The attempt that gave the evaluation and earlier ones that it may have gone on from, oldest first.
 
         Those are the ones that reported a checkpoint, or were stopped or lost: they may have written one
-        last, unreported.
+        last, unreported. One that was over before it said what it runs with wrote none.
         """
         left = {f.attempt_id for f in self.store.artifacts(evaluation.trial_key) if f.kind == CHECKPOINT}
         own = [a for a in self.attempts[evaluation.trial_key] if a.id <= evaluation.attempt_id]
         return [
             a
             for a in own
-            if a.id == evaluation.attempt_id or a.id in left or a.state in ("INTERRUPTED", "LOST")
+            if a.id == evaluation.attempt_id
+            or a.id in left
+            or (a.state in ("INTERRUPTED", "LOST") and a.environment is not None)
         ]
 
     def _compared(self, attempt: AttemptRow) -> dict[str, str]:

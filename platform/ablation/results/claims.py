@@ -253,7 +253,9 @@ def sample(cell: FilledCell, seeds: Sequence[int], seed_noise: SeedNoise | None)
     replicates = [_replicates(path, cell.cell.metric) for path in _bootstraps(cell, seeds)]
     known = [array for array in replicates if array is not None]
     together = np.stack(known) if len(known) == len(replicates) else None
-    return Sample(np.array([cell.values[seed] for seed in seeds]), together, seed_noise)
+    by_seed = {source.seed: source.trial_key for source in cell.sources}
+    trained = tuple(by_seed[seed] for seed in seeds)
+    return Sample(np.array([cell.values[seed] for seed in seeds]), together, seed_noise, trained)
 
 
 def _bootstraps(cell: FilledCell, seeds: Sequence[int]) -> list[Path | None]:

@@ -23,7 +23,7 @@ from matplotlib.ticker import MaxNLocator
 
 from ablation.results.claims import sample
 from ablation.results.statistics import average, difference
-from ablation.results.table import FilledCell, FilledTable
+from ablation.results.table import FilledCell, FilledTable, Heading
 from ablation.study import SeedNoise
 
 COLOURS = ("#0b68cb", "#c2571a", "#18794e", "#7d4fc3")
@@ -52,10 +52,18 @@ def draw(filled: FilledTable) -> Figure:
     _finish(panels[1], f"the paper's, {metric}")
     if len(columns) > 1:
         panels[1].legend(frameon=False, fontsize=8)
-    note = "Bars: 95 % interval of the distance from the mean of all cells drawn."
-    figure.supxlabel(note, fontsize=7, color=GREY, x=0.01, ha="left")
+    figure.supxlabel(_note(filled.heading), fontsize=7, color=GREY, x=0.01, ha="left")
     figure.suptitle(f"{filled.name}. {filled.table.title}", fontsize=10, x=0.01, ha="left")
     return figure
+
+
+def _note(heading: Heading) -> str:
+    bars = "Bars: 95 % interval of the distance from the mean of all cells drawn"
+    if len(heading.seeds) > 1:
+        return f"{bars}."
+    if heading.seed_noise is None:
+        return f"{bars}, from the images alone: how far seeds spread here is unknown."
+    return f"{bars}; one seed, with the spread that the baseline rows showed between others."
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,10 +181,15 @@ def _halves(columns: Sequence[Sequence[FilledCell]], seed_noise: SeedNoise | Non
     seeds = sorted(set.intersection(*(set(cell.values) for cell in cells))) if cells else []
     if not seeds or any(cell.imported for cell in cells):
         return {}
-    samples = {cell: sample(cell, seeds, seed_noise) for cell in cells}
-    middle = average(list(samples.values()))
-    intervals = {cell: difference(one, middle).interval() for cell, one in samples.items()}
-    return {cell: (found[1] - found[0]) / 2 for cell, found in intervals.items() if found is not None}
+    samples = [sample(cell, seeds, seed_noise) for cell in cells]
+    halves = {}
+    for place, (cell, one) in enumerate(zip(cells, samples, strict=True)):
+        others = samples[:place] + samples[place + 1 :]
+        found = difference(one, average(others)).interval() if others else None
+        if found is not None:
+            # A cell is in the mean that its bar is about: from the others' it is as much further away.
+            halves[cell] = (found[1] - found[0]) / 2 * len(others) / len(samples)
+    return halves
 
 
 def _name(label: str) -> str:

@@ -37,7 +37,9 @@ def write_figures(directory: Path, tables: Sequence[FilledTable]) -> list[Path]:
 
 def _source(filled: FilledTable) -> str:
     """Names all that a figure shows, and what draws it."""
-    code = Path(__file__).with_name("drawing.py").read_text()
+    code = [
+        Path(__file__).with_name(f"{name}.py").read_text() for name in ("drawing", "claims", "statistics")
+    ]
     return hashlib.sha256(f"{filled!r} {version('matplotlib')} {code}".encode()).hexdigest()
 
 

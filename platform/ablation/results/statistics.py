@@ -45,11 +45,13 @@ class Sample:
         points_S: float64, the values in percent.
         replicates_SR: float64, the values on R image resamples; None where not kept.
         assumed: spread between seeds to take where there is only one; None for unknown.
+        trained: keys of the trainings, seed by seed; () for unknown.
     """
 
     points_S: NDArray[np.float64]
     replicates_SR: NDArray[np.float64] | None = None
     assumed: SeedNoise | None = None
+    trained: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +158,7 @@ def difference(left: Sample, right: Sample) -> Estimate:
 
     Seeds are paired because a seed fixes the order of the images and the initial weights that two
     configs share; where that pairing does nothing, the interval is wider by the lost degrees of freedom.
+    Two tests of one training differ by nothing that its seed does.
     """
     if left.points_S.shape != right.points_S.shape:
         raise ValueError(f"samples need the same seeds, got {left.points_S.shape} and {right.points_S.shape}")
@@ -167,13 +170,16 @@ def difference(left: Sample, right: Sample) -> Estimate:
                 f"{left.replicates_SR.shape} and {right.replicates_SR.shape}"
             )
         replicates = left.replicates_SR - right.replicates_SR
-    return _estimate(left.points_S - right.points_S, replicates, _combined([left.assumed, right.assumed]))
+    same = bool(left.trained) and left.trained == right.trained
+    assumed = None if same else _combined([left.assumed, right.assumed])
+    return _estimate(left.points_S - right.points_S, replicates, assumed, same)
 
 
 def _estimate(
     points_S: NDArray[np.float64],
     replicates_SR: NDArray[np.float64] | None,
     assumed: SeedNoise | None,
+    same: bool,
 ) -> Estimate:
     count = len(points_S)
     images = None if replicates_SR is None else float(np.nanvar(replicates_SR.mean(axis=0), ddof=1))
@@ -181,7 +187,7 @@ def _estimate(
     if count > 1:
         return Estimate(value, images, float(np.var(points_S, ddof=1)) / count, count)
     if assumed is None:
-        return Estimate(value, images, None, count)
+        return Estimate(value, images, 0.0 if same else None, count)
     return Estimate(value, images, assumed.sd**2, count, assumed.freedom)
 
 

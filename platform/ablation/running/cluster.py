@@ -144,7 +144,7 @@ def here(options: Options, wanted: Sequence[Resources | None], gpus: int, *, who
     cpus = len(os.sched_getaffinity(0))
     limit, default = share(options, cpus, gpus, whole_gpus=whole_gpus)
     places = math.ceil(max([cpus, limit * default.workers, *(r.workers * r.cpus for r in wanted if r)]))
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") - OBJECT_STORE_BYTES
     return Layout((Node("this machine", places, gpus, memory),), default, limit, options.workers_per_trial)
 
 
@@ -161,6 +161,8 @@ def _start(options: Options, wanted: Sequence[Resources | None], whole_gpus: boo
             num_cpus=int(machine.cpus),
             num_gpus=int(machine.gpus),
             object_store_memory=OBJECT_STORE_BYTES,
+            # Else what happens to be free now, and a plan made an hour later would say something else.
+            _memory=machine.memory,
             # Only with it does Ray give back the place of a group whose trial's process died.
             include_dashboard=_workers(options, wanted) > 1,
             dashboard_host="127.0.0.1",

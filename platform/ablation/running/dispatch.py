@@ -27,7 +27,7 @@ UNHEARD_AFTER_LOSS_S = 120.0
 """Nor has one that was about to start when a machine was lost, and told nothing for so long since: Ray may
 have sent it there."""
 STORAGE_AWAY_S = 30.0
-"""How long nothing starts after the driver could not reach the trials' storage."""
+"""Between two questions to a storage that the driver could not reach; nothing starts meanwhile."""
 SEEDS = 1000
 """Earlier seeds come first among trials of one priority, so that tables fill seed by seed."""
 
@@ -69,7 +69,7 @@ class Dispatcher:
     _began: dict[str, float] = field(default_factory=dict)
     _ratios: list[float] = field(default_factory=list)
     _stuck: frozenset[str] = frozenset()
-    _wait_until: float = -math.inf
+    _away_until: float | None = None
     _told: list[Told] = field(default_factory=list)
 
     def next(self) -> Order | None:
@@ -78,7 +78,7 @@ class Dispatcher:
         if self.desk.interrupted:
             return None
         self.look()
-        while self.clock() >= self._wait_until and (candidate := self.admission.next(self.clock())):
+        while self._storage_there() and (candidate := self.admission.next(self.clock())):
             if self._claims(candidate.id):
                 self._began[candidate.id] = self.clock()
                 return self._order(candidate.id)
@@ -89,20 +89,38 @@ class Dispatcher:
         try:
             return self.desk.claim(key)
         except StorageError as error:
-            self.desk.listener.noted(f"Nothing new starts for {STORAGE_AWAY_S:.0f} s: {error}")
-            self._wait_until = self.clock() + STORAGE_AWAY_S
+            self.desk.listener.noted(f"Nothing new starts until the storage is back: {error}")
+            self._away_until = self.clock() + STORAGE_AWAY_S
             return False
+
+    def _storage_there(self) -> bool:
+        """Whether trials can start; one that was away is asked again now and then, at no trial's cost."""
+        if self._away_until is None:
+            return True
+        if self.clock() < self._away_until:
+            return False
+        try:
+            self.desk.storage.probe()
+        except StorageError:
+            self._away_until = self.clock() + STORAGE_AWAY_S
+            return False
+        self.desk.listener.noted("The storage is back.")
+        self._away_until = None
+        return True
 
     @property
     def over(self) -> bool:
-        """Whether nothing is left that could start, now or later, here or in another driver."""
-        if self.desk.running or self.admission.waiting or self.wishes.paused:
+        """Whether nothing is left that could start, now or later, here or in another driver.
+
+        What ended without a result may wait again: the store is asked first.
+        """
+        if self._looked is None or self.desk.running or self.admission.waiting or self.wishes.paused:
             return False
         return all(wish.state != "RUNNING" for wish in self.wishes.trials.values())
 
-    def start(self, key: str, attempt: int) -> None:
-        """The process of an attempt has its place; the workers of a group have their own, and tell of it."""
-        if self.desk.holds(key, attempt) and self.resources[key].workers == 1:
+    def start(self, key: str) -> None:
+        """The process of a running trial has its place; the workers of a group have their own, and tell so."""
+        if self.resources[key].workers == 1:
             self.desk.heard.add(key)
 
     def hear(self, key: str, attempt: int, messages: Sequence[Mapping[str, Any]]) -> None:

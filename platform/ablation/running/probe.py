@@ -39,7 +39,8 @@ def probe(
         return None
     trial = sorted(trials, key=lambda one: one.cost)[len(trials) // 2]
     with tempfile.TemporaryDirectory(prefix="ablation-probe-") as folder:
-        request = Request(trial.key, trial.config, (), Path(folder), context)
+        gpus = trial.resources.gpus if trial.resources else None
+        request = Request(trial.key, trial.config, (), Path(folder), context, gpus=gpus)
         seen = _seen(train, request, limit_s)
     last, first = seen[-1], seen[1] if len(seen) > 2 else seen[0]
     if last.step <= first.step:

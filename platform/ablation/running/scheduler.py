@@ -143,7 +143,7 @@ def _run_on_ray(
     whole_gpus = plan.setting.whole_gpus
     with cluster.ray_for(options, wanted, whole_gpus=whole_gpus) as layout:
         resources = {key: layout.resources(trial.resources) for key, trial in desk.trials.items()}
-        needs = {trial.name: resources[key] for key, trial in desk.trials.items()}
+        needs = {trial.name: resources[trial.key] for trial in plan.work() if trial.key in resources}
         if options.cluster:
             # Each node makes the cache for itself.
             paths = [p for p in preflight.paths_in(plan.setting.context) if p != desk.workspace.cache]
@@ -197,11 +197,12 @@ def _tuner(dispatcher: Dispatcher, job: Job, scratch: Path) -> Any:
     from ray import tune
 
     process = tune.with_resources(tune.with_parameters(trial_process(), job=job), _held)
+    attempts = _attempts(dispatcher, process)
     return tune.Tuner(
         process,
         param_space={},
         tune_config=tune.TuneConfig(
-            search_alg=_attempts(dispatcher, process),
+            search_alg=attempts,
             scheduler=_ender(dispatcher.desk),
             num_samples=-1,
             reuse_actors=True,
@@ -209,7 +210,7 @@ def _tuner(dispatcher: Dispatcher, job: Job, scratch: Path) -> Any:
         run_config=tune.RunConfig(
             name="tune",
             storage_path=str(scratch),
-            callbacks=[_callback(dispatcher)],
+            callbacks=[_callback(dispatcher, attempts)],
             verbose=0,
         ),
     )
@@ -299,8 +300,9 @@ def _ender(desk: Desk) -> Any:
     return Ender()
 
 
-def _callback(dispatcher: Dispatcher) -> Any:
+def _callback(dispatcher: Dispatcher, attempts: Any) -> Any:
     """Tune's callback that tells the dispatcher."""
+    import ray
     from ray import tune
 
     class Tell(tune.Callback):  # type: ignore[misc]
@@ -309,9 +311,15 @@ def _callback(dispatcher: Dispatcher) -> Any:
 
         def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
             dispatcher.desk.check()
+            if attempts.is_finished() and not any(trial.status == trial.RUNNING for trial in trials):
+                raise StopNow  # Tune would wait for processes that were given up before they started
 
         def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-            dispatcher.start(trial.config["key"], trial.config["attempt"])
+            key, attempt = trial.config["key"], trial.config["attempt"]
+            if dispatcher.desk.holds(key, attempt):
+                dispatcher.start(key)
+            else:
+                ray.kill(trial.temporary_state.ray_actor)  # why not by Tune: see `_ender`
 
         def on_trial_result(
             self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any

@@ -225,7 +225,10 @@ class SharedFolder:
 
     def ask_to_stop(self, trial_key: str) -> None:
         """Leaves the marker."""
-        (self.directory(trial_key) / STOP).touch()
+        try:
+            (self.directory(trial_key) / STOP).touch()
+        except OSError as error:
+            raise _said(error, f"use the shared folder {self.root}") from error
 
     def stop_asked(self, trial_key: str) -> bool:
         """Whether the marker is there."""

@@ -112,7 +112,9 @@ class Store(Reader):
         study: str,
         tables: Sequence[str] = (),
     ) -> None:
-        """Makes a trial known, WAITING; a known one only takes the new `name` and `tables`.
+        """Makes a trial known, WAITING; a known one takes all but the config, its state as it is.
+
+        The same training may be a study's that has another name now: of renamed data, or a renamed profile.
 
         Raises:
             ValueError: the key is taken by another config.
@@ -134,7 +136,8 @@ class Store(Reader):
             return
         if t.value(select(r.c.config).where(r.c.key == trial_key)) != config_json:
             raise ValueError(f"trial {trial_key} is stored with another config than {config_json}")
-        t.execute(r.update().where(r.c.key == trial_key).values(name=name, tables=list(tables)))
+        named = {name: values[name] for name in ("name", "tables", "profile", "data_name", "study")}
+        t.execute(r.update().where(r.c.key == trial_key).values(named))
 
     @writes
     def ensure_evaluation(
