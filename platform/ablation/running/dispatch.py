@@ -119,7 +119,7 @@ class Dispatcher:
         return all(wish.state != "RUNNING" for wish in self.wishes.trials.values())
 
     def start(self, key: str) -> None:
-        """The process of a running trial has its place; the workers of a group have their own, and tell so."""
+        """A running trial's process has its place; the workers of a group have their own, and tell of it."""
         if self.resources[key].workers == 1:
             self.desk.heard.add(key)
 
