@@ -5,7 +5,7 @@ The store does not keep these numbers; they are made when somebody asks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from ablation.errors import UserError
@@ -52,21 +52,18 @@ def _measure(study: Study, plan: Plan, store: Store) -> Measure:
 
 
 def _by_class(filled: FilledTable, measure: Measure) -> FilledTable:
-    cited = [_cited(cells) for cells in filled.rows]
-    named = any(len(cells) > 1 for cells in cited)
-    firsts = [cell for cells in cited for cell in cells]
-    classes = tuple(
-        dict.fromkeys(name for cell in firsts for source in cell.sources for name in measure(source))
-    )
-    cells = [tuple(_cell(first, name, measure) for name in classes) for first in firsts]
+    firsts = _firsts(filled)
+    sources = [source for _, first in firsts for source in first.sources]
+    classes = tuple(dict.fromkeys(name for source in sources for name in measure(source)))
+    cells = [tuple(_cell(row, first, name, measure) for name in classes) for row, first in firsts]
     rows = [
-        _row(filled.table.row(first.row), first, line, named)
-        for first, line in zip(firsts, cells, strict=True)
+        replace(row, cells=tuple(cell.cell for cell in line))
+        for (row, _), line in zip(firsts, cells, strict=True)
     ]
     table = replace(
         filled.table,
         title=f"{filled.table.title}: AP by class",
-        headers=(*filled.table.headers, *(["Column"] if named else [])),
+        headers=(*filled.table.headers, *["Column"] * (len(rows) > len(filled.rows))),
         columns=classes,
         rows=tuple(rows),
         transposed=len(classes) > len(rows),
@@ -74,20 +71,24 @@ def _by_class(filled: FilledTable, measure: Measure) -> FilledTable:
     return FilledTable(table, mark_best(cells), replace(filled.heading, paper_note=None))
 
 
-def _cited(cells: Sequence[FilledCell]) -> list[FilledCell]:
-    """The first cell of each training and test."""
-    return list({cell.cell.variant: cell for cell in reversed(cells)}.values())[::-1]
+def _firsts(filled: FilledTable) -> list[tuple[Row, FilledCell]]:
+    """The first cell of each training and test that a row cites, and the row that it becomes, still empty."""
+    cited = [
+        (row, list({cell.cell.variant: cell for cell in reversed(cells)}.values())[::-1])
+        for row, cells in zip(filled.table.rows, filled.rows, strict=True)
+    ]
+    if all(len(cells) == 1 for _, cells in cited):
+        return [(row, first) for row, (first,) in cited]
+    return [
+        (Row(f"{row.label}, {cell.column}", (*row.headers, cell.column), ()), cell)
+        for row, cells in cited
+        for cell in cells
+    ]
 
 
-def _row(row: Row, first: FilledCell, cells: Sequence[FilledCell], named: bool) -> Row:
-    headers = (*row.headers, first.column) if named else row.headers
-    label = f"{row.label}, {first.column}" if named else row.label
-    return Row(label, headers, tuple(cell.cell for cell in cells))
-
-
-def _cell(first: FilledCell, name: str, measure: Measure) -> FilledCell:
+def _cell(row: Row, first: FilledCell, name: str, measure: Measure) -> FilledCell:
     sources = tuple(_source(source, measure(source).get(name)) for source in first.sources)
-    return FilledCell(Cell(first.cell.variant, name), first.row, name, sources)
+    return FilledCell(Cell(first.cell.variant, name), row.label, name, sources)
 
 
 def _source(source: Source, value: float | None) -> Source:
