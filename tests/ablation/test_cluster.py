@@ -2,6 +2,7 @@
 
 import os
 import socket
+from pathlib import Path
 
 import pytest
 
@@ -146,3 +147,14 @@ def test_the_environment_is_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
         assert os.environ["ONE"] + os.environ["TWO"] == "12"
     assert os.environ["ONE"] == "before"
     assert "TWO" not in os.environ
+
+
+@pytest.mark.parametrize(("said", "limit"), [("8589934592\n", 8 << 30), ("max\n", None)])
+def test_a_container_has_the_memory_that_it_may_use(
+    said: str, limit: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (file := tmp_path / "memory.max").write_text(said)
+    monkeypatch.setattr(cluster, "MEMORY_LIMITS", (file, tmp_path / "absent"))
+    monkeypatch.setattr(os, "sysconf", {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 16 << 18}.__getitem__)
+    (machine,) = cluster.here(Options(), [], 0, whole_gpus=False).nodes
+    assert machine.memory == (limit or 16 << 30) - cluster.OBJECT_STORE_BYTES

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from ablation.errors import UserError
@@ -19,6 +20,8 @@ from ablation.resources import Resources, held
 from ablation.running.admission import Node
 from ablation.running.options import Options
 
+MEMORY_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+"""Files that say what a container may use, of Linux's two ways."""
 OBJECT_STORE_BYTES = 128 << 20  # only reports and small configs pass through it
 CONNECT_S = 2.0
 
@@ -144,8 +147,15 @@ def here(options: Options, wanted: Sequence[Resources | None], gpus: int, *, who
     cpus = len(os.sched_getaffinity(0))
     limit, default = share(options, cpus, gpus, whole_gpus=whole_gpus)
     places = math.ceil(max([cpus, limit * default.workers, *(r.workers * r.cpus for r in wanted if r)]))
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") - OBJECT_STORE_BYTES
-    return Layout((Node("this machine", places, gpus, memory),), default, limit, options.workers_per_trial)
+    machine = Node("this machine", places, gpus, _memory() - OBJECT_STORE_BYTES)
+    return Layout((machine,), default, limit, options.workers_per_trial)
+
+
+def _memory() -> int:
+    """Bytes that this machine has, or the container that we are in may use."""
+    limits = [path.read_text().strip() for path in MEMORY_LIMITS if path.is_file()]
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min([physical, *(int(limit) for limit in limits if limit.isdecimal())])
 
 
 def _start(options: Options, wanted: Sequence[Resources | None], whole_gpus: bool) -> Layout:
