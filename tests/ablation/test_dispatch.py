@@ -1,15 +1,16 @@
-"""What starts next, as the store and the machines have it, without Ray."""
+"""What starts next, as the store and the machines have it, without a Ray that runs."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from ablation.protocol import Evaluated, to_wire
 from ablation.resources import Resources
 from ablation.running.admission import Admission, Node
-from ablation.running.desk import Desk
+from ablation.running.desk import Desk, StopNow
 from ablation.running.dispatch import (
     LOOK_EVERY_S,
     STORAGE_AWAY_S,
@@ -18,6 +19,7 @@ from ablation.running.dispatch import (
     Dispatcher,
 )
 from ablation.running.display import Board, PlainDisplay
+from ablation.running.scheduler import _callback
 from ablation.running.storage import StorageError, storage_at
 from ablation.running.worker import ENDED, STOPPED
 from ablation.store import Store
@@ -373,3 +375,45 @@ def test_what_is_to_be_done_anew_since_a_run_began_is_left_to_the_next(world: Wo
     order = world.dispatcher([Toy("a")]).next()
     assert order is not None
     assert order.folder == "attempt-2"
+
+
+# --- what Tune is told ------------------------------------------------------------------------------------
+
+
+@dataclass
+class TuneTrial:
+    """What the callback looks at of Tune's own trial."""
+
+    config: dict[str, object] = field(default_factory=dict)
+    status: str = "PENDING"
+    temporary_state: object = field(default_factory=lambda: SimpleNamespace(ray_actor="its process"))
+    RUNNING = "RUNNING"
+
+
+def test_a_run_does_not_wait_for_a_process_that_was_given_up_and_never_starts(world: World) -> None:
+    dispatcher = world.dispatcher([Toy("a")])
+    finished = False
+    tell = _callback(dispatcher, SimpleNamespace(is_finished=lambda: finished))
+    given_up, other = TuneTrial(), TuneTrial(status="RUNNING")
+    tell.on_step_begin(1, [given_up])
+    finished = True
+    tell.on_step_begin(2, [given_up, other])
+    other.status = "TERMINATED"
+    with pytest.raises(StopNow):
+        tell.on_step_begin(3, [given_up, other])
+
+
+def test_a_process_that_was_given_up_is_killed_when_it_starts_after_all(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed: list[object] = []
+    monkeypatch.setattr("ray.kill", killed.append)
+    dispatcher = world.dispatcher([Toy("a")])
+    tell = _callback(dispatcher, None)
+    assert started(dispatcher) == ["a"]
+    key = key_of(dispatcher, "a")
+    attempt = dispatcher.desk.running[key]
+    tell.on_trial_start(1, [], TuneTrial({"key": key, "attempt": attempt}))
+    assert (killed, dispatcher.desk.heard) == ([], {key})
+    tell.on_trial_start(2, [], TuneTrial({"key": key, "attempt": attempt - 1}))
+    assert killed == ["its process"]
