@@ -59,15 +59,17 @@ def write_dashboard(study: Study, plan: Plan, store: Store, path: Path) -> Path:
 
 def page(study: Study, plan: Plan, store: Store) -> str:
     """The page's text."""
-    tables = assemble(study, plan, store)
+    tables = assemble(study, plan, store, [table.id for table in study.tables])
+    planned = [filled for filled in tables if filled.table.id in plan.table_ids]
     measured = replace(study, claims=tuple(c for c in study.claims if not isinstance(c, Statistic)))
     body = [
         f"<h1>{escape(study.title)}</h1>",
-        f'<p class="note">{escape(tables[0].heading.conditions)} {escape(plan.setting.caption)}</p>',
+        f'<p class="note">{escape(planned[0].heading.conditions)} {escape(plan.setting.caption)}</p>',
         _progress(plan),
         '<nav><a href="#claims">Claims</a><a href="#trials">Trials</a></nav>',
-        *map(html.table, tables),
+        *map(html.table, planned),
         html.claims(verdicts(measured, tables, plan.setting)),
+        '<p class="note">Claims that are computed, not measured, are in the results folder alone.</p>',
         '<section id="trials">\n<h2>Trials</h2>',
         *(_trial(trial, store) for trial in plan.trials),
         "</section>",

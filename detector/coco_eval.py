@@ -14,9 +14,11 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import math
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from importlib.util import find_spec
 from pathlib import Path
@@ -133,7 +135,8 @@ class CocoScores:
     Attributes:
         metrics: by the names of `METRIC_NAMES`; a number that no ground truth defines (APS of a data set
             without small objects) is left out.
-        class_ap: AP by category name, for the categories that have ground truth.
+        class_ap: AP by category, named; NaN where no ground truth defines it. A name that several have, or
+            none, has its id behind it.
     """
 
     metrics: dict[str, float]
@@ -206,12 +209,25 @@ def scores(judged: Any) -> CocoScores:
     """The numbers of a finished COCOeval, of either library, in percent."""
     metrics = zip(METRIC_NAMES, judged.stats.tolist(), strict=True)
     precision_TRK = judged.eval["precision"][..., 0, -1]  # all areas, 100 detections
+    labels = _labels(judged.cocoGt.cats.values())
     class_ap = {
-        judged.cocoGt.cats[category]["name"]: 100 * float(precision_TRK[..., k].mean())
-        for k, category in enumerate(judged.params.catIds)
+        labels[category]: 100 * float(precision_TRK[..., k].mean())
         if precision_TRK[0, 0, k] != _ABSENT
+        else math.nan
+        for k, category in enumerate(judged.params.catIds)
     }
     return CocoScores({name: 100 * value for name, value in metrics if value != _ABSENT}, class_ap)
+
+
+def _labels(categories: Iterable[Mapping[str, Any]]) -> dict[int, str]:
+    """A name for each category id that no other has."""
+    listed = list(categories)
+    times = Counter(category["name"] for category in listed)
+    return {
+        category["id"]: name if name and times[name] == 1 else f"{name} (id {category['id']})".lstrip()
+        for category in listed
+        for name in [category["name"]]
+    }
 
 
 def save_arrays(path: Path, arrays: Mapping[str, Array]) -> None:
@@ -263,7 +279,7 @@ def _columns(ground_truth: Mapping[str, Any], results: Results) -> tuple[Any, An
     from hotcoco import COCO
 
     image_ids = sorted({image["id"] for image in ground_truth["images"]})
-    names = {category["id"]: category["name"] for category in ground_truth["categories"]}
+    names = _labels(ground_truth["categories"])  # by the ids that people know
     class_ids = sorted(names)
     objects = _listed(ground_truth)
     truth = COCO.from_arrays(

@@ -135,6 +135,7 @@ def _open_all(splits: dict[str, CheckedSplit]) -> bool:
 
 
 def _problems(splits: dict[str, CheckedSplit]) -> Iterator[str]:
+    yield from _listed("classes of one name, or without a name", _unclear_names(splits["train"]), ", ")
     for name, split in splits.items():
         for what, count in split.repairs.items():
             yield f"{name}: {what}: {_count(count)}"
@@ -146,6 +147,13 @@ def _problems(splits: dict[str, CheckedSplit]) -> Iterator[str]:
         yield from _listed(f"{name}: image files listed more than once", twice)
         repeated = [record.file_name for record in split.images if _has_equal_boxes(record)]
         yield from _listed(f"{name}: images with the same box of the same class twice", repeated)
+
+
+def _unclear_names(split: CheckedSplit) -> list[str]:
+    """Of all splits, which have the same categories."""
+    times = Counter(split.class_names)
+    named = zip(split.category_ids, split.class_names, strict=True)
+    return [f"{name} (id {i})".lstrip() for i, name in named if not name.strip() or times[name] > 1]
 
 
 def _not_opened() -> str:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from detector.files import write_and_rename
 Array = npt.NDArray[Any]
 Corners = tuple[float, float, float, float]
 Colour = tuple[int, int, int]
+Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 
 TRUTH_COLOUR: Colour = (0, 90, 220)
 DETECTION_COLOUR: Colour = (255, 150, 0)
@@ -40,6 +43,12 @@ _PAPER: Colour = (255, 255, 255)
 _DASH = 7  # pixels of the enlarged picture, drawn and left out in turn
 _MARGIN = 12
 _TAG_SIZE, _TITLE_SIZE = 13, 20
+_WIDER_FONTS = (
+    *("DejaVuSans.ttf", "NotoSans-Regular.ttf", "NotoSansCJK-Regular.ttc", "wqy-microhei.ttc"),
+    *("Arial Unicode.ttf", "PingFang.ttc", "msyh.ttc", "YuGothM.ttc", "malgun.ttf"),
+)
+"""Of Linux, macOS and Windows; Pillow's own has the letters of western Europe."""
+_NO_CHARACTER = "\uffff"
 _SMALL_AREA = 64 * 64  # boxes below, in pixels of the enlarged picture, are kept free of tags
 
 
@@ -180,8 +189,7 @@ def write_png(picture: Image.Image, path: Path) -> None:
 
 def _header(title: str, note: str | None, min_width: int) -> Image.Image:
     """Title line and the line under it, at least `min_width` wide and as wide as the texts need."""
-    font = ImageFont.load_default(_TITLE_SIZE)
-    small = ImageFont.load_default(_TAG_SIZE)
+    font, small = _font(title, _TITLE_SIZE), _font(note or "", _TAG_SIZE)
     texts = int(max(font.getlength(title), small.getlength(note or "")))
     header = Image.new(
         "RGB", (max(min_width, texts + 2 * _MARGIN, 280), _TITLE_SIZE + _TAG_SIZE + 4 * _MARGIN), _PAPER
@@ -203,8 +211,25 @@ def _header(title: str, note: str | None, min_width: int) -> Image.Image:
 
 def _legend_text(draw: ImageDraw.ImageDraw, swatch: Corners, text: str) -> None:
     _, y0, x1, y1 = swatch
-    font = ImageFont.load_default(_TAG_SIZE)
+    font = _font(text, _TAG_SIZE)
     draw.text((x1 + 6, (y0 + y1) / 2), text, fill=_INK, font=font, anchor="lm")
+
+
+@lru_cache
+def _font(text: str, size: int) -> Font:
+    """Pillow's own, or the first of the machine's that has all characters of a text that this one lacks."""
+    own = ImageFont.load_default(size)
+    for name in _WIDER_FONTS if _lacks(own, text) else ():
+        with suppress(OSError):  # it is not installed
+            if not _lacks(font := ImageFont.truetype(name, size), text):
+                return font
+    return own
+
+
+def _lacks(font: Font, text: str) -> bool:
+    """Whether a character would be drawn as the box that stands for one that is not there."""
+    box = bytes(font.getmask(_NO_CHARACTER))
+    return any(bytes(font.getmask(character)) == box for character in set(text) if not character.isspace())
 
 
 def _corners(box: Array, scale: float) -> Corners:
@@ -233,13 +258,13 @@ def _dashed_box(draw: ImageDraw.ImageDraw, box: Corners, dashes: Colour, gaps: C
 def _tag(draw: ImageDraw.ImageDraw, place: Corners, text: str, paper: Colour, ink: Colour) -> None:
     draw.rectangle(place, fill=paper)
     x0, y0, x1, y1 = place
-    font = ImageFont.load_default(_TAG_SIZE)
+    font = _font(text, _TAG_SIZE)
     draw.text(((x0 + x1) / 2, (y0 + y1) / 2), text, fill=ink, font=font, anchor="mm")
 
 
 def _tag_places(box: Corners, text: str, size: tuple[int, int], from_top: bool) -> list[Corners]:
     """Places for a tag at the corners of a box, best first, moved inside a picture of `size`."""
-    width, height = ImageFont.load_default(_TAG_SIZE).getlength(text) + 6, _TAG_SIZE + 3
+    width, height = _font(text, _TAG_SIZE).getlength(text) + 6, _TAG_SIZE + 3
     x0, y0, x1, y1 = box
     rows = [y0 - height, y0, y1 - height, y1]
     tops = [min(max(y, 0), size[1] - height) for y in (rows if from_top else rows[::-1])]

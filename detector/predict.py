@@ -229,7 +229,9 @@ def _predict_file(path: Path, loaded: LoadedDetector, output: Path, min_score: f
     scale = min(max(1, MIN_PICTURE // min(image.size)), MAX_PICTURE / max(image.size))
     picture = draw_by_class(image.at(image.size), found.boxes.numpy(), found.labels.numpy(), tags, scale)
     write_png(picture, output / f"{path.stem}.png")
-    write_and_rename(output / f"{path.stem}.json", (json.dumps(record, indent=1) + "\n").encode())
+    write_and_rename(
+        output / f"{path.stem}.json", (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode()
+    )
     best = ", ".join(tags[:_LISTED]) + (", ..." if len(tags) > _LISTED else "")
     return f"{path}: {len(found)} with a score of at least {min_score:g}" + (f": {best}" if best else "")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from ablation.errors import UserError
+from ablation.plan import make_plan
 from ablation.protocol import Evaluated
 from ablation.results.by_class import by_class
 from ablation.results.render import csv, html, latex, markdown
@@ -49,7 +51,9 @@ def leave(workspace: Workspace, method: str, classes: Mapping[str, float], seed:
 
 
 def tables(workspace: Workspace) -> dict[str, FilledTable]:
-    return {one.table.id: one for one in by_class(workspace.study, workspace.plan, workspace.store)}
+    made, problems = by_class(workspace.study, workspace.plan, workspace.store)
+    assert problems == []
+    return {one.table.id: one for one in made if one.table.columns}
 
 
 def test_each_class_is_a_column_and_the_best_row_of_it_is_marked(make: Callable[..., Workspace]) -> None:
@@ -117,6 +121,40 @@ def test_what_only_an_evaluation_server_can_tell_has_no_numbers_by_class(
     assert [cell.state for cell in tables(workspace)["table3"].cells] == ["submit", "complete"]
     workspace.give(key, 41.0)
     assert [cell.state for cell in tables(workspace)["table3"].cells] == ["undefined", "complete"]
+
+
+def test_a_class_that_the_images_do_not_hold_is_undefined(make: Callable[..., Workspace]) -> None:
+    workspace = make()
+    leave(workspace, "c", {"cat": 30.0, "rare": math.nan})
+    states = {cell.column: cell.state for cell in tables(workspace)["table3"].cells if cell.row == "c"}
+    assert states == {"cat": "complete", "rare": "undefined"}
+
+
+def test_one_unreadable_file_leaves_the_other_rows_as_they_are(
+    make_workspace: Callable[..., Workspace],
+) -> None:
+    workspace = make_workspace()
+
+    def some(setting: object, trial: object, evaluation: object, detections: Path) -> dict[str, float]:
+        if detections.read_text() == '{"cat": 30.0}':
+            raise UserError("detections.npz: not a zip file")
+        return read(setting, trial, evaluation, detections)
+
+    workspace.study = replace(workspace.study, by_class=some)
+    leave(workspace, "giou", {"cat": 30.0})
+    leave(workspace, "c", {"cat": 40.0})
+    made, problems = by_class(workspace.study, workspace.plan, workspace.store)
+    (table,) = (one for one in made if one.table.id == "table3")
+    assert [(cell.state, cell.mean) for cell in table.cells] == [("unreadable", None), ("complete", 40.0)]
+    assert problems == ["detections.npz: not a zip file"]
+
+
+def test_tables_that_are_not_planned_are_there_too(make: Callable[..., Workspace]) -> None:
+    workspace = make()
+    leave(workspace, "giou", {"cat": 30.0})
+    plan = make_plan(workspace.study, workspace.setting, (0,), ["table1"], workspace.store)
+    made, _ = by_class(workspace.study, plan, workspace.store)
+    assert [one.table.id for one in made if one.table.columns] == ["table1", "table3"]
 
 
 def test_before_the_first_result_there_is_no_table(make: Callable[..., Workspace]) -> None:

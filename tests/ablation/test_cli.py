@@ -264,7 +264,7 @@ def test_tables_by_class_are_printed_and_written_beside_the_others(
     use(study)
     options = ("tables", "--by-class", "--workspace", str(workspace.root), "--format", "md,csv")
     assert _run(*options) == 0
-    assert "no row has been tested" in capsys.readouterr().out
+    assert "No row has been tested of Table 1, Table 2, Table 3, Table 4." in capsys.readouterr().out
     attempt = workspace.start("c")
     trial = workspace.plan.trial(workspace.trial_key("c"))
     (detections := workspace.root / "detections").touch()

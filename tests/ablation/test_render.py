@@ -248,7 +248,7 @@ def test_terminal_without_colour_is_plain_text_and_still_shows_the_best(full):
     shown = printed(terminal.tables(tables_of(full, ["table2"])))
     assert "\x1b" not in shown
     assert "47.8*" in shown
-    assert "* is the best of a column" in " ".join(shown.split())
+    assert "* is the best of each metric" in " ".join(shown.split())
 
 
 def test_terminal_claims_end_with_the_summary(partial):

@@ -52,6 +52,7 @@ def test_a_report_of_one_table_prints_it_and_keeps_the_others_in_the_folder(
     shown = console.export_text()
     assert "Table 2" in shown
     assert "Table 1" not in shown
-    assert "5 claims: 5 supported" in shown
+    assert "2 claims: 2 supported" in shown, "one on its cells, and one that is computed"
+    assert "5 claims: 5 supported" in (session.results / "claims.md").read_text()
     manifest = json.loads((session.results / "manifest.json").read_text())
     assert list(manifest["tables"]) == ["table1", "table2", "table3", "table4"]

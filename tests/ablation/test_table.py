@@ -1,8 +1,10 @@
+from dataclasses import replace
+
 import pytest
 
 from ablation.plan import make_plan
 from ablation.protocol import Evaluated
-from ablation.results.table import FilledCell, assemble, grid, num_heading_columns, spans
+from ablation.results.table import FilledCell, assemble, grid, mark_best, num_heading_columns, spans
 
 
 def tables_of(workspace):
@@ -65,11 +67,14 @@ def test_the_best_of_a_column_is_marked_with_all_that_show_the_same_number(full)
     tables = tables_of(full)
     best = {(cell.row, cell.column) for cell in tables["table2"].cells if cell.best}
     assert best == {("SSC", "Box"), ("SSC", "Point")}
-    # 44.96 and 45.0 both show 45.0; 30.0 has nothing to be compared with.
-    assert {(cell.row, cell.column) for cell in tables["table3"].cells if cell.best} == {
-        ("a_b", "AP"),
-        ("c", "AP"),
-    }
+    low, middle, high = tables["table4"].cells
+    equal = replace(middle, sources=(replace(middle.sources[0], value=high.mean - 0.01),))
+    assert [cell.best for (cell,) in mark_best([(low,), (equal,), (high,)])] == [False, True, True]
+
+
+def test_where_all_show_the_same_number_none_is_best(full):
+    """44.96 and 45.0 both show 45.0; 30.0 has nothing to be compared with."""
+    assert not any(cell.best for cell in tables_of(full)["table3"].cells)
 
 
 def test_incomplete_cells_are_never_best(partial):

@@ -1,4 +1,5 @@
 import json
+import math
 import subprocess
 import sys
 import warnings
@@ -58,6 +59,15 @@ def test_a_perfect_detection_scores_100_and_a_missed_class_0(score: Score) -> No
 
 
 @either_way
+def test_classes_of_one_name_or_none_are_told_apart_by_their_ids(score: Score) -> None:
+    ground_truth = truth((1, 3, BOX), (2, 7, BOX))
+    ground_truth["categories"] = [{"id": i, "name": name} for i, name in ((3, "cat"), (7, "cat"), (9, ""))]
+    scores = score(ground_truth, found((1, 3, BOX, 0.9)))
+    expected = {"cat (id 3)": 100.0, "cat (id 7)": 0.0, "(id 9)": math.nan}
+    assert scores.class_ap == pytest.approx(expected, nan_ok=True)
+
+
+@either_way
 def test_an_object_with_annotation_id_0_can_be_found(score: Score) -> None:
     # pycocotools itself reads a match with id 0 as no match; the first annotation here has it.
     ground_truth = truth((1, 3, BOX))
@@ -69,7 +79,7 @@ def test_an_object_with_annotation_id_0_can_be_found(score: Score) -> None:
 def test_no_detections_at_all_score_zero(score: Score) -> None:
     scores = score(truth((1, 3, BOX)), found())
     assert set(scores.metrics.values()) == {0.0}
-    assert scores.class_ap == {"cat": 0.0}
+    assert scores.class_ap == pytest.approx({"cat": 0.0, "dog": math.nan}, nan_ok=True)
 
 
 @either_way

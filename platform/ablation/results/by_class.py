@@ -5,47 +5,56 @@ The store does not keep these numbers; they are made when somebody asks.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from ablation.errors import UserError
-from ablation.plan import Plan
+from ablation.plan import Plan, make_plan
 from ablation.results.table import FilledCell, FilledTable, Source, assemble, mark_best
 from ablation.store import DETECTIONS, Store
 from ablation.study import Cell, Row, Study
 
-Measure = Callable[[Source], Mapping[str, float]]
-"""AP by class behind one seed of a row; empty where nothing here can tell."""
+Measure = Callable[[Source], Mapping[str, float] | None]
+"""AP by class behind one seed of a row; empty where nothing here can tell, None for an unreadable file."""
 
 
-def by_class(study: Study, plan: Plan, store: Store) -> list[FilledTable]:
-    """The planned tables with AP by class in place of their columns; those without any result are left out.
+def by_class(study: Study, plan: Plan, store: Store) -> tuple[list[FilledTable], list[str]]:
+    """All the study's tables with AP by class in place of their columns; none before the first result.
 
     There is a row for each training and test that a row of the table cites; where there are several, the
     table's column is named. Where classes outnumber rows, they are the rows.
 
+    Returns:
+        The tables, and what is wrong with detections that cannot be read, a sentence each.
+
     Raises:
-        UserError: the study has no classes, or detections cannot be read.
+        UserError: the study has no classes.
     """
-    measure = _measure(study, plan, store)
-    tables = [_by_class(filled, measure) for filled in assemble(study, plan, store)]
-    return [filled for filled in tables if filled.table.columns]
-
-
-def _measure(study: Study, plan: Plan, store: Store) -> Measure:
-    give = study.by_class
-    if give is None:
+    if study.by_class is None:
         raise UserError(f"The study {study.name!r} has no numbers by class.")
+    whole, problems = make_plan(study, plan.setting, plan.seeds), list[str]()
+    measure = _measure(whole, store, study.by_class, problems)
+    return [_by_class(filled, measure) for filled in assemble(study, whole, store)], problems
+
+
+def _measure(
+    plan: Plan, store: Store, give: Callable[..., Mapping[str, float]], problems: list[str]
+) -> Measure:
     wanted = {e.key: (trial.config, e.config) for trial in plan.trials for e in trial.evaluations}
     rows = store.evaluations(list(wanted))
-    known: dict[str, Mapping[str, float]] = {}
+    known: dict[str, Mapping[str, float] | None] = {}
 
-    def measure(source: Source) -> Mapping[str, float]:
+    def measure(source: Source) -> Mapping[str, float] | None:
         key = source.evaluation_key
         if source.state not in ("complete", "undefined") or DETECTIONS not in rows[key].artifacts:
             return {}
         if key not in known:
-            known[key] = give(plan.setting, *wanted[key], store.resolve(rows[key].artifacts[DETECTIONS]))
+            try:
+                known[key] = give(plan.setting, *wanted[key], store.resolve(rows[key].artifacts[DETECTIONS]))
+            except UserError as error:
+                known[key] = None
+                problems.append(str(error))
         return known[key]
 
     return measure
@@ -54,7 +63,7 @@ def _measure(study: Study, plan: Plan, store: Store) -> Measure:
 def _by_class(filled: FilledTable, measure: Measure) -> FilledTable:
     firsts = _firsts(filled)
     sources = [source for _, first in firsts for source in first.sources]
-    classes = tuple(dict.fromkeys(name for source in sources for name in measure(source)))
+    classes = tuple(dict.fromkeys(name for source in sources for name in measure(source) or ()))
     cells = [tuple(_cell(row, first, name, measure) for name in classes) for row, first in firsts]
     rows = [
         replace(row, cells=tuple(cell.cell for cell in line))
@@ -87,12 +96,17 @@ def _firsts(filled: FilledTable) -> list[tuple[Row, FilledCell]]:
 
 
 def _cell(row: Row, first: FilledCell, name: str, measure: Measure) -> FilledCell:
-    sources = tuple(_source(source, measure(source).get(name)) for source in first.sources)
-    return FilledCell(Cell(first.cell.variant, name), row.label, name, sources)
+    sources = tuple(_source(source, name, measure(source)) for source in first.sources)
+    return FilledCell(Cell(first.cell.variant, f"AP of {name}"), row.label, name, sources)
 
 
-def _source(source: Source, value: float | None) -> Source:
+def _source(source: Source, name: str, found: Mapping[str, float] | None) -> Source:
     """The same seed with its AP of a class; no replicates of images are kept by class."""
+    empty = replace(source, value=None, bootstrap=None)
+    if found is None:
+        return replace(empty, state="unreadable")
+    value = found.get(name, math.nan)
+    if not math.isnan(value):
+        return replace(empty, value=value, state="complete")
     known = source.state in ("complete", "imported", "undefined")
-    state = source.state if not known else "undefined" if value is None else "complete"
-    return replace(source, value=value, state=state, bootstrap=None)
+    return replace(empty, state="undefined") if known else empty

@@ -7,11 +7,12 @@ from collections.abc import Collection
 from rich.console import Console
 
 from ablation.results.by_class import by_class
-from ablation.results.claims import verdicts
+from ablation.results.claims import references, verdicts
 from ablation.results.render import terminal
 from ablation.results.render.results import write_results, write_tables
 from ablation.results.table import assemble
 from ablation.session import Session
+from ablation.study import Claim
 from ablation.tracking import server_address
 
 PLAIN_WIDTH = 120
@@ -35,7 +36,8 @@ def print_report(session: Session, formats: Collection[str], console: Console | 
     tables = assemble(study, plan, session.store, [table.id for table in study.tables])
     console.print(terminal.tables([filled for filled in tables if filled.table.id in plan.table_ids]))
     judged = verdicts(study, tables, plan.setting)
-    console.print(terminal.claims(judged))
+    about = {claim.id for claim in study.claims if _is_about(claim, plan.table_ids)}
+    console.print(terminal.claims([verdict for verdict in judged if verdict.id in about]))
     write_results(session.results, study, tables, judged, formats)
     console.print(f"\nTables, figures and claims: {session.results}", highlight=False, soft_wrap=True)
     console.print(f"Runs and checkpoints:       {session.workspace.root}", highlight=False, soft_wrap=True)
@@ -43,14 +45,25 @@ def print_report(session: Session, formats: Collection[str], console: Console | 
     console.print(f"Every run, curve and picture: {shown}", highlight=False, soft_wrap=True)
 
 
+def _is_about(claim: Claim, table_ids: Collection[str]) -> bool:
+    """Whether one of the tables has something to say of it; of what is computed none needs to."""
+    rests_on = {ref.table for ref in references(claim)}
+    return not rests_on or not rests_on.isdisjoint(table_ids)
+
+
 def print_by_class(session: Session, formats: Collection[str], console: Console | None = None) -> None:
-    """Print the planned tables by class as their detections give them now, and write them to a folder."""
+    """Print the planned tables by class as their detections give them now, and write all to a folder."""
     console = console or report_console()
-    tables = by_class(session.study, session.plan, session.store)
-    if not tables:
-        console.print("By class there is nothing yet: no row has been tested.")
-        return
-    folder = session.results / "by-class"
-    console.print(terminal.tables(tables))
-    write_tables(folder, session.study.title, tables, formats)
-    console.print(f"\nThe same by class: {folder}", highlight=False, soft_wrap=True)
+    tables, problems = by_class(session.study, session.plan, session.store)
+    planned = [filled for filled in tables if filled.table.id in session.plan.table_ids]
+    console.print(terminal.tables([filled for filled in planned if filled.table.columns]))
+    if empty := [filled.name for filled in planned if not filled.table.columns]:
+        console.print(f"No row has been tested of {', '.join(empty)}.", highlight=False)
+    for problem in problems:
+        console.print(problem, highlight=False, markup=False)
+    if problems:
+        console.print(f"`{session.command('verify', study=True)}` looks at every file.", highlight=False)
+    if measured := [filled for filled in tables if filled.table.columns]:
+        folder = session.results / "by-class"
+        write_tables(folder, session.study.title, measured, formats)
+        console.print(f"\nThe same by class: {folder}", highlight=False, soft_wrap=True)

@@ -34,6 +34,9 @@ DIFFERENCE_LEVEL = 0.95
 EQUIVALENCE_LEVEL = 0.90
 """Two one-sided tests at 5 % are a 90 % interval inside the margin (Schuirmann 1987)."""
 
+UNKNOWN_SPREAD = "one seed: spread over seeds unknown"
+"""Why an interval decides nothing, wherever it lies."""
+
 Outcome = Literal["supported", "refuted", "undecided"]
 
 
@@ -96,7 +99,7 @@ class Estimate:
         """What the interval leaves out; "" when nothing."""
         missing = [] if self.image_variance is not None else ["no image bootstrap kept"]
         if self.seed_variance is None:
-            missing.append("one seed: spread over seeds unknown")
+            missing.append(UNKNOWN_SPREAD)
         elif self.assumed_freedom is not None:
             missing.append("one seed: spread over seeds as the baseline rows showed it")
         return "; ".join(missing)

@@ -31,8 +31,9 @@ class Source:
     Attributes:
         value: the metric in percent; None while there is none.
         state: "complete", "imported" (complete, but an evaluation server's number), "waiting", "running",
-            "failed", "cancelled", "submit" where only an evaluation server can give it, or "undefined"
-            where the data set has nothing to measure (AP of small objects without small objects).
+            "failed", "cancelled", "submit" where only an evaluation server can give it, "undefined"
+            where the data set has nothing to measure (AP of small objects without small objects), or
+            "unreadable" where the value is to come from a file that is damaged or gone.
         fraction: share of the training done, 0..1.
         commit: of the code that evaluated it, "+changes" behind it when not all was committed; "" where
             unknown.
@@ -115,7 +116,9 @@ class FilledCell:
             share = fmean(source.fraction for source in missing if source.state == "running")
             return f"running {math.floor(100 * share)} %"
         return next(
-            state for state in ("failed", "cancelled", "waiting", "submit", "undefined") if state in states
+            state
+            for state in ("failed", "cancelled", "waiting", "submit", "unreadable", "undefined")
+            if state in states
         )
 
 
@@ -326,7 +329,7 @@ def _fill(study: Study, plan: Plan, table: Table, reader: _Reader) -> FilledTabl
 
 
 def mark_best(rows: Sequence[Sequence[FilledCell]]) -> tuple[tuple[FilledCell, ...], ...]:
-    """Mark the highest of a column's complete cells, and its equals as shown; one alone is not marked."""
+    """Mark the highest of a column's complete cells, and its equals as shown; nothing where all are equal."""
     columns = [_mark_column(column) for column in zip(*rows, strict=True)]
     return tuple(zip(*columns, strict=True))
 
@@ -334,7 +337,7 @@ def mark_best(rows: Sequence[Sequence[FilledCell]]) -> tuple[tuple[FilledCell, .
 def _mark_column(column: Sequence[FilledCell]) -> list[FilledCell]:
     shown = [None if cell.mean is None or not cell.complete else round(cell.mean, 1) for cell in column]
     comparable = [value for value in shown if value is not None]
-    best = max(comparable) if len(comparable) > 1 else None
+    best = max(comparable) if len(set(comparable)) > 1 else None
     return [
         replace(cell, best=best is not None and value == best)
         for cell, value in zip(column, shown, strict=True)

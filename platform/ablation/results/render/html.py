@@ -35,7 +35,7 @@ td.wrap { white-space: normal; min-width: 16rem; }
 td.best { background: var(--best); } td small { display: block; color: var(--soft); font-size: .78rem; }
 td i { font-size: .75rem; font-style: normal; color: var(--soft); }
 .complete { color: inherit; } .waiting, .undefined, .pending { color: var(--soft); font-style: italic; }
-.running { color: var(--busy); font-style: italic; } .failed, .refuted { color: var(--bad); }
+.running { color: var(--busy); font-style: italic; } .failed, .unreadable, .refuted { color: var(--bad); }
 .supported { color: var(--good); } .undecided, .submit { color: var(--open); }
 """
 

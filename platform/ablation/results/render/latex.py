@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Sequence
+from itertools import pairwise
 
 from ablation.results.render import text
 from ablation.results.table import FilledCell, FilledTable, Item, grid, num_heading_columns, spans
@@ -33,6 +34,7 @@ def table(filled: FilledTable) -> str:
     r"""One table environment; to take it elsewhere, take the packages and both \newcommand along."""
     head, *body = grid(filled)
     num_left = num_heading_columns(filled)
+    rules = ["", *(_rule(line, before) for before, line in pairwise(body))]
     lines = [
         r"\begin{table}[htbp]\centering",
         # The paper's own number, which LaTeX's counter would lose when a table is left out.
@@ -41,7 +43,7 @@ def table(filled: FilledTable) -> str:
         rf"\fitted{{\begin{{tabular}}{{{'l' * num_left}{'c' * (len(head) - num_left)}}}",
         r"\toprule",
         *_head(head, num_left),
-        *(_line(line, ruled=filled.table.transposed and index > 0) for index, line in enumerate(body)),
+        *(rule * filled.table.transposed + _line(line) for rule, line in zip(rules, body, strict=True)),
         r"\bottomrule",
         r"\end{tabular}}",
         r"\end{table}",
@@ -63,10 +65,23 @@ def _head(head: Sequence[Item], num_left: int) -> list[str]:
     return [" & ".join(entries) + r" \\", "".join(rules) if shared else r"\midrule"]
 
 
-def _line(line: Sequence[Item], ruled: bool) -> str:
-    cells = any(isinstance(item, FilledCell) for item in line)
-    rule = "\\midrule\n" if ruled and cells else ""
-    return rule + " & ".join(map(_item, line)) + r" \\" + (r"\addlinespace[2pt]" if cells else "")
+def _rule(line: Sequence[Item], before: Sequence[Item]) -> str:
+    """What stands between two rows of a turned table: a rule where cells begin, and between high ones."""
+    begins = _has_cells(line) and not _has_cells(before)
+    return "\\midrule\n" if begins or _is_high(line) else ""
+
+
+def _line(line: Sequence[Item]) -> str:
+    return " & ".join(map(_item, line)) + r" \\" + (r"\addlinespace[2pt]" if _is_high(line) else "")
+
+
+def _has_cells(line: Sequence[Item]) -> bool:
+    return any(isinstance(item, FilledCell) for item in line)
+
+
+def _is_high(line: Sequence[Item]) -> bool:
+    """Whether cells have the paper's number in a line of its own."""
+    return any(isinstance(item, FilledCell) and item.paper is not None for item in line)
 
 
 def _item(item: Item) -> str:
@@ -84,7 +99,7 @@ def _cell(cell: FilledCell) -> str:
     if spread:
         first += rf"{{\scriptsize\,{escape(spread)}}}"
     reference = text.reference(cell)
-    return rf"\ours{{{first}}}{{{escape(f'({reference})' if reference else '')}}}"
+    return rf"\ours{{{first}}}{{{escape(f'({reference})')}}}" if reference else first
 
 
 _SPECIAL = {

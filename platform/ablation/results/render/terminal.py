@@ -11,6 +11,7 @@ from rich.text import Text
 
 from ablation.results.claims import Verdict, summary
 from ablation.results.render import text
+from ablation.results.statistics import UNKNOWN_SPREAD
 from ablation.results.table import FilledCell, FilledTable, Item, grid, num_heading_columns
 
 VERDICT_STYLE = {"supported": "green", "refuted": "red", "undecided": "yellow", "pending": "dim"}
@@ -24,7 +25,7 @@ def tables(filled: Sequence[FilledTable]) -> RenderableType:
     for one in filled:
         drawn += [table(one), *(Text(note, style="dim") for note in one.notes), ""]
     if filled:
-        drawn.append(Text(f"{filled[0].heading.text} * is the best of a column.", style="dim"))
+        drawn.append(Text(f"{filled[0].heading.text} * is the best of each metric.", style="dim"))
     return Group(*drawn)
 
 
@@ -72,7 +73,10 @@ def claims(judged: Sequence[Verdict]) -> RenderableType:
             text.paper_estimate(verdict),
             Text(text.estimate(verdict)),
         )
-    return Group(drawn, Text(summary(judged), style="bold"))
+    notes = [Text(summary(judged), style="bold")]
+    if any(UNKNOWN_SPREAD in verdict.detail for verdict in judged):
+        notes.append(Text("One seed whose spread nobody knows decides nothing: --seeds 3 does.", style="dim"))
+    return Group(drawn, *notes)
 
 
 def _item(item: Item) -> Text:
