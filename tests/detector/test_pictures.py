@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from detector import pictures
 from detector.pictures import (
     CLASS_COLOURS,
     DETECTION_COLOUR,
@@ -131,3 +132,20 @@ def test_a_long_title_is_not_cut_off(tmp_path: Path) -> None:
 def test_a_contact_sheet_of_nothing_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="at least one picture"):
         contact_sheet([], 3, tmp_path / "sheet.png", "empty")
+
+
+def test_letters_that_pillows_own_font_lacks_are_drawn_with_one_that_has_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def drawn(name: str) -> Image.Image:
+        pictures._font.cache_clear()
+        return draw_by_class(GREY, BOX, np.array([0]), [name], 3)
+
+    matplotlib = pytest.importorskip("matplotlib")
+    wider = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
+    monkeypatch.setattr(pictures, "_WIDER_FONTS", ("no such font.ttf",))
+    boxes, plain = drawn("Ł"), drawn("ring")
+    assert boxes == drawn("Ж"), "both are the box of a letter that is not there"
+    monkeypatch.setattr(pictures, "_WIDER_FONTS", ("no such font.ttf", str(wider)))
+    assert boxes != drawn("Ł") != drawn("Ж")
+    assert plain == drawn("ring")
