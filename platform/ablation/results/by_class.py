@@ -20,7 +20,7 @@ Measure = Callable[[Source], Mapping[str, float] | None]
 
 
 def by_class(study: Study, plan: Plan, store: Store) -> tuple[list[FilledTable], list[str]]:
-    """All the study's tables with AP by class in place of their columns; none before the first result.
+    """All the study's tables with a column for each class; without any where nothing has been tested.
 
     There is a row for each training and test that a row of the table cites; where there are several, the
     table's column is named. Where classes outnumber rows, they are the rows.

@@ -46,7 +46,7 @@ def print_report(session: Session, formats: Collection[str], console: Console | 
 
 
 def _is_about(claim: Claim, table_ids: Collection[str]) -> bool:
-    """Whether one of the tables has something to say of it; of what is computed none needs to."""
+    """Whether it rests on one of the tables, or on none: then it is computed, whatever they are."""
     rests_on = {ref.table for ref in references(claim)}
     return not rests_on or not rests_on.isdisjoint(table_ids)
 
