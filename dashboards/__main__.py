@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _write(selection: Selection) -> int:
-    session = Session.open(selection, writes=False)
+    session = Session.of_results(selection)
     print(write_dashboard(session.study, session.plan, session.store, session.results / "dashboard.html"))
     return 0
 

@@ -107,6 +107,17 @@ class Session:
         return Session._planned(selection, lambda: open_store(selection, read_only=not writes))
 
     @staticmethod
+    def of_results(selection: Selection) -> Session:
+        """A session that writes nothing, on what has run: where nothing has, no data set is prepared.
+
+        Raises:
+            UserError: see `open`; or nothing has run.
+        """
+        if isinstance(selection.place, Path) and not selection.place.exists():
+            raise nothing_has_run(selection)
+        return Session.open(selection, writes=False)
+
+    @staticmethod
     def beside_drivers(selection: Selection) -> Session:
         """A session that writes into a store that is there, whose drivers may be at work.
 

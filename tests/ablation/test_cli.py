@@ -133,6 +133,7 @@ def test_tables_and_a_page_of_nothing_are_refused(tmp_path: Path, capsys: pytest
         dashboard.main(["--profile", "smoke", "--workspace", str(tmp_path)])
     assert ended.value.code == 2
     assert "Nothing has run" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == [], "a mistyped workspace is not filled with decoded images"
 
 
 def test_what_was_typed_is_what_is_recorded_but_for_passwords(monkeypatch: pytest.MonkeyPatch) -> None:

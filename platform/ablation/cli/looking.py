@@ -31,7 +31,7 @@ from ablation.steering.status import lines, status_of, watch
 
 def plan_command(arguments: argparse.Namespace) -> int:
     """Print what is done, stale and left, and how long a run would take on the machines at hand."""
-    session = look(arguments)
+    session = Session.open(selection_of(arguments), writes=False)
     expected = forecast(session, options_of(arguments), timed=arguments.probe)
     print(session.plan.describe(_stale(session), expected.describe()))
     return 0
@@ -47,7 +47,7 @@ def _stale(session: Session) -> str:
 
 def status_command(arguments: argparse.Namespace) -> int:
     """Print how far each training is, why some failed, and what to upload to an evaluation server."""
-    session = look(arguments)
+    session = Session.open(selection_of(arguments), writes=False)
     if arguments.watch:
         watch(lambda: _status_text(session.replanned()), Console())
     elif arguments.json:
@@ -106,8 +106,8 @@ def logs_command(arguments: argparse.Namespace) -> int:
 
 
 def look(arguments: argparse.Namespace) -> Session:
-    """A session that writes nothing."""
-    return Session.open(selection_of(arguments), writes=False)
+    """A session on what has run."""
+    return Session.of_results(selection_of(arguments))
 
 
 # --- their parsers ---------------------------------------------------------------------------------------
