@@ -110,8 +110,8 @@ def test_a_group_that_is_paused_before_it_told_anything_makes_room_for_its_next_
         assert starts(folder, key) == [], "its processes are still starting"
         store.set_paused("toy", "toy", "none", paused=False)
         driver.until(lambda: states(store)["pair"] == ["INTERRUPTED", "RUNNING"])
-        driver.until(lambda: newest_step(folder, key) > 0)
-        assert len(driver.descendants(TRIAL)) == 1, "the process of the first attempt is gone"
+        driver.until(lambda: store.trial_states([key])[key].step > 0)  # as the second attempt told
+        driver.until(lambda: len(driver.descendants(TRIAL)) == 1)
         driver.process.send_signal(signal.SIGINT)
         assert driver.summary()["interrupted"]
     assert states(store) == {"pair": ["INTERRUPTED", "INTERRUPTED"]}
