@@ -18,7 +18,7 @@ import math
 import warnings
 import zipfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from importlib.util import find_spec
 from pathlib import Path
@@ -209,7 +209,7 @@ def scores(judged: Any) -> CocoScores:
     """The numbers of a finished COCOeval, of either library, in percent."""
     metrics = zip(METRIC_NAMES, judged.stats.tolist(), strict=True)
     precision_TRK = judged.eval["precision"][..., 0, -1]  # all areas, 100 detections
-    labels = _labels(judged.cocoGt.cats.values())
+    labels = told_apart({category: judged.cocoGt.cats[category]["name"] for category in judged.params.catIds})
     class_ap = {
         labels[category]: 100 * float(precision_TRK[..., k].mean())
         if precision_TRK[0, 0, k] != _ABSENT
@@ -219,14 +219,12 @@ def scores(judged: Any) -> CocoScores:
     return CocoScores({name: 100 * value for name, value in metrics if value != _ABSENT}, class_ap)
 
 
-def _labels(categories: Iterable[Mapping[str, Any]]) -> dict[int, str]:
-    """A name for each category id that no other has."""
-    listed = list(categories)
-    times = Counter(category["name"] for category in listed)
+def told_apart(names: Mapping[int, str]) -> dict[int, str]:
+    """Names of categories by id, no two alike: one that several share, or that is empty, with its id."""
+    times = Counter(names.values())
     return {
-        category["id"]: name if name and times[name] == 1 else f"{name} (id {category['id']})".lstrip()
-        for category in listed
-        for name in [category["name"]]
+        category: name if name.strip() and times[name] == 1 else f"{name} (id {category})".lstrip()
+        for category, name in names.items()
     }
 
 
@@ -279,7 +277,8 @@ def _columns(ground_truth: Mapping[str, Any], results: Results) -> tuple[Any, An
     from hotcoco import COCO
 
     image_ids = sorted({image["id"] for image in ground_truth["images"]})
-    names = _labels(ground_truth["categories"])  # by the ids that people know
+    # Told apart here already, by the ids that people know.
+    names = told_apart({category["id"]: category["name"] for category in ground_truth["categories"]})
     class_ids = sorted(names)
     objects = _listed(ground_truth)
     truth = COCO.from_arrays(

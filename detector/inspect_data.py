@@ -26,6 +26,7 @@ from detector.coco import (
     read_test,
     refuse,
 )
+from detector.coco_eval import told_apart
 from detector.dataset import unusable_images
 from detector.decode import load_resized
 from detector.errors import DataError
@@ -151,9 +152,8 @@ def _problems(splits: dict[str, CheckedSplit]) -> Iterator[str]:
 
 def _unclear_names(split: CheckedSplit) -> list[str]:
     """Of all splits, which have the same categories."""
-    times = Counter(split.class_names)
-    named = zip(split.category_ids, split.class_names, strict=True)
-    return [f"{name} (id {i})".lstrip() for i, name in named if not name.strip() or times[name] > 1]
+    names = dict(zip(split.category_ids, split.class_names, strict=True))
+    return [label for category, label in told_apart(names).items() if label != names[category]]
 
 
 def _not_opened() -> str:

@@ -98,6 +98,17 @@ def test_of_many_classes_the_ends_of_the_list_are_shown(paths: DataPaths) -> Non
     assert "class 60" in text.splitlines()[-1]
 
 
+def test_classes_that_cannot_be_told_apart_by_their_names_are_a_problem(paths: DataPaths) -> None:
+    for split in (paths.train, paths.val):
+        data = content()
+        data["categories"] += [{"id": 7, "name": "cat"}, {"id": 9, "name": " "}]
+        split.annotations.write_text(json.dumps(data))
+    text = report(*read_data(paths))
+    assert "classes of one name, or without a name (3):" in text
+    assert [f"cat (id {i})" in text for i in (1, 2, 7)].count(True) == 2
+    assert "cat (id 7), (id 9)" in text
+
+
 def test_a_class_without_boxes_in_a_split_is_a_problem(paths: DataPaths) -> None:
     text = edit_train(paths, lambda data: data["annotations"].pop(0))
     assert "train: classes without a box (1):\n  cat\n" in text
