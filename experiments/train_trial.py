@@ -15,6 +15,7 @@ import torch
 
 from ablation.protocol import (
     Checkpointed,
+    DeviceError,
     Evaluated,
     EvaluationRequest,
     Noticed,
@@ -24,6 +25,7 @@ from ablation.protocol import (
     Request,
 )
 from ablation.running.watch import alive
+from detector import device_check
 from detector.bootstrap import bootstrap, match_data
 from detector.coco import CheckedSplit, DataPaths, read_data, read_test, to_coco_dict
 from detector.coco_eval import Results, judge, quick_scores, save_arrays, scores
@@ -49,6 +51,11 @@ _WANT_OF_MEMORY = (
 )
 """What other errors than `torch.OutOfMemoryError` say: of PyTorch's CPU allocator and of CUDA's libraries."""
 
+_OF_DEVICE = ("CUDA error", "CUBLAS_STATUS_", "cuDNN error", "CUDNN_STATUS_", "ncclUnhandledCudaError")
+"""What errors say when a GPU or its libraries gave up, beside `torch.AcceleratorError`."""
+_OF_CODE = "device-side assert"
+"""But this is said where code asks for what cannot be, an index out of range say: it would ask again."""
+
 PICTURED_IMAGES = 6
 PICTURE_SIDE = 384
 """Pixels that the short side of a pictured image is enlarged to, at least about."""
@@ -61,10 +68,11 @@ def train_trial(request: Request) -> Generator[Report, None, None]:
 
     Raises:
         OutOfMemoryError: of the device or the machine.
+        DeviceError: the GPU failed, or cannot be used.
     """
     trial: Trial = request.config
     context: Context = request.context
-    with _memory_watched(trial, request):
+    with _failures_named(trial, request):
         splits = _read(context.paths)
         images = open_split(splits["train"], "train", trial.data, context.cache)
         validate = _validation(trial, splits["val"], context) if context.validate_every else None
@@ -75,24 +83,34 @@ def train_trial(request: Request) -> Generator[Report, None, None]:
 
 
 @contextmanager
-def _memory_watched(trial: Trial, request: Request) -> Iterator[None]:
-    """Says of an error that it is want of memory, and what would need half as much."""
+def _failures_named(trial: Trial, request: Request) -> Iterator[None]:
+    """Says of an error that it is want of memory, and what would need half as much, or of the GPU."""
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        if not _is_want_of_memory(error):
-            raise
-        share = -(-trial.schedule.total_batch // request.workers)
-        now = min(share, request.micro_batch or share)
-        raise OutOfMemoryError(
-            f"out of memory with {now} images at a time: {error}", now // 2 if now > 1 else None
-        ) from error
+    except (MemoryError, RuntimeError) as error:
+        if _is_want_of_memory(error):
+            share = -(-trial.schedule.total_batch // request.workers)
+            now = min(share, request.micro_batch or share)
+            raise OutOfMemoryError(
+                f"out of memory with {now} images at a time: {error}", now // 2 if now > 1 else None
+            ) from error
+        if _is_of_device(error):
+            fault = device_check.fault()
+            first = str(error).partition("\n")[0]
+            said = f"{first}; asked again by a new process: {fault}" if fault else first
+            raise DeviceError(said, usable=not fault) from error
+        raise
 
 
 def _is_want_of_memory(error: Exception) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return any(mark in str(error) for mark in _WANT_OF_MEMORY)
+
+
+def _is_of_device(error: Exception) -> bool:
+    of_device = isinstance(error, torch.AcceleratorError) or any(mark in str(error) for mark in _OF_DEVICE)
+    return of_device and _OF_CODE not in str(error)
 
 
 def _reports(
@@ -127,15 +145,16 @@ def _device(gpus: float | None) -> str:
     """What a trial trains on: GPUs if it holds any, or where nobody counts them if there are any.
 
     Raises:
-        RuntimeError: it holds GPUs that PyTorch cannot use.
+        DeviceError: it holds GPUs that PyTorch cannot use.
     """
     there = torch.cuda.is_available()
     if gpus and not there:
         wants = f"CUDA {torch.version.cuda} may want a newer driver than the machine has"
-        raise RuntimeError(
+        raise DeviceError(
             f"the trial holds a GPU that PyTorch {torch.__version__} cannot use: "
             f"{wants if torch.version.cuda else 'it is built without CUDA'}. "
-            "To train on the CPUs instead, run with --resources all=gpus:0."
+            "To train on the CPUs instead, run with --resources all=gpus:0.",
+            usable=False,
         )
     return "cuda" if there and gpus != 0 else "cpu"
 

@@ -109,6 +109,18 @@ class OutOfMemoryError(Exception):
         self.smaller = smaller
 
 
+class DeviceError(Exception):
+    """Raised by a train function whose device failed under it; the trial goes on from its last checkpoint.
+
+    Attributes:
+        usable: whether it works in a new process; False for one that would fail under every trial.
+    """
+
+    def __init__(self, message: str, *, usable: bool) -> None:
+        super().__init__(message)
+        self.usable = usable
+
+
 Report = Progress | Checkpointed | Evaluated | Noticed | Described
 TrainFunction = Callable[[Request], Generator[Report, None, None]]
 

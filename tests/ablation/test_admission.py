@@ -294,6 +294,44 @@ def test_a_trial_keeps_its_places_on_the_nodes_that_are_left() -> None:
     assert started(made) == ["eight"]
 
 
+def test_what_is_set_aside_stays_taken_and_the_rest_of_its_trial_comes_free() -> None:
+    made = admission(Candidate("pair", slots(2), 1), nodes=(box("a", gpus=1), box("b", gpus=1)))
+    assert started(made) == ["pair"]
+    made.set_aside("pair", "b")
+    assert not made.running
+    for id in ("one", "two"):
+        made.offer(Candidate(id, slots(1), 1))
+    assert started(made) == ["one"]
+    assert made.places("one") == ("a",)
+    made.release("one")
+    assert started(made) == ["two"]
+
+
+def test_what_would_need_a_place_that_is_set_aside_never_fits_until_its_node_comes_anew() -> None:
+    made = admission(Candidate("bad", slots(1), 9), nodes=(box("a", gpus=2),))
+    assert started(made) == ["bad"]
+    made.offer(Candidate("pair", slots(2), 1))
+    assert started(made) == []
+    made.set_aside("bad", "a")
+    made.offer(Candidate("late", slots(1), 1))
+    assert made.never_fits(slots(2))
+    assert started(made) == ["late"], "nothing waits for what cannot be"
+    made.release("late")
+    for nodes in ((), (box("a", gpus=2),)):
+        made.set_nodes(nodes)
+    assert started(made) == ["pair"]
+
+
+def test_a_place_is_set_aside_on_the_node_that_was_counted_on_where_ray_took_another() -> None:
+    made = admission(Candidate("one", slots(1), 1), nodes=(box("a", gpus=1), box("b", gpus=8)))
+    assert started(made) == ["one"]
+    assert made.places("one") == ("a",)
+    made.set_aside("one", "b")
+    assert not made.never_fits(slots(8))
+    made.offer(Candidate("nine", slots(9), 1))
+    assert started(made) == []
+
+
 def test_a_node_that_comes_back_is_empty() -> None:
     made = admission(Candidate("a", slots(8), 9))
     started(made)
@@ -344,6 +382,7 @@ class AnyCluster(RuleBasedStateMachine):
         self.now, self.limit, self.nodes = 0.0, limit, nodes
         self.made = Admission(nodes, limit)
         self.offered = 0
+        self.aside: list[tuple[str, Resources]] = []
 
     @rule(size=st.sampled_from(SIZES), seconds=st.floats(0.1, 100), priority=st.integers(-1, 1))
     def offer(self, size: Resources, seconds: float, priority: int) -> None:
@@ -366,6 +405,16 @@ class AnyCluster(RuleBasedStateMachine):
     def end(self, data: st.DataObject) -> None:
         self.made.release(data.draw(st.sampled_from(list(self.made.running))))
 
+    @precondition(lambda self: self.made.running)
+    @rule(data=st.data(), node=st.sampled_from(NODES))
+    def set_aside(self, data: st.DataObject, node: Node) -> None:
+        id = data.draw(st.sampled_from(list(self.made.running)))
+        each, places = self.made.running[id].resources, self.made.places(id)
+        self.made.set_aside(id, node.id)
+        if places:
+            bad = node.id if node.id in places else places[0]
+            self.aside += [(place, each) for place in places if place == bad]
+
     @rule(seconds=st.floats(0, 60))
     def wait(self, seconds: float) -> None:
         self.now += seconds
@@ -374,6 +423,7 @@ class AnyCluster(RuleBasedStateMachine):
     def change_nodes(self, nodes: set[Node]) -> None:
         self.nodes = nodes
         self.made.set_nodes(nodes)
+        self.aside = [(id, each) for id, each in self.aside if id in {node.id for node in nodes}]
 
     @rule()
     def start_all(self) -> None:
@@ -396,6 +446,7 @@ class AnyCluster(RuleBasedStateMachine):
                 for place in self.made.places(id)
                 if place == node.id
             ]
+            held += [each for id, each in self.aside if id == node.id]
             assert sum(r.cpus for r in held) <= node.cpus + 1e-6
             assert sum(r.gpus for r in held) <= node.gpus + 1e-6
             assert sum(r.memory for r in held) <= node.memory
@@ -417,11 +468,12 @@ class AnyCluster(RuleBasedStateMachine):
             self.made.release(next(iter(self.made.running)))
             self.now += 1
         assert ran == able
-        for node in self.nodes:
+        whole = [node for node in self.nodes if node.id not in dict(self.aside)]
+        for node in whole:
             everything = Resources(cpus=node.cpus, gpus=node.gpus, memory=node.memory)
             self.made.offer(Candidate(f"all of {node.id}", everything, 1, priority=9))
         if self.limit is None:
-            assert len(started(self.made, self.now)) == len(self.nodes)
+            assert len(started(self.made, self.now)) == len(whole)
 
 
 TestAnyCluster = AnyCluster.TestCase

@@ -1,16 +1,18 @@
 """What starts next, as the store and the machines have it, without a Ray that runs."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from ablation.errors import UserError
 from ablation.protocol import Evaluated, to_wire
 from ablation.resources import Resources
 from ablation.running.admission import Admission, Node
 from ablation.running.desk import Desk, StopNow
+from ablation.running.device import Place
 from ablation.running.dispatch import (
     LOOK_EVERY_S,
     STORAGE_AWAY_S,
@@ -21,10 +23,12 @@ from ablation.running.dispatch import (
 from ablation.running.display import Board, PlainDisplay
 from ablation.running.scheduler import _callback
 from ablation.running.storage import StorageError, storage_at
-from ablation.running.worker import ENDED, STOPPED
+from ablation.running.worker import DEVICE_FAILED, ENDED, STOPPED
 from ablation.store import Store
 from ablation.workspace import Workspace
 from tests.ablation.toy_driver import Toy, planned
+
+GPU = Place("a", "host", "10.0.0.1", ("3",), 1)
 
 
 @dataclass
@@ -276,6 +280,53 @@ def test_a_trial_that_no_longer_fits_is_said_once(world: World) -> None:
     assert not dispatcher.over
 
 
+def let_down(dispatcher: Dispatcher, name: str, *, usable: bool) -> None:
+    """Its GPU fails under it."""
+    key = key_of(dispatcher, name)
+    why = {"error": "Traceback ...", "why": "CUDA error: ECC", "usable": usable, "place": asdict(GPU)}
+    dispatcher.hear(key, dispatcher.desk.running[key], [{"kind": DEVICE_FAILED, **why}])
+    dispatcher.keep()
+
+
+def test_a_gpu_that_works_no_more_is_set_aside_and_counts_against_no_trial(world: World) -> None:
+    world.nodes = (Node("a", 8, 2, 0),)
+    dispatcher = world.dispatcher([Toy(name, workers=1, gpus=1.0) for name in ("a", "b", "c")])
+    assert started(dispatcher) == ["a", "b"]
+    let_down(dispatcher, "a", usable=False)
+    assert dispatcher.desk.losses == {}
+    assert "GPU 3 of host (10.0.0.1) works no more and is set aside" in world.said[-1]
+    assert started(dispatcher) == []
+    end(dispatcher, "b")
+    assert started(dispatcher) == ["a"], "it goes on elsewhere"
+    end(dispatcher, "a")
+    assert started(dispatcher) == ["c"]
+
+
+def test_a_trial_whose_gpus_fail_and_work_again_fails_for_good_after_its_retries(world: World) -> None:
+    dispatcher = world.dispatcher([Toy("a")])
+    for _ in range(2):
+        assert started(dispatcher) == ["a"]
+        let_down(dispatcher, "a", usable=True)
+    assert started(dispatcher) == []
+    assert "GPU 3 of host (10.0.0.1), which works again" in dispatcher.desk.failed[key_of(dispatcher, "a")]
+
+
+def test_a_run_without_a_gpu_left_ends_where_none_can_join_and_waits_where_one_can(world: World) -> None:
+    world.nodes = (Node("a", 8, 1, 0),)
+    for joins in (True, False):
+        dispatcher = world.dispatcher([Toy("a", workers=1, gpus=1.0)])
+        dispatcher.more_may_join = joins
+        assert started(dispatcher) == ["a"]
+        let_down(dispatcher, "a", usable=False)
+        if joins:
+            assert started(dispatcher) == []
+            assert "waits for machines" in world.said[-1]
+        else:
+            with pytest.raises(UserError, match=r"no place any more.*GPU 3 of host"):
+                started(dispatcher)
+    assert not dispatcher.desk.failed
+
+
 def test_estimates_are_corrected_by_what_finished_trials_took(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -394,13 +445,15 @@ def test_a_run_does_not_wait_for_a_process_that_was_given_up_and_never_starts(wo
     dispatcher = world.dispatcher([Toy("a")])
     finished = False
     tell = _callback(dispatcher, SimpleNamespace(is_finished=lambda: finished))
-    given_up, other = TuneTrial(), TuneTrial(status="RUNNING")
+    given_up, other = TuneTrial(), TuneTrial({"attempt": 2}, status="RUNNING")
+    sits = TuneTrial({"attempt": 1}, status="RUNNING")  # on a device that works no more
+    dispatcher.desk.set_aside[1] = GPU
     tell.on_step_begin(1, [given_up])
     finished = True
-    tell.on_step_begin(2, [given_up, other])
+    tell.on_step_begin(2, [given_up, other, sits])
     other.status = "TERMINATED"
     with pytest.raises(StopNow):
-        tell.on_step_begin(3, [given_up, other])
+        tell.on_step_begin(3, [given_up, other, sits])
 
 
 def test_a_process_that_was_given_up_is_killed_when_it_starts_after_all(

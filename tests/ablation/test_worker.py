@@ -20,6 +20,7 @@ from ablation.resources import Resources
 from ablation.running import worker
 from ablation.running.storage import Storage, StorageError, storage_at
 from ablation.running.worker import (
+    DEVICE_FAILED,
     ENDED,
     FAILED,
     OUT_OF_MEMORY,
@@ -216,6 +217,17 @@ def test_a_group_with_one_rank_out_of_memory_is_out_of_memory() -> None:
     errors = {0: wrong("RuntimeError: something"), 1: wrong("too much", smaller=2)}
     said = worker._judged(GroupError(0, 1), errors)
     assert said == {"kind": OUT_OF_MEMORY, "smaller": 2, "error": "On rank 1:\ntoo much"}
+
+
+def test_a_group_that_a_device_let_down_names_the_one_that_works_no_more() -> None:
+    errors = {
+        0: wrong("NCCL communicator was aborted"),
+        1: wrong("CUDA error", usable=True, why="launch failure", place={"node": "a"}),
+        2: wrong("CUDA error", usable=False, why="ECC", place={"node": "b"}),
+        3: wrong("RuntimeError: something"),
+    }
+    said = worker._judged(GroupError(0, 1, 2, 3), errors)
+    assert said == {**errors[2], "kind": DEVICE_FAILED, "error": "On rank 2:\nCUDA error"}
 
 
 @pytest.mark.parametrize(

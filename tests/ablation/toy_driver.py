@@ -18,7 +18,16 @@ from typing import Any
 
 from ablation.errors import UserError
 from ablation.plan import Plan, make_plan, register
-from ablation.protocol import Checkpointed, Evaluated, Noticed, OutOfMemoryError, Progress, Report, Request
+from ablation.protocol import (
+    Checkpointed,
+    DeviceError,
+    Evaluated,
+    Noticed,
+    OutOfMemoryError,
+    Progress,
+    Report,
+    Request,
+)
 from ablation.resources import Resources
 from ablation.running.display import Board, PlainDisplay
 from ablation.running.options import Options
@@ -36,6 +45,9 @@ class Toy:
     Attributes:
         workers: that it asks for; 0 asks for nothing in particular.
         cpus, memory: of each worker, where it asks for workers.
+        gpus: of each worker, where it asks for workers.
+        broken: the address of a machine, or a GPU's number on it, that fails under every trial; the others
+            fail under this trial alone where it is "all".
         batch: that takes memory; more than 2 at a time is too much where the fault is "memory".
         checkpoint_every: steps between two checkpoints; one that is asked to stop writes one at once.
     """
@@ -48,6 +60,8 @@ class Toy:
     workers: int = 0
     cpus: int = 1
     memory: int = 0
+    gpus: float = 0.0
+    broken: str = ""
     batch: int = 16
     checkpoint_every: int = 1
 
@@ -71,6 +85,7 @@ def train(request: Request) -> Generator[Report, None, None]:
         step += 1
         time.sleep(toy.step_seconds)
         if step == toy.steps // 2 + 1:
+            _let_down(toy.broken)
             _accident(toy, request.micro_batch, len(starts.read_text().splitlines()), rank == peers - 1)
         try:
             yield Progress(step, toy.steps, {"loss": _sum(rank + 1.0) / step, "images_per_second": 100.0})
@@ -119,6 +134,14 @@ def _checkpoint(directory: Path, step: int, *, write: bool) -> Checkpointed:
     return Checkpointed(step, str(path), hashlib.sha256(text.encode()).hexdigest())
 
 
+def _let_down(broken: str) -> None:
+    import ray
+
+    address, gpus = ray.util.get_node_ip_address(), os.environ.get("CUDA_VISIBLE_DEVICES")
+    if broken in ("all", address, gpus):
+        raise DeviceError("CUDA error: uncorrectable ECC error", usable=broken == "all")
+
+
 def _accident(toy: Toy, micro_batch: int | None, attempt: int, last_rank: bool) -> None:
     first = attempt == 1 and last_rank
     if toy.fault == "raise" and last_rank:
@@ -156,7 +179,7 @@ class ToySetting:
         return evaluation
 
     def resources(self, trial: Toy) -> Resources | None:
-        return Resources(trial.workers, trial.cpus, memory=trial.memory) if trial.workers else None
+        return Resources(trial.workers, trial.cpus, trial.gpus, trial.memory) if trial.workers else None
 
     def cost(self, trial: Toy, evaluations: Sequence[Count]) -> float:
         return trial.steps * max(trial.step_seconds, 0.01)

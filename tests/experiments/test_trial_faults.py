@@ -10,16 +10,17 @@ from typing import Any
 import pytest
 import torch
 
-from ablation.protocol import EvaluationRequest, Request
+from ablation.protocol import DeviceError, EvaluationRequest, Request
 from ablation.resources import Resources
 from ablation.running.storage import storage_at
 from ablation.running.worker import ENDED, FAILED, OUT_OF_MEMORY, STOPPED, Job, Message, Order, messages
 from ablation.study import Overrides
+from detector import device_check
 from detector.dense_detector import DenseDetector
 from experiments import small
 from experiments.atss.presets import SINGLE_SCALE, Recipe, atss
 from experiments.small import SMOKE, ScaledSetting
-from experiments.train_trial import _device, _is_want_of_memory, train_trial
+from experiments.train_trial import _device, _is_of_device, _is_want_of_memory, train_trial
 
 KEY = "0123456789ab"
 EVALUATION = "ba9876543210"
@@ -179,16 +180,46 @@ def test_a_trial_trains_on_what_it_holds(
 
 
 @pytest.mark.parametrize(("cuda", "why"), [("12.8", "newer driver"), (None, "built without CUDA")])
-def test_a_trial_whose_gpu_pytorch_cannot_use_fails_and_does_not_train_on_the_cpu(
+def test_a_trial_whose_gpu_pytorch_cannot_use_gives_it_up_and_does_not_train_on_the_cpu(
     cuda: str | None, why: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.version, "cuda", cuda)
-    with pytest.raises(RuntimeError, match=f"{why}.*--resources all=gpus:0"):
+    with pytest.raises(DeviceError, match=f"{why}.*--resources all=gpus:0") as raised:
         _device(1.0)
+    assert not raised.value.usable
 
 
 @pytest.mark.parametrize("said", ["CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED when calling"])
 def test_want_of_memory_is_known_by_what_cuda_says(said: str) -> None:
     assert _is_want_of_memory(RuntimeError(said))
     assert not _is_want_of_memory(RuntimeError("CUDA error: an illegal memory access was encountered"))
+
+
+@pytest.mark.parametrize(("fault", "usable"), [("", True), ("it gives wrong products", False)])
+def test_a_gpu_that_fails_under_a_training_is_asked_again_by_a_new_process(
+    fault: str, usable: bool, job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(self: DenseDetector, *_: Any) -> Any:
+        raise torch.AcceleratorError("CUDA error: uncorrectable ECC error encountered\nCUDA kernel errors")
+
+    monkeypatch.setattr(DenseDetector, "forward", fails)
+    monkeypatch.setattr(device_check, "fault", lambda: fault)
+    with pytest.raises(DeviceError) as raised:
+        list(train_trial(job.requests[KEY]))
+    assert raised.value.usable == usable
+    said = f"; asked again by a new process: {fault}" if fault else ""
+    assert str(raised.value) == f"CUDA error: uncorrectable ECC error encountered{said}"
+
+
+@pytest.mark.parametrize(
+    ("said", "of_device"),
+    [
+        ("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED", True),
+        ("NCCL error in: ..., ncclUnhandledCudaError: Call to CUDA function failed.", True),
+        ("CUDA error: device-side assert triggered", False),
+        ("shape '[2, 3]' is invalid for input of size 5", False),
+    ],
+)
+def test_what_the_code_itself_did_wrong_is_not_laid_to_the_gpu(said: str, of_device: bool) -> None:
+    assert _is_of_device(RuntimeError(said)) == of_device

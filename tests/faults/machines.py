@@ -45,14 +45,14 @@ class Machines:
         own = [f"{name}={value}" for name, value in {**ENVIRONMENT, "RAY_ADDRESS": self.address}.items()]
         return ["ip", "netns", "exec", f"{self.name}-{machine}", "env", *own]
 
-    def start_head(self, cpus: int) -> str:
-        """Switches the head on; its name.
+    def start_head(self, cpus: int, gpus: int = 0) -> str:
+        """Switches the head on; its name. Its GPUs are in Ray's books alone.
 
         Every machine must reach its dashboard: what gives back the places of a group whose controller died
         asks there, from whatever machine it runs on.
         """
-        dashboard = f"--dashboard-host={self._ip(HEAD)}"
-        return self._start("head", HEAD, cpus, "--head", f"--port={HEAD_PORT}", dashboard)
+        own = ("--head", f"--port={HEAD_PORT}", f"--dashboard-host={self._ip(HEAD)}", f"--num-gpus={gpus}")
+        return self._start("head", HEAD, cpus, *own)
 
     def join(self, machine: str, cpus: int) -> None:
         """Switches another machine on."""

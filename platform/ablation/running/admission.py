@@ -74,6 +74,7 @@ class Admission:
         self._turns: dict[str, _Turn] = {}
         self._queues: dict[_Need, _Queue] = {}
         self._running: dict[str, _Run] = {}
+        self._aside: dict[str, list[_Hold]] = {}
         self._promise: _Promise | None = None
         # Sizes known to find no place now, and none beside the promise; starts only make places fewer.
         self._full: set[_Need] = set()
@@ -114,7 +115,8 @@ class Admission:
         """
         before, self._nodes = self._nodes, {node.id: node for node in nodes}
         kept = {id for id, node in self._nodes.items() if before.get(id) == node}
-        self._rooms = {id: _Room.of(node) for id, node in self._nodes.items()}
+        self._aside = {id: holds for id, holds in self._aside.items() if id in kept}
+        self._rooms = {id: self._empty(id) for id in self._nodes}
         self._never: dict[_Need, bool] = {}
         for run in self._running.values():
             run.holds = {id: hold for id, hold in run.holds.items() if id in kept}
@@ -185,6 +187,19 @@ class Admission:
                 self._promise.beside[node].give(hold)
         self._forget()
 
+    def set_aside(self, id: str, node: str) -> None:
+        """It has ended; what it held on that node stays taken for good, because nothing works there.
+
+        Ray may have put it elsewhere than we thought: then as much stays taken of a node that we thought of.
+        """
+        run = self._running[id]
+        if run.holds:
+            bad = node if node in run.holds else next(iter(run.holds))
+            self._aside.setdefault(bad, []).append(run.holds.pop(bad))
+        self._promise = None  # it may have counted on these places
+        self._never.clear()
+        self.release(id)
+
     # --- turns
 
     def _head(self) -> _Turn | None:
@@ -224,9 +239,16 @@ class Admission:
 
     # --- places
 
+    def _empty(self, id: str) -> _Room:
+        """A node with nothing running: all of it but what is set aside."""
+        room = _Room.of(self._nodes[id])
+        for hold in self._aside.get(id, ()):
+            room.take(hold)
+        return room
+
     def _never_fits(self, need: _Need) -> bool:
         if need not in self._never:
-            empty = {id: _Room.of(node) for id, node in self._nodes.items()}
+            empty = {id: self._empty(id) for id in self._nodes}
             self._never[need] = _find(empty, need) is None
         return self._never[need]
 
@@ -264,7 +286,7 @@ class Admission:
                 fitting += rooms[node].fits(head.need)
         holds = _find(rooms, head.need)
         assert holds is not None, f"{head.candidate.id} fits on empty nodes"
-        self._promise = _Promise(head.candidate.id, start, {id: _Room.of(self._nodes[id]) for id in holds})
+        self._promise = _Promise(head.candidate.id, start, {id: self._empty(id) for id in holds})
         for node, hold in holds.items():
             self._promise.beside[node].take(hold)
         for run in runs:

@@ -11,10 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ablation.errors import last_line
 from ablation.evidence import provenance
 from ablation.plan import PlannedTrial
 from ablation.protocol import Checkpointed, Evaluated, Noticed, Report, from_wire
 from ablation.running import worker
+from ablation.running.device import Place
 from ablation.running.display import Listener
 from ablation.running.storage import Storage, StorageError
 from ablation.running.watch import hang_of
@@ -45,6 +47,7 @@ class Desk:
         done: keys of evaluations that this run did, by trial key.
         losses: processes lost in a row without a new checkpoint, by trial key.
         stopping: running trials that have been asked to stop.
+        set_aside: places whose device works no more, by the attempt that found it out; its process stays.
     """
 
     trials: Mapping[str, PlannedTrial]
@@ -61,6 +64,7 @@ class Desk:
     done: dict[str, list[str]] = field(default_factory=dict)
     losses: dict[str, int] = field(default_factory=dict)
     stopping: set[str] = field(default_factory=set)
+    set_aside: dict[int, Place] = field(default_factory=dict)
     finished: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
     interrupted: bool = False
@@ -178,9 +182,14 @@ class Desk:
                 self.fail(key, last["error"], reports)
             case worker.OUT_OF_MEMORY:
                 self._shrink(key, last["smaller"], last["error"], reports)
+            case worker.DEVICE_FAILED:
+                self._let_down(key, last, reports)
             case _:
-                self.store.record(self.running[key], reports)
-                self._tell(key, reports)
+                self._record(key, reports)
+
+    def _record(self, key: str, reports: Sequence[Report]) -> None:
+        self.store.record(self.running[key], reports)
+        self._tell(key, reports)
 
     def _tell(self, key: str, reports: Sequence[Report]) -> None:
         """What follows from reports that the store has."""
@@ -223,6 +232,20 @@ class Desk:
         notice = f"out of memory; goes on with {smaller} images at a time and the same total batch"
         self.store.set_micro_batch(key, smaller)
         self._again(key, notice, reports)
+
+    def _let_down(self, key: str, last: Mapping[str, Any], reports: Sequence[Report]) -> None:
+        """The device failed under the trial, which goes on from its last checkpoint.
+
+        Where the device works again it counts as a lost process: the trial may be what makes it fail.
+        """
+        place, why = Place(**last["place"]), last_line(last["why"])
+        if last["usable"]:
+            self._record(key, reports)
+            self.lose(key, f"{last['error']}\nOn {place}, which works again")
+            return
+        self.set_aside[self.running[key]] = place
+        self._again(key, f"{place} works no more: {why}", reports)
+        self.listener.noted(f"{place} works no more and is set aside until this run ends: {why}")
 
     def lose(self, key: str, reason: str) -> None:
         """The trial's process died: it starts again, unless it did so too often without getting on."""

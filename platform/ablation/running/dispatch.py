@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
+from ablation.errors import UserError
 from ablation.plan import Plan, PlannedTrial
 from ablation.resources import Resources
 from ablation.running.admission import Admission, Candidate, Node
@@ -49,6 +50,7 @@ class Dispatcher:
         resources: what each trial holds, by key.
         micro_batch: see `ablation.running.options.Options`.
         nodes: asked for the machines there are now.
+        more_may_join: whether that can ever be more machines.
         clock: seconds.
     """
 
@@ -59,6 +61,7 @@ class Dispatcher:
     resources: Mapping[str, Resources]
     micro_batch: int | None
     nodes: Callable[[], tuple[Node, ...]]
+    more_may_join: bool = True
     clock: Callable[[], float] = time.monotonic
     wishes: Wishes = field(default_factory=lambda: Wishes(paused=False, trials={}))
     _looked: float | None = None
@@ -133,6 +136,8 @@ class Dispatcher:
         for key, attempt, messages in told:
             if self.desk.holds(key, attempt):
                 self.desk.guard(self.desk.receive, key, messages)
+                if place := self.desk.set_aside.get(attempt):
+                    self.admission.set_aside(key, place.node)
                 if key not in self.desk.running:
                     self.desk.guard(self.ended, key)
 
@@ -214,7 +219,11 @@ class Dispatcher:
         return bool({e.key for e in trial.missing} - set(self.desk.done.get(trial.key, ())))
 
     def _say_stuck(self) -> None:
-        """Tells, once, of trials that no longer fit on the machines there are."""
+        """Tells, once, of trials that no longer fit on the machines there are.
+
+        Raises:
+            UserError: no other trials are left, and no other machines will come.
+        """
         stuck = frozenset(
             key for key, waits in self.admission.waiting.items() if self.admission.never_fits(waits.resources)
         )
@@ -223,6 +232,10 @@ class Dispatcher:
                 f"{self.desk.trials[key].name} waits for machines: it needs {self.resources[key]}"
             )
         self._stuck = stuck
+        nothing_else = not self.desk.running and stuck == self.admission.waiting.keys()
+        if stuck and nothing_else and not self.more_may_join:
+            places = "; ".join(map(str, self.desk.set_aside.values()))
+            raise UserError(f"What waits has no place any more: set aside were {places}.")
 
     def _order(self, key: str) -> Order:
         wish = self.wishes.trials[key]

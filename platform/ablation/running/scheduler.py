@@ -171,6 +171,7 @@ def _run_on_ray(
                 resources,
                 options.micro_batch,
                 lambda: pulse.nodes,
+                more_may_join=options.cluster is not None,
             )
             try:
                 with suppress(StopNow):
@@ -305,14 +306,18 @@ def _callback(dispatcher: Dispatcher, attempts: Any) -> Any:
     import ray
     from ray import tune
 
+    def at_work(trial: Any) -> bool:
+        return trial.status == trial.RUNNING and trial.config["attempt"] not in dispatcher.desk.set_aside
+
     class Tell(tune.Callback):  # type: ignore[misc]
         def __reduce__(self) -> tuple[Any, ...]:
             return tune.Callback, ()  # a store cannot be copied
 
         def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
             dispatcher.desk.check()
-            if attempts.is_finished() and not any(trial.status == trial.RUNNING for trial in trials):
-                raise StopNow  # Tune would wait for processes that were given up before they started
+            if attempts.is_finished() and not any(map(at_work, trials)):
+                # Tune would wait for processes that were given up before they started, or stay for good.
+                raise StopNow
 
         def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
             key, attempt = trial.config["key"], trial.config["attempt"]

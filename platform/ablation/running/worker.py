@@ -30,6 +30,7 @@ from ablation.evidence.environment import describe
 from ablation.protocol import (
     Checkpointed,
     Described,
+    DeviceError,
     Noticed,
     OutOfMemoryError,
     Report,
@@ -38,12 +39,15 @@ from ablation.protocol import (
     to_wire,
 )
 from ablation.resources import Resources
+from ablation.running import device
+from ablation.running.device import Place
 from ablation.running.group import Rank, torch_config
 from ablation.running.storage import STOP, Storage, StorageError, files_of, moved
 from ablation.running.watch import HANG, LOG, Watch, guarded, hang_of, logged
 
-ENDED, STOPPED, FAILED, OUT_OF_MEMORY = "ended", "stopped", "failed", "out of memory"
-LAST = (ENDED, STOPPED, FAILED, OUT_OF_MEMORY)
+ENDED, STOPPED, FAILED = "ended", "stopped", "failed"
+OUT_OF_MEMORY, DEVICE_FAILED = "out of memory", "device failed"
+LAST = (ENDED, STOPPED, FAILED, OUT_OF_MEMORY, DEVICE_FAILED)
 """Kinds of the last message of a trial; the other kinds are those of the protocol."""
 
 _RANK_FAILED = "rank failed"
@@ -144,6 +148,8 @@ def trial_process() -> type[Any]:
         def _begin(self, config: dict[str, Any]) -> None:
             order = Order.from_config(config)
             self._busy = True
+            self._resources = order.resources
+            self._last: Message = {"kind": ""}
             alone = order.resources.workers == 1
             self._gpus = alone and order.resources.gpus > 0
             told = messages(self._job, order, lambda: self._preempted)
@@ -154,10 +160,13 @@ def trial_process() -> type[Any]:
         def step(self) -> dict[str, Any]:
             batch = next(self._batches, None)
             if batch is None:  # the driver has the last message, and the process is to be gone
+                if self._last["kind"] == DEVICE_FAILED and not self._last["usable"]:
+                    device.sit(Place(**self._last["place"]), self._resources)
                 os._exit(0)
-            self._busy = batch[-1]["kind"] not in LAST
+            self._last = batch[-1]
+            self._busy = self._last["kind"] not in LAST
             # An error of CUDA may have spoilt the process for every trial after this one.
-            spoilt = self._gpus and batch[-1]["kind"] == FAILED
+            spoilt = self._last["kind"] == DEVICE_FAILED or (self._gpus and self._last["kind"] == FAILED)
             return {"messages": batch, "done": not (self._busy or self._preempted or spoilt)}
 
         def _on_sigterm(self, number: int, frame: FrameType | None) -> None:
@@ -213,12 +222,19 @@ def messages(job: Job, order: Order, preempted: Callable[[], bool] = lambda: Fal
                 return
     except OutOfMemoryError as error:
         yield {"kind": OUT_OF_MEMORY, "smaller": error.smaller, "error": _traceback()}
+    except DeviceError as error:
+        yield {"kind": DEVICE_FAILED, "error": _traceback(), **_device_of(error)}
     except (WorkersLostError, StorageError):
         raise
     except Exception:
         yield {"kind": FAILED, "error": _traceback()}
     else:
         yield {"kind": ENDED}
+
+
+def _device_of(error: DeviceError, workers: int = 1) -> Message:
+    """What is known of a device that failed under this process, and who has it."""
+    return {"usable": error.usable, "why": str(error), "place": asdict(device.here(workers))}
 
 
 def _traceback() -> str:
@@ -370,8 +386,12 @@ def _trainer(job: Job, request: Request, resources: Resources, told: Any) -> Any
             for item in reports(job, request, stop, writes=rank == 0):
                 report({"kind": STOPPED} if item is None else to_wire(item))
         except Exception as error:
-            smaller = {"smaller": error.smaller} if isinstance(error, OutOfMemoryError) else {}
-            told.put({"kind": _RANK_FAILED, "rank": rank, "error": _traceback(), **smaller})
+            more: Message = {}
+            if isinstance(error, OutOfMemoryError):
+                more = {"smaller": error.smaller}
+            if isinstance(error, DeviceError):
+                more = _device_of(error, get_context().get_local_world_size())
+            told.put({"kind": _RANK_FAILED, "rank": rank, "error": _traceback(), **more})
             raise
 
     per_worker: dict[str, float] = {"CPU": resources.cpus, "GPU": resources.gpus}
@@ -404,8 +424,11 @@ def _judged(failure: Exception, errors: Mapping[int, Message]) -> Message:
     if silent or not own:
         raise WorkersLostError(str(failure)) from None
     short = [rank for rank, message in own.items() if "smaller" in message]
-    rank = min(short or own)
+    let_down = sorted((message["usable"], rank) for rank, message in own.items() if "usable" in message)
+    rank = min(short or [rank for _, rank in let_down[:1]] or own)
     error = f"On rank {rank}:\n{own[rank]['error']}"
     if short:
         return {"kind": OUT_OF_MEMORY, "smaller": own[rank]["smaller"], "error": error}
+    if let_down:
+        return {**own[rank], "kind": DEVICE_FAILED, "error": error}
     return {"kind": FAILED, "error": error}

@@ -1,0 +1,61 @@
+"""A GPU that was given up by one process, asked by another."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from detector import device_check
+from detector.device_check import check, fault
+
+
+def test_a_device_that_computes_passes() -> None:
+    check(torch.device("cpu"))
+
+
+def test_a_device_with_wrong_products_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    product = Tensor.__matmul__
+    rounds = iter([False] * 5 + [True] + [False] * 99)
+
+    def one_bit_off(left: Tensor, right: Tensor) -> Tensor:
+        result = product(left, right)
+        if next(rounds):
+            result[17, 4] += 1
+        return result
+
+    monkeypatch.setattr(Tensor, "__matmul__", one_bit_off)
+    with pytest.raises(RuntimeError, match="wrong products"):
+        check(torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("said", "passes"), [("CUDA out of memory.", True), ("CUDA error: uncorrectable ECC error", False)]
+)
+def test_a_device_whose_memory_others_have_filled_is_not_at_fault(
+    said: str, passes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuses(*_: object) -> Tensor:
+        raise RuntimeError(said)
+
+    monkeypatch.setattr(Tensor, "to", refuses)
+    if passes:
+        check(torch.device("cpu"))
+    else:
+        with pytest.raises(RuntimeError, match="ECC"):
+            check(torch.device("cpu"))
+
+
+def test_a_new_process_says_that_it_is_given_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert fault() == "PyTorch finds no GPU"
+
+
+@pytest.mark.gpu
+def test_a_gpu_that_works_passes_in_a_new_process() -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    assert fault() == ""
+
+
+def test_a_device_that_does_not_answer_is_at_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device_check, "LIMIT_S", 0.01)
+    assert fault() == "no answer within 0 s"

@@ -1,0 +1,54 @@
+"""A GPU, or a machine, that fails whatever trains on it, and a trial that makes GPUs fail."""
+
+from pathlib import Path
+
+import pytest
+
+from ablation.store import Store
+from tests.faults.driver import Driver, key_of, starts, states
+from tests.faults.machines import Machines
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+
+def test_a_gpu_that_fails_every_trial_costs_one_of_them_one_attempt_and_the_others_run_elsewhere(
+    folder: Path, store: Store, machines: Machines
+) -> None:
+    toys = [{"name": f"toy{i}", "workers": 1, "gpus": 1.0, "broken": "0"} for i in range(6)]
+    machines.start_head(cpus=4, gpus=2)
+    with Driver(folder, toys, inside=machines.on("head"), cluster=machines.address) as driver:
+        assert len(driver.summary()["finished"]) == 6
+    ends = sorted(states(store).values())
+    assert ends == [["COMPLETE"]] * 5 + [["INTERRUPTED", "COMPLETE"]]
+    (let_down,) = (name for name, rows in states(store).items() if len(rows) == 2)
+    assert starts(folder, key_of(store, let_down)) == [0, 2]
+    said = [line for line in driver.log.read_text().splitlines() if "set aside" in line]
+    assert len(said) == 1
+    assert "GPU 0 of " in said[0] and "uncorrectable ECC error" in said[0]
+
+
+def test_a_group_is_kept_from_a_machine_that_fails_it(folder: Path, store: Store, machines: Machines) -> None:
+    toys = [{"name": "pair", "workers": 2, "broken": "10.213.77.2"}]
+    machines.start_head(cpus=1)
+    machines.join("bad", cpus=1)
+    with Driver(folder, toys, inside=machines.on("head"), cluster=machines.address) as driver:
+        driver.until(lambda: "set aside" in driver.log.read_text())
+        driver.until(lambda: "waits for machines" in driver.log.read_text())
+        machines.join("good", cpus=1)
+        assert len(driver.summary()["finished"]) == 1
+    assert states(store) == {"pair": ["INTERRUPTED", "COMPLETE"]}
+
+
+def test_a_trial_under_which_every_gpu_fails_is_the_one_at_fault(
+    folder: Path, store: Store, machines: Machines
+) -> None:
+    toys = [{"name": name, "workers": 1, "gpus": 1.0} for name in ("one", "two", "three")]
+    machines.start_head(cpus=4, gpus=1)
+    wild = {"name": "wild", "workers": 1, "gpus": 1.0, "broken": "all"}
+    with Driver(
+        folder, [wild, *toys], inside=machines.on("head"), cluster=machines.address, max_retries=1
+    ) as driver:
+        summary = driver.summary()
+    assert [len(summary[end]) for end in ("finished", "failed", "waiting")] == [3, 1, 0]
+    assert states(store)["wild"] == ["INTERRUPTED", "FAILED"]
+    assert "which works again" in next(iter(summary["failed"].values()))
