@@ -17,6 +17,7 @@ import json
 import math
 import warnings
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -220,12 +221,19 @@ def scores(judged: Any) -> CocoScores:
 
 
 def told_apart(names: Mapping[int, str]) -> dict[int, str]:
-    """Names of categories by id, no two alike: one that several share, or that is empty, with its id."""
-    times = Counter(names.values())
-    return {
-        category: name if name.strip() and times[name] == 1 else f"{name} (id {category})".lstrip()
-        for category, name in names.items()
+    """Names of categories by id, no two alike, also where spaces count for nothing.
+
+    One that several share, or that is empty, has its id beside it; all have, where that would give a name
+    that another has already.
+    """
+    plain = {category: " ".join(name.split()) for category, name in names.items()}
+    with_id = {category: f"{name} (id {category})".lstrip() for category, name in plain.items()}
+    times = Counter(plain.values())
+    labels = {
+        category: names[category] if name and times[name] == 1 else with_id[category]
+        for category, name in plain.items()
     }
+    return labels if len(set(labels.values())) == len(labels) else with_id
 
 
 def save_arrays(path: Path, arrays: Mapping[str, Array]) -> None:
@@ -233,6 +241,19 @@ def save_arrays(path: Path, arrays: Mapping[str, Array]) -> None:
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
     write_and_rename(path, buffer.getvalue())
+
+
+_OF_DAMAGE = (
+    OSError,
+    ValueError,
+    KeyError,
+    EOFError,
+    TypeError,
+    RuntimeError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+"""What reading an .npz of which any byte may be wrong raises."""
 
 
 def load_arrays(path: Path, names: Sequence[str]) -> dict[str, Array]:
@@ -244,7 +265,7 @@ def load_arrays(path: Path, names: Sequence[str]) -> dict[str, Array]:
     try:
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in names}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, TypeError) as error:
+    except _OF_DAMAGE as error:
         raise DataError(f"{path}: expected an .npz with {', '.join(names)}: {error}") from error
 
 

@@ -33,7 +33,7 @@ def rescore(setting: Setting, trial: Trial, evaluation: Evaluation, detections: 
 
 
 def by_class(setting: Setting, trial: Trial, evaluation: Evaluation, detections: Path) -> Mapping[str, float]:
-    """AP in percent by name of the classes that the images hold; arguments and errors as `rescore`."""
+    """AP in percent by class, NaN where the images hold none; arguments and errors as `rescore`."""
     return _scored(quick_scores, setting, trial, evaluation, detections).class_ap
 
 

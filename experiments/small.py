@@ -100,6 +100,7 @@ SHAPES_LONG = replace(
     summary="the same shapes, trained longer with three seeds: about 2 hours on 2 cores",
     seeds=3,
     schedule=replace(SHAPES.schedule, iterations=2000),
+    seed_noise=None,
 )
 
 SMOKE = replace(

@@ -286,7 +286,8 @@ class Study:
             the folder; raises ablation.errors.UserError. None where the study cannot check one.
         rescore: `(setting, trial config, evaluation config, detections file)` to the metrics that those
             detections give today; None where the study cannot tell.
-        by_class: of the same arguments, AP in percent by class name; None where the study has no classes.
+        by_class: of the same arguments, AP in percent by class name, NaN where the images hold none of it;
+            None where the study has no classes.
         sources: names of the packages whose modules decide what a training computes, as "detector".
     """
 

@@ -13,6 +13,7 @@ import pytest
 from ablation.errors import UserError
 from ablation.plan import make_plan
 from ablation.protocol import Evaluated
+from ablation.results import by_class as by_class_module
 from ablation.results.by_class import by_class
 from ablation.results.render import csv, html, latex, markdown
 from ablation.results.table import FilledTable
@@ -118,9 +119,12 @@ def test_what_only_an_evaluation_server_can_tell_has_no_numbers_by_class(
     workspace = make()
     (key, *_) = workspace.submit("giou")
     leave(workspace, "c", {"cat": 30.0})
-    assert [cell.state for cell in tables(workspace)["table3"].cells] == ["submit", "complete"]
-    workspace.give(key, 41.0)
-    assert [cell.state for cell in tables(workspace)["table3"].cells] == ["undefined", "complete"]
+    for told in (False, True):
+        if told:
+            workspace.give(key, 41.0)
+        table = tables(workspace)["table3"]
+        assert [cell.state for cell in table.cells] == ["undefined", "complete"]
+        assert "import-scores" not in table.caption
 
 
 def test_a_class_that_the_images_do_not_hold_is_undefined(make: Callable[..., Workspace]) -> None:
@@ -147,6 +151,22 @@ def test_one_unreadable_file_leaves_the_other_rows_as_they_are(
     (table,) = (one for one in made if one.table.id == "table3")
     assert [(cell.state, cell.mean) for cell in table.cells] == [("unreadable", None), ("complete", 40.0)]
     assert problems == ["detections.npz: not a zip file"]
+
+
+def test_a_row_that_ends_while_the_tables_are_made_is_shown_as_it_was_read(
+    make: Callable[..., Workspace], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace, assemble = make(), by_class_module.assemble
+    leave(workspace, "giou", {"cat": 30.0})
+
+    def beside_a_run(*arguments: object) -> list[FilledTable]:
+        found = assemble(*arguments)  # type: ignore[arg-type]
+        leave(workspace, "c", {"cat": 40.0})
+        return found
+
+    monkeypatch.setattr(by_class_module, "assemble", beside_a_run)
+    found = tables(workspace)["table3"]
+    assert {cell.row: cell.mean for cell in found.cells} == {"a_b": 30.0, "c": None}
 
 
 def test_tables_that_are_not_planned_are_there_too(make: Callable[..., Workspace]) -> None:

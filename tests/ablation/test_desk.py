@@ -178,6 +178,23 @@ def test_an_interrupted_run_first_lets_its_trials_write_a_checkpoint(
         desk.check()
 
 
+def test_an_interrupted_run_asks_again_where_the_storage_was_away(
+    desk: Desk, one: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(*_: object) -> None:
+        raise StorageError("the bucket does not answer")
+
+    desk.receive(one, [to_wire(Progress(1, 4))])
+    desk.interrupted = True
+    monkeypatch.setattr(type(desk.storage), "ask_to_stop", away)
+    desk.check()
+    assert not desk.stopping
+    monkeypatch.undo()
+    monkeypatch.setattr(desk, "ask_at", 0.0)
+    desk.check()
+    assert desk.storage.stop_asked(one)
+
+
 def test_an_interrupted_run_waits_for_no_process_that_has_not_started(desk: Desk, one: str) -> None:
     desk.interrupted = True
     with pytest.raises(StopNow):
@@ -250,6 +267,9 @@ def test_a_storage_that_is_away_at_the_start_of_an_attempt_does_not_leave_it_run
     class Away:
         def clear(self, trial_key: str) -> None:
             raise StorageError("the bucket cannot be reached")
+
+        def probe(self) -> None:
+            self.clear("")
 
     monkeypatch.setattr(desk, "storage", Away())
     with pytest.raises(StorageError):

@@ -147,7 +147,8 @@ def test_a_storage_that_is_away_makes_trials_wait_and_counts_for_nothing(
 
 def test_the_last_trial_waits_for_its_storage_too(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     dispatcher = world.dispatcher([Toy("a")])
-    monkeypatch.setattr(type(dispatcher.desk.storage), "clear", away)
+    for what in ("clear", "probe"):
+        monkeypatch.setattr(type(dispatcher.desk.storage), what, away)
     assert started(dispatcher) == []
     assert not dispatcher.over
     monkeypatch.undo()
@@ -156,6 +157,19 @@ def test_the_last_trial_waits_for_its_storage_too(world: World, monkeypatch: pyt
     end(dispatcher, "a")
     assert started(dispatcher) == []
     assert dispatcher.over
+
+
+def test_a_trial_whose_own_folder_cannot_be_had_fails_alone(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dispatcher = world.dispatcher([Toy("bad", 30), Toy("good", 10)])
+    bad, clear = key_of(dispatcher, "bad"), type(dispatcher.desk.storage).clear
+    monkeypatch.setattr(
+        type(dispatcher.desk.storage), "clear", lambda self, key: away() if key == bad else clear(self, key)
+    )
+    assert started(dispatcher) == ["good"]
+    assert started(dispatcher) == []
+    assert dispatcher.desk.failed == {bad: "the bucket does not answer"}, "after its one retry"
 
 
 def test_a_trial_that_another_driver_claims_first_is_waited_for(
@@ -436,24 +450,18 @@ class TuneTrial:
     """What the callback looks at of Tune's own trial."""
 
     config: dict[str, object] = field(default_factory=dict)
-    status: str = "PENDING"
     temporary_state: object = field(default_factory=lambda: SimpleNamespace(ray_actor="its process"))
-    RUNNING = "RUNNING"
 
 
-def test_a_run_does_not_wait_for_a_process_that_was_given_up_and_never_starts(world: World) -> None:
+def test_a_run_waits_for_no_process_once_all_is_done(world: World) -> None:
     dispatcher = world.dispatcher([Toy("a")])
     finished = False
     tell = _callback(dispatcher, SimpleNamespace(is_finished=lambda: finished))
-    given_up, other = TuneTrial(), TuneTrial({"attempt": 2}, status="RUNNING")
-    sits = TuneTrial({"attempt": 1}, status="RUNNING")  # on a device that works no more
-    dispatcher.desk.set_aside[1] = GPU
-    tell.on_step_begin(1, [given_up])
+    given_up = [TuneTrial()]
+    tell.on_step_begin(1, given_up)
     finished = True
-    tell.on_step_begin(2, [given_up, other, sits])
-    other.status = "TERMINATED"
     with pytest.raises(StopNow):
-        tell.on_step_begin(3, [given_up, other, sits])
+        tell.on_step_begin(2, given_up)
 
 
 def test_a_process_that_was_given_up_is_killed_when_it_starts_after_all(

@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from ablation.errors import UserError
 from ablation.resources import Resources
 from ablation.running import forecast
+from ablation.running.admission import Node
+from ablation.running.cluster import Layout
 from ablation.running.estimate import Measured
 from ablation.running.options import Options
 from ablation.session import Session
@@ -42,6 +45,15 @@ def test_a_probe_and_fewer_trials_at_a_time_change_the_time_that_is_told(
     assert wide.wall_seconds is not None and narrow.wall_seconds is not None
     assert narrow.wall_seconds > 3 * wide.wall_seconds
     assert wide.cpu_hours == pytest.approx(narrow.cpu_hours)
+
+
+def test_a_probe_of_trials_that_want_gpus_needs_one_here(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layout = Layout((Node("a", 8, 4, 0),), Resources(gpus=1.0), None)
+    monkeypatch.setattr(forecast, "_layout", lambda *_: layout)
+    with pytest.raises(UserError, match="no GPU, which the trials want"):
+        forecast.forecast(session, Options(cluster="auto"), timed=True)
 
 
 def test_workers_asked_for_on_the_command_line_are_what_trials_are_estimated_to_hold(

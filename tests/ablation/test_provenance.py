@@ -45,6 +45,19 @@ def test_a_new_file_makes_a_checkout_dirty(checkout: Path) -> None:
     assert found["untracked"] == ["new.py"]
 
 
+@pytest.mark.parametrize("command", ["diff", "ls-files"])
+def test_a_checkout_that_git_cannot_compare_counts_as_changed(
+    command: str, checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asks = provenance.git
+
+    def fails(folder: Path, *arguments: str) -> str | None:
+        return None if arguments[:1] == (command,) and arguments[1:] != (".",) else asks(folder, *arguments)
+
+    monkeypatch.setattr(provenance, "git", fails)
+    assert provenance.collect("run", checkout)["dirty"]
+
+
 def test_of_many_new_files_twenty_are_named(checkout: Path) -> None:
     for number in range(30):
         (checkout / f"{number}.txt").write_text("")

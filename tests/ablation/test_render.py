@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -151,17 +152,30 @@ def test_latex_shares_a_heading_over_equal_neighbours(full):
     assert r"\checkmark" in latex.table(table)
 
 
+def compiled(folder, document):
+    source = folder / "tables.tex"
+    source.write_text(document, encoding="utf-8")
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", source.name]
+    ran = subprocess.run(command, cwd=folder, capture_output=True, text=True, errors="replace", check=False)
+    assert ran.returncode == 0, ran.stdout[-2000:]
+
+
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="needs pdflatex")
 @pytest.mark.parametrize("state", ["full", "partial"])
 def test_latex_compiles_and_no_line_is_wider_than_the_page(state, request, tmp_path):
     workspace = request.getfixturevalue(state)
-    source = tmp_path / "tables.tex"
-    source.write_text(latex.document(workspace.study.title, tables_of(workspace)), encoding="utf-8")
-    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", source.name]
-    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, errors="replace", check=False)
-    assert ran.returncode == 0, ran.stdout[-2000:]
+    compiled(tmp_path, latex.document(workspace.study.title, tables_of(workspace)))
     assert "Overfull" not in (tmp_path / "tables.log").read_text(errors="replace")
     assert (tmp_path / "tables.pdf").read_bytes().startswith(b"%PDF")
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="needs pdflatex")
+def test_latex_of_a_table_longer_than_a_page_is_fitted_to_one(full, tmp_path):
+    (table,) = tables_of(full, ["table3"])
+    rows = [replace(row, label=f"{row.label} {place}") for place in range(45) for row in table.table.rows]
+    high = replace(table, table=replace(table.table, rows=tuple(rows)), rows=table.rows * 45)
+    compiled(tmp_path, latex.document("High", [high]))
+    assert "too large" not in (tmp_path / "tables.log").read_text(errors="replace")
 
 
 # --- CSV ----------------------------------------------------------------------------------------------

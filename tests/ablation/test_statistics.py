@@ -1,4 +1,4 @@
-from dataclasses import replace
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -45,21 +45,21 @@ def test_one_seed_rests_on_images_alone_and_says_so():
     estimate = difference(sample([40.0], left), sample([38.0], right))
     low, high = estimate.interval()
     assert high - low == pytest.approx(2 * 1.96 * 2**0.5, rel=0.05)
-    assert "one seed" in estimate.caveat
+    assert any("one seed" in caveat for caveat in estimate.caveats)
 
 
 def test_spread_over_seeds_alone_gives_the_paired_t_interval():
     # Differences 1, 2, 3: mean 2, standard error 1/sqrt(3), t(2) = 4.3027.
     estimate = difference(sample([11.0, 12.0, 13.0]), sample([10.0, 10.0, 10.0]))
     assert estimate.interval() == pytest.approx((2 - 4.3027 / 3**0.5, 2 + 4.3027 / 3**0.5), rel=1e-3)
-    assert estimate.caveat == "no image bootstrap kept"
+    assert estimate.caveats == ["no image bootstrap kept"]
 
 
 def test_variances_of_images_and_seeds_add():
     estimate = Estimate(0.0, image_variance=3.0, seed_variance=1.0, num_seeds=3)
     # Welch and Satterthwaite: 2 * (4 / 1)^2 = 32 degrees of freedom, t = 2.0369.
     assert estimate.interval()[1] == pytest.approx(2.0369 * 2.0, rel=1e-3)
-    assert estimate.caveat == ""
+    assert estimate.caveats == []
 
 
 def test_without_replicates_and_with_one_seed_nothing_is_decided():
@@ -153,6 +153,16 @@ def test_a_damaged_bootstrap_file_is_named(tmp_path, content):
         read_replicates(path, "AP")
 
 
+def test_replicates_with_any_byte_changed_are_either_read_or_named(tmp_path):
+    path = tmp_path / "bootstrap.npz"
+    np.savez_compressed(path, replicates=np.random.default_rng(0).random((5, len(METRICS))))
+    whole = path.read_bytes()
+    for place in range(len(whole)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
+        with suppress(UserError):
+            read_replicates(path, "AP")
+
+
 def test_one_seed_takes_the_spread_that_the_baseline_rows_showed():
     flat = np.zeros(100)
     left = Sample(np.array([40.0]), np.full((1, 100), 40.0) + flat, assumed=SeedNoise(0.75, 8))
@@ -161,20 +171,7 @@ def test_one_seed_takes_the_spread_that_the_baseline_rows_showed():
     low, high = estimate.interval()
     half = 2.306 * 0.75 * 2**0.5  # Student's t with what the spread rests on
     assert (low, high) == pytest.approx((2 - half, 2 + half), abs=0.01)
-    assert "baseline rows" in estimate.caveat
-
-
-def test_two_tests_of_one_training_differ_by_nothing_that_its_seed_does():
-    rng = np.random.default_rng(3)
-    one, other = (
-        Sample(np.array([value]), value + rng.normal(0, 0.1, (1, 1000)), SeedNoise(0.75, 8), ("a",))
-        for value in (40.0, 40.5)
-    )
-    estimate = difference(other, one)
-    assert (estimate.seed_variance, estimate.caveat) == (0.0, "")
-    assert judge_greater(estimate) == "supported"
-    apart_trained = difference(other, replace(one, trained=("b",)))
-    assert apart_trained.seed_variance > 0
+    assert "baseline rows" in estimate.caveats[0]
 
 
 def test_measured_seeds_come_before_assumed_ones():
@@ -182,4 +179,4 @@ def test_measured_seeds_come_before_assumed_ones():
     right = Sample(np.array([38.0, 39.0]), assumed=SeedNoise(0.75, 8))
     estimate = difference(left, right)
     assert estimate.seed_variance == 0.0
-    assert estimate.caveat == "no image bootstrap kept"
+    assert estimate.caveats == ["no image bootstrap kept"]

@@ -4,13 +4,23 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from detector import coco_eval
-from detector.coco_eval import METRIC_NAMES, CocoScores, Results, evaluate, quick_scores
+from detector.coco_eval import (
+    METRIC_NAMES,
+    CocoScores,
+    Results,
+    evaluate,
+    load_arrays,
+    quick_scores,
+    save_arrays,
+    told_apart,
+)
 from detector.errors import DataError
 
 BOX = [10.0, 10.0, 40.0, 40.0]
@@ -65,6 +75,33 @@ def test_classes_of_one_name_or_none_are_told_apart_by_their_ids(score: Score) -
     scores = score(ground_truth, found((1, 3, BOX, 0.9)))
     expected = {"cat (id 3)": 100.0, "cat (id 7)": 0.0, "(id 9)": math.nan}
     assert scores.class_ap == pytest.approx(expected, nan_ok=True)
+
+
+@pytest.mark.parametrize(
+    ("names", "labels"),
+    [
+        ({3: "cat", 4: "dog "}, {3: "cat", 4: "dog "}),
+        ({3: "cat", 4: "cat "}, {3: "cat (id 3)", 4: "cat (id 4)"}),
+        (
+            {3: "cat", 4: "cat", 5: "cat (id 3)"},
+            {3: "cat (id 3)", 4: "cat (id 4)", 5: "cat (id 3) (id 5)"},
+        ),
+    ],
+)
+def test_no_two_classes_are_called_alike_whatever_their_names(
+    names: dict[int, str], labels: dict[int, str]
+) -> None:
+    assert told_apart(names) == labels
+
+
+def test_detections_with_any_byte_changed_are_either_read_or_named(tmp_path: Path) -> None:
+    path = tmp_path / "detections.npz"
+    save_arrays(path, {"scores": np.random.default_rng(0).random(40), "ids": np.arange(40)})
+    whole = path.read_bytes()
+    for place in range(len(whole)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
+        with suppress(DataError):
+            load_arrays(path, ["scores", "ids"])
 
 
 @either_way

@@ -93,7 +93,7 @@ def _checkout(source: Path) -> dict[str, Any]:
         "commit": commit.strip(),
         "committed": (git(source, "show", "--no-patch", "--format=%cs", "HEAD") or "").strip(),
         # What git cannot compare may hold any change.
-        "dirty": diff is None or bool(diff or untracked),
+        "dirty": diff is None or others is None or bool(diff or untracked),
         "diff": (diff or "")[:MAX_DIFF_CHARS],
         "diff_sha256": hashlib.sha256(diff.encode()).hexdigest() if diff else "",
         "untracked": untracked[:MAX_UNTRACKED],

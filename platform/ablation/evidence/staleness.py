@@ -147,7 +147,8 @@ class _Judge:
         """The attempt that gave the evaluation and earlier ones that it may have gone on from, oldest first.
 
         Those are the ones that reported a checkpoint, or were stopped or lost: they may have written one
-        last, unreported. One that was over before it said what it runs with wrote none.
+        last, unreported. One that was over before the driver heard what it runs with had hardly begun, and
+        counts for nothing (but ranks of a group do not wait for the driver: theirs may have written one).
         """
         left = {f.attempt_id for f in self.store.artifacts(evaluation.trial_key) if f.kind == CHECKPOINT}
         own = [a for a in self.attempts[evaluation.trial_key] if a.id <= evaluation.attempt_id]

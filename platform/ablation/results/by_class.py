@@ -34,8 +34,9 @@ def by_class(study: Study, plan: Plan, store: Store) -> tuple[list[FilledTable],
     if study.by_class is None:
         raise UserError(f"The study {study.name!r} has no numbers by class.")
     whole, problems = make_plan(study, plan.setting, plan.seeds), list[str]()
-    measure = _measure(whole, store, study.by_class, problems)
-    return [_by_class(filled, measure) for filled in assemble(study, whole, store)], problems
+    tables = assemble(study, whole, store)
+    measure = _measure(whole, store, study.by_class, problems)  # later: a run beside may end a test meanwhile
+    return [_by_class(filled, measure) for filled in tables], problems
 
 
 def _measure(
@@ -108,5 +109,6 @@ def _source(source: Source, name: str, found: Mapping[str, float] | None) -> Sou
     value = found.get(name, math.nan)
     if not math.isnan(value):
         return replace(empty, value=value, state="complete")
-    known = source.state in ("complete", "imported", "undefined")
+    # An evaluation server tells nothing by class, whatever it may tell of the whole.
+    known = source.state in ("complete", "submit", "imported", "undefined")
     return replace(empty, state="undefined") if known else empty

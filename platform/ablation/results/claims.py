@@ -24,6 +24,7 @@ from ablation.results.statistics import (
     Estimate,
     Outcome,
     Sample,
+    all_caveats,
     apart,
     difference,
     judge_greater,
@@ -123,8 +124,8 @@ def _verdict(study: Study, claim: Claim, cells: Mapping[CellRef, FilledCell], se
         return pending
     found = _find(claim, _samples(refs, cells, seeds, setting))
     if any(cells[ref].imported for ref in refs):
-        found = replace(found, caveat="an evaluation server's numbers: no interval")
-    notes = (found.detail, _partial(refs, cells, seeds), found.caveat, _damaged(refs, cells, seeds))
+        found = replace(found, caveats=("an evaluation server's numbers: no interval",))
+    notes = (found.detail, _partial(refs, cells, seeds), *found.caveats, _damaged(refs, cells, seeds))
     return replace(
         pending,
         verdict=found.outcome,
@@ -144,14 +145,14 @@ class _Finding:
     estimate: float
     interval: tuple[float, float] | None
     detail: str
-    caveat: str
+    caveats: Sequence[str]
 
 
 def _find(claim: Greater | Chain | Equivalent | Range, samples: Mapping[CellRef, Sample]) -> _Finding:
     match claim:
         case Greater():
             estimate = difference(samples[claim.left], samples[claim.right])
-            return _signed_finding(estimate, judge_greater(estimate), "")
+            return _signed_finding(estimate, judge_greater(estimate))
         case Equivalent():
             return _equivalent(samples[claim.left], samples[claim.right], claim.margin)
         case Range():
@@ -159,14 +160,15 @@ def _find(claim: Greater | Chain | Equivalent | Range, samples: Mapping[CellRef,
         case Chain():
             steps = _steps(claim, samples)
             detail = "steps " + "; ".join(_signed(step.value, step.interval()) for step in steps)
-            return _signed_finding(min(steps, key=lambda step: step.value), _judge_chain(steps), detail)
+            smallest = _signed_finding(min(steps, key=lambda step: step.value), _judge_chain(steps))
+            return replace(smallest, detail=detail, caveats=all_caveats(steps))
         case _:
             assert_never(claim)
 
 
-def _signed_finding(estimate: Estimate, outcome: Outcome, detail: str) -> _Finding:
+def _signed_finding(estimate: Estimate, outcome: Outcome) -> _Finding:
     value = estimate.value
-    return _Finding(outcome, value > 0, value, estimate.interval(), detail, estimate.caveat)
+    return _Finding(outcome, value > 0, value, estimate.interval(), "", estimate.caveats)
 
 
 def _equivalent(left: Sample, right: Sample, margin: float) -> _Finding:
@@ -177,7 +179,7 @@ def _equivalent(left: Sample, right: Sample, margin: float) -> _Finding:
         estimate.value,
         estimate.interval(EQUIVALENCE_LEVEL),
         f"margin ±{margin:g}",
-        estimate.caveat,
+        estimate.caveats,
     )
 
 
@@ -189,7 +191,7 @@ def _range(group: Sequence[Sample], margin: float) -> _Finding:
         bounds.value,
         bounds.interval,
         f"highest minus lowest, margin {margin:g}",
-        difference(group[0], group[1]).caveat,
+        bounds.caveats,
     )
 
 
@@ -253,9 +255,7 @@ def sample(cell: FilledCell, seeds: Sequence[int], seed_noise: SeedNoise | None)
     replicates = [_replicates(path, cell.cell.metric) for path in _bootstraps(cell, seeds)]
     known = [array for array in replicates if array is not None]
     together = np.stack(known) if len(known) == len(replicates) else None
-    by_seed = {source.seed: source.trial_key for source in cell.sources}
-    trained = tuple(by_seed[seed] for seed in seeds)
-    return Sample(np.array([cell.values[seed] for seed in seeds]), together, seed_noise, trained)
+    return Sample(np.array([cell.values[seed] for seed in seeds]), together, seed_noise)
 
 
 def _bootstraps(cell: FilledCell, seeds: Sequence[int]) -> list[Path | None]:

@@ -23,7 +23,7 @@ from matplotlib.ticker import MaxNLocator
 
 from ablation.results.claims import sample
 from ablation.results.statistics import average, difference
-from ablation.results.table import FilledCell, FilledTable, Heading
+from ablation.results.table import FilledCell, FilledTable
 from ablation.study import SeedNoise
 
 COLOURS = ("#0b68cb", "#c2571a", "#18794e", "#7d4fc3")
@@ -34,7 +34,8 @@ GREY = "#5f6873"
 def draw(filled: FilledTable) -> Figure:
     """The figure of one table."""
     columns, numbers = _columns(filled), _numbers(filled)
-    both = _ours(columns, filled.heading.seed_noise), _papers(columns)
+    seeds = _shared_seeds(columns)
+    both = _ours(columns, seeds, filled.heading.seed_noise), _papers(columns)
     if numbers is None:
         figure = _canvas(7.6, 1.4 + 0.34 * len(filled.rows))
         panels = figure.subplots(1, 2, sharey=True)
@@ -52,16 +53,16 @@ def draw(filled: FilledTable) -> Figure:
     _finish(panels[1], f"the paper's, {metric}")
     if len(columns) > 1:
         panels[1].legend(frameon=False, fontsize=8)
-    figure.supxlabel(_note(filled.heading), fontsize=7, color=GREY, x=0.01, ha="left")
+    figure.supxlabel(_note(seeds, filled.heading.seed_noise), fontsize=7, color=GREY, x=0.01, ha="left")
     figure.suptitle(f"{filled.name}. {filled.table.title}", fontsize=10, x=0.01, ha="left")
     return figure
 
 
-def _note(heading: Heading) -> str:
+def _note(seeds: Sequence[int], seed_noise: SeedNoise | None) -> str:
     bars = "Bars: 95 % interval of the distance from the mean of all cells drawn"
-    if len(heading.seeds) > 1:
+    if len(seeds) != 1:
         return f"{bars}."
-    if heading.seed_noise is None:
+    if seed_noise is None:
         return f"{bars}, from the images alone: how far seeds spread here is unknown."
     return f"{bars}; one seed, with the spread that the baseline rows showed between others."
 
@@ -76,8 +77,10 @@ class _Series:
     halves: list[float]
 
 
-def _ours(columns: Sequence[Sequence[FilledCell]], seed_noise: SeedNoise | None) -> list[_Series]:
-    halves = _halves(columns, seed_noise)
+def _ours(
+    columns: Sequence[Sequence[FilledCell]], seeds: Sequence[int], seed_noise: SeedNoise | None
+) -> list[_Series]:
+    halves = _halves(columns, seeds, seed_noise)
     return [
         _Series(
             column[0].column,
@@ -172,13 +175,20 @@ def _numbers(filled: FilledTable) -> list[float] | None:
         return None
 
 
-def _halves(columns: Sequence[Sequence[FilledCell]], seed_noise: SeedNoise | None) -> dict[FilledCell, float]:
+def _shared_seeds(columns: Sequence[Sequence[FilledCell]]) -> list[int]:
+    """Those at which every cell that is drawn has its value."""
+    having = [set(cell.values) for column in columns for cell in column if cell.values]
+    return sorted(set.intersection(*having)) if having else []
+
+
+def _halves(
+    columns: Sequence[Sequence[FilledCell]], seeds: Sequence[int], seed_noise: SeedNoise | None
+) -> dict[FilledCell, float]:
     """Half the length of each cell's bar; nothing for cells that share no seed or have no interval.
 
     A number that an evaluation server gave has none, and so has no distance from a mean that it is in.
     """
     cells = [cell for column in columns for cell in column if cell.values]
-    seeds = sorted(set.intersection(*(set(cell.values) for cell in cells))) if cells else []
     if not seeds or any(cell.imported for cell in cells):
         return {}
     samples = [sample(cell, seeds, seed_noise) for cell in cells]

@@ -7,13 +7,14 @@ Two things move a measured AP. Which images are tested: estimated by the bootstr
 trained: estimated by the spread over seeds, which all see the same images, so the two parts are
 independent and their variances add. With one seed the second part is taken from what the profile's
 baseline rows showed between seeds (`Sample.assumed`), or is unknown; either way the estimate says so. No
-claim is decided on the images' part alone.
+claim is decided on the images' part alone. Two tests of one training then count as two trainings: what
+seeds do to their difference is less, but one seed does not show how much.
 """
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -48,13 +49,11 @@ class Sample:
         points_S: float64, the values in percent.
         replicates_SR: float64, the values on R image resamples; None where not kept.
         assumed: spread between seeds to take where there is only one; None for unknown.
-        trained: keys of the trainings, seed by seed; () for unknown.
     """
 
     points_S: NDArray[np.float64]
     replicates_SR: NDArray[np.float64] | None = None
     assumed: SeedNoise | None = None
-    trained: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,14 +94,19 @@ class Estimate:
         return self.value - half, self.value + half
 
     @property
-    def caveat(self) -> str:
-        """What the interval leaves out; "" when nothing."""
+    def caveats(self) -> list[str]:
+        """What the interval leaves out."""
         missing = [] if self.image_variance is not None else ["no image bootstrap kept"]
         if self.seed_variance is None:
             missing.append(UNKNOWN_SPREAD)
         elif self.assumed_freedom is not None:
             missing.append("one seed: spread over seeds as the baseline rows showed it")
-        return "; ".join(missing)
+        return missing
+
+
+def all_caveats(estimates: Iterable[Estimate]) -> tuple[str, ...]:
+    """What the interval of any of them leaves out, each once."""
+    return tuple(dict.fromkeys(caveat for estimate in estimates for caveat in estimate.caveats))
 
 
 _MANY = 1000.0
@@ -122,13 +126,27 @@ def t_quantile(probability: float, freedom: float) -> float:
     return float(np.sqrt(freedom) * np.tan(angle))
 
 
+_OF_DAMAGE = (
+    OSError,
+    ValueError,
+    KeyError,
+    IndexError,
+    EOFError,
+    TypeError,
+    RuntimeError,
+    BadZipFile,
+    zlib.error,
+)
+"""What reading an .npz of which any byte may be wrong raises."""
+
+
 def read_replicates(path: Path, metric: str) -> NDArray[np.float64]:
     """Column `metric` of a bootstrap file: (R,) float64, percent. UserError where it cannot be read."""
     try:
         with np.load(path, allow_pickle=False) as archive:
             replicates = np.asarray(archive["replicates"], dtype=np.float64)
         return replicates[:, METRICS.index(metric)]
-    except (OSError, EOFError, BadZipFile, KeyError, ValueError, IndexError, zlib.error) as error:
+    except _OF_DAMAGE as error:
         raise UserError(
             f"{path}: not a bootstrap file (an .npz with `replicates` of {len(METRICS)} columns): {error}"
         ) from error
@@ -161,7 +179,6 @@ def difference(left: Sample, right: Sample) -> Estimate:
 
     Seeds are paired because a seed fixes the order of the images and the initial weights that two
     configs share; where that pairing does nothing, the interval is wider by the lost degrees of freedom.
-    Two tests of one training differ by nothing that its seed does.
     """
     if left.points_S.shape != right.points_S.shape:
         raise ValueError(f"samples need the same seeds, got {left.points_S.shape} and {right.points_S.shape}")
@@ -173,16 +190,11 @@ def difference(left: Sample, right: Sample) -> Estimate:
                 f"{left.replicates_SR.shape} and {right.replicates_SR.shape}"
             )
         replicates = left.replicates_SR - right.replicates_SR
-    same = bool(left.trained) and left.trained == right.trained
-    assumed = None if same else _combined([left.assumed, right.assumed])
-    return _estimate(left.points_S - right.points_S, replicates, assumed, same)
+    return _estimate(left.points_S - right.points_S, replicates, _combined([left.assumed, right.assumed]))
 
 
 def _estimate(
-    points_S: NDArray[np.float64],
-    replicates_SR: NDArray[np.float64] | None,
-    assumed: SeedNoise | None,
-    same: bool,
+    points_S: NDArray[np.float64], replicates_SR: NDArray[np.float64] | None, assumed: SeedNoise | None
 ) -> Estimate:
     count = len(points_S)
     images = None if replicates_SR is None else float(np.nanvar(replicates_SR.mean(axis=0), ddof=1))
@@ -190,7 +202,7 @@ def _estimate(
     if count > 1:
         return Estimate(value, images, float(np.var(points_S, ddof=1)) / count, count)
     if assumed is None:
-        return Estimate(value, images, 0.0 if same else None, count)
+        return Estimate(value, images, None, count)
     return Estimate(value, images, assumed.sd**2, count, assumed.freedom)
 
 
@@ -216,11 +228,13 @@ class Bounds:
 
     Attributes:
         known: see `Estimate.known`, of all pairs.
+        caveats: see `Estimate.caveats`, of any pair.
     """
 
     value: float
     interval: tuple[float, float] | None
     known: bool = True
+    caveats: tuple[str, ...] = ()
 
 
 def judge_within(bounds: Bounds, margin: float) -> Outcome:
@@ -243,6 +257,7 @@ def apart(samples: Sequence[Sample]) -> Bounds:
     and this takes no credit for that.
     """
     pairs = list(_pairs(samples))
+    caveats = all_caveats(pairs)
     means = [float(sample.points_S.mean()) for sample in samples]
     highs, lows = [], []
     for pair in pairs:
@@ -251,11 +266,11 @@ def apart(samples: Sequence[Sample]) -> Bounds:
             pair.interval(_shared(EQUIVALENCE_LEVEL, len(pairs))),
         )
         if support is None or refute is None:
-            return Bounds(max(means) - min(means), None)
+            return Bounds(max(means) - min(means), None, caveats=caveats)
         highs.append(max(-support[0], support[1]))
         lows.append(max(refute[0], -refute[1], 0.0))
     known = all(pair.known for pair in pairs)
-    return Bounds(max(means) - min(means), (max(lows), max(highs)), known)
+    return Bounds(max(means) - min(means), (max(lows), max(highs)), known, caveats)
 
 
 def _pairs(samples: Sequence[Sample]) -> Iterator[Estimate]:

@@ -25,6 +25,8 @@ from ablation.workspace import Workspace
 
 LATE_S = 10.0
 """A driver's sign of life that comes later than this was held up: by the store, or with the whole machine."""
+ASK_EVERY_S = 5.0
+"""Between two times that a run which ends asks trials to stop, where their storage was away."""
 
 
 class StopNow(BaseException):
@@ -70,6 +72,7 @@ class Desk:
     interrupted: bool = False
     failure: Exception | None = None
     deadline: float | None = None
+    ask_at: float = 0.0
     beaten: float = field(default_factory=time.monotonic)
     patient_until: float = 0.0
 
@@ -84,10 +87,13 @@ class Desk:
             raise StopNow
         if not self.interrupted:
             return
+        now = time.monotonic()
         if self.deadline is None:
-            self.deadline = time.monotonic() + self.grace
+            self.deadline = now + self.grace
             self.listener.stopping()
+        if now >= self.ask_at:
             self.guard(self.ask_to_stop, *self.running)
+            self.ask_at = time.monotonic() + ASK_EVERY_S
         if not self.heard or time.monotonic() > self.deadline:
             raise StopNow
 
@@ -103,7 +109,7 @@ class Desk:
         """Asks running trials to write a checkpoint and end."""
         for key in keys:
             if key in self.running and key not in self.stopping:
-                with suppress(StorageError):  # it is away: asked again at the next look
+                with suppress(StorageError):  # it is away: they are asked again
                     self.storage.ask_to_stop(key)
                     self.stopping.add(key)
 
@@ -137,9 +143,18 @@ class Desk:
         try:
             self.storage.clear(key)
         except StorageError as error:
-            self._release(key, str(error))
-            raise
+            return self._without_storage(key, error)
         return True
+
+    def _without_storage(self, key: str, error: StorageError) -> bool:
+        """Ends an attempt whose folder does not answer: its own loss where the rest of the storage does."""
+        try:
+            self.storage.probe()
+        except StorageError:
+            self._release(key, str(error))
+            raise error from None
+        self.lose(key, str(error))
+        return False
 
     def holds(self, key: str, attempt: int) -> bool:
         """Whether it runs here: of a trial that goes on in another attempt, a process may still be heard."""

@@ -6,6 +6,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+from ablation.errors import UserError
 from ablation.plan import Plan
 from ablation.running import cluster
 from ablation.running.cluster import Layout
@@ -24,7 +25,7 @@ def forecast(session: Session, options: Options, *, timed: bool) -> Estimate:
         timed: train a few steps on this machine first, and rest on their pace.
 
     Raises:
-        UserError: no cluster answers, or a trial would never find a place.
+        UserError: no cluster answers, a trial would never find a place, or none can be timed here.
     """
     plan, layout = session.plan, _layout(session.plan, options)
     held = tuple(replace(trial, resources=layout.resources(trial.resources)) for trial in plan.trials)
@@ -36,7 +37,13 @@ def forecast(session: Session, options: Options, *, timed: bool) -> Estimate:
 
 def _calibration(session: Session, plan: Plan, *, timed: bool) -> Calibration | None:
     """From a probe if there is to be one and it saw something, else from what has run."""
-    seen = probe(session.study.train, plan.work(), plan.setting.context) if timed else None
+    work = plan.work()
+    if timed and not gpus_here() and any(trial.resources and trial.resources.gpus for trial in work):
+        raise UserError(
+            "--probe trains a few steps on this machine, and it has no GPU, which the trials want. Ask on a "
+            "machine that has one."
+        )
+    seen = probe(session.study.train, work, plan.setting.context) if timed else None
     if seen:
         return calibrate(plan, [seen], probed=True)
     return calibrate(plan, measured(plan, session.opened)) if session.opened else None

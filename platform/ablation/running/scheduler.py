@@ -143,7 +143,7 @@ def _run_on_ray(
     whole_gpus = plan.setting.whole_gpus
     with cluster.ray_for(options, wanted, whole_gpus=whole_gpus) as layout:
         resources = {key: layout.resources(trial.resources) for key, trial in desk.trials.items()}
-        needs = {trial.name: resources[trial.key] for trial in plan.work() if trial.key in resources}
+        needs = {trial.name: resources[trial.key] for trial in plan.work()}
         if options.cluster:
             # Each node makes the cache for itself.
             paths = [p for p in preflight.paths_in(plan.setting.context) if p != desk.workspace.cache]
@@ -306,17 +306,13 @@ def _callback(dispatcher: Dispatcher, attempts: Any) -> Any:
     import ray
     from ray import tune
 
-    def at_work(trial: Any) -> bool:
-        return trial.status == trial.RUNNING and trial.config["attempt"] not in dispatcher.desk.set_aside
-
     class Tell(tune.Callback):  # type: ignore[misc]
         def __reduce__(self) -> tuple[Any, ...]:
             return tune.Callback, ()  # a store cannot be copied
 
         def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
             dispatcher.desk.check()
-            if attempts.is_finished() and not any(map(at_work, trials)):
-                # Tune would wait for processes that were given up before they started, or stay for good.
+            if attempts.is_finished():  # Tune would wait for processes that were given up, or stay for good
                 raise StopNow
 
         def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:

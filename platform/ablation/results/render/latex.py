@@ -18,8 +18,12 @@ PREAMBLE = r"""\documentclass[10pt]{article}
 \usepackage{booktabs,graphicx,xcolor,amssymb}
 % \ours{our number}{the paper's, difference}: two lines of one cell
 \newcommand{\ours}[2]{\begin{tabular}[t]{@{}c@{}}#1\\[-2pt]{\scriptsize\color{gray}#2}\end{tabular}}
-% \fitted: a table as it is, or as narrow as the text when it is wider
-\newcommand{\fitted}[1]{\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{#1}}
+% \fitted: a table as it is, or made smaller until it is as narrow as the text and leaves room for its heading
+\newsavebox{\fit}
+\newcommand{\fitted}[1]{\sbox{\fit}{#1}%
+  \ifdim\wd\fit>\linewidth\sbox{\fit}{\resizebox{\linewidth}{!}{\usebox{\fit}}}\fi
+  \ifdim\dimexpr\ht\fit+\dp\fit\relax>0.85\textheight\resizebox*{!}{0.85\textheight}{\usebox{\fit}}%
+  \else\usebox{\fit}\fi}
 \renewcommand{\floatpagefraction}{0.7}
 \begin{document}"""
 
@@ -31,7 +35,7 @@ def document(title: str, tables: Sequence[FilledTable]) -> str:
 
 
 def table(filled: FilledTable) -> str:
-    r"""One table environment; to take it elsewhere, take the packages and both \newcommand along."""
+    r"""One table environment; to take it elsewhere, take the packages and what follows them along."""
     head, *body = grid(filled)
     num_left = num_heading_columns(filled)
     rules = ["", *(_rule(line, before) for before, line in pairwise(body))]

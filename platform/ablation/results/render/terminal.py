@@ -75,7 +75,8 @@ def claims(judged: Sequence[Verdict]) -> RenderableType:
         )
     notes = [Text(summary(judged), style="bold")]
     if any(UNKNOWN_SPREAD in verdict.detail for verdict in judged):
-        notes.append(Text("One seed whose spread nobody knows decides nothing: --seeds 3 does.", style="dim"))
+        tip = "One seed whose spread nobody knows decides nothing; three (--seeds 3) can."
+        notes.append(Text(tip, style="dim"))
     return Group(drawn, *notes)
 
 
