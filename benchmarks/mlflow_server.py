@@ -15,14 +15,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ablation.running.cluster import free_port
+
 PASSWORD = "a-long-password-1"
 _METHODS = (b"GET ", b"POST ", b"PUT ", b"DELETE ", b"PATCH ")
-
-
-def free_port() -> int:
-    """A port of loopback that nobody listens on now."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
 
 
 @dataclass

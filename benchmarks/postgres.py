@@ -7,7 +7,6 @@ import os
 import pwd
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -18,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
+
+from ablation.running.cluster import free_port
 
 PASSWORD = "not-to-be-seen"
 START_S = 60.0
@@ -114,7 +115,7 @@ def running_server() -> Iterator[PostgresServer | None]:
     with tempfile.TemporaryDirectory(prefix="postgres-") as folder:
         if user is not None:
             shutil.chown(folder, user)
-        server = PostgresServer(binaries, Path(folder), user, _free_port())
+        server = PostgresServer(binaries, Path(folder), user, free_port())
         server.create()
         server.start()
         try:
@@ -136,9 +137,3 @@ def _binaries() -> Path | None:
 def _unprivileged() -> str:
     known = {entry.pw_name for entry in pwd.getpwall()}
     return "postgres" if "postgres" in known else "nobody"
-
-
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])

@@ -4,8 +4,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from benchmarks.postgres import PostgresServer, running_server
+
+settings.register_profile("busy machine", deadline=None)
+settings.load_profile("busy machine")
 
 ROOT = Path(__file__).resolve().parents[1]
 

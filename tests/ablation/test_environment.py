@@ -93,10 +93,10 @@ def test_nothing_heavy_is_imported_for_a_description() -> None:
     assert done.stdout.strip() == "set()"
 
 
-def test_a_description_takes_less_than_50_ms_of_processor_time() -> None:
+def test_a_description_takes_less_than_a_fifth_of_a_second_of_processor_time() -> None:
     began = time.process_time()
     environment.describe(["ablation", "detector", "experiments"])
-    assert time.process_time() - began < 0.05
+    assert time.process_time() - began < 0.2
 
 
 def test_a_modules_file_is_found_without_importing_it(package: Path) -> None:

@@ -319,6 +319,7 @@ def test_a_node_that_sees_other_folders_is_named(machines: Machines) -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("settled")
 def test_a_node_that_hangs_does_not_hang_the_check(machines: Machines) -> None:
+    machines.check()  # where Python has not run yet, it takes long to start
     node = machines.join()
     raylet = node.all_processes["raylet"][0].process.pid
     os.kill(raylet, signal.SIGSTOP)

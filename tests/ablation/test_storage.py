@@ -341,8 +341,9 @@ def test_the_files_of_a_report_are_found_and_moved(here: Path, there: Path) -> N
 
 
 def test_a_network_that_goes_away_in_the_middle_of_an_upload_is_waited_for(
-    remote: Remote, here: Path, there: Path, faults: Faults, hasty: None
+    remote: Remote, here: Path, there: Path, faults: Faults, hasty: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(storage_module, "PATIENCE_S", 60.0)
     faults.inject("put_file", ConnectionError("reset by peer"), times=3, half=True)
     remote.put(KEY, here, [_write(here, "checkpoints/step_1.pt", "a long checkpoint")])
     assert faults.calls == 4

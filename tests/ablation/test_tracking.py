@@ -393,9 +393,10 @@ def test_a_process_that_has_ended_keeps_nobody_from_copying(store: Store, mirror
 
 
 def test_a_lease_ends_by_itself(store: Store) -> None:
-    assert store.lease_mirror("elsewhere:1:0", 0.2)
+    assert store.lease_mirror("elsewhere:1:0", 60)
     assert not store.lease_mirror("elsewhere:2:0", 60)
-    time.sleep(0.3)
+    assert store.lease_mirror("elsewhere:1:0", 0.01)
+    time.sleep(0.05)
     assert store.lease_mirror("elsewhere:2:0", 60)
     assert not store.lease_mirror("elsewhere:1:0", 60)
 
@@ -405,8 +406,9 @@ def test_a_database_server_keeps_the_mirrors_notes_alike(postgres_url: str, tmp_
     shared.add_study("toy", "smoke", "shapes")
     shared.ensure_trial(TRIAL, NAME, "{}", 0, "smoke", "shapes", "toy", ("table3",))
     attempt = _start(shared)
-    assert shared.lease_mirror("elsewhere:1:0", 0.2) and not shared.lease_mirror("elsewhere:2:0", 60)
-    time.sleep(0.3)
+    assert shared.lease_mirror("elsewhere:1:0", 60) and not shared.lease_mirror("elsewhere:2:0", 60)
+    assert shared.lease_mirror("elsewhere:1:0", 0.01)
+    time.sleep(0.05)
     assert shared.lease_mirror("elsewhere:2:0", 60)
     assert (shared.studies(), shared.mirror("toy", "smoke")) == ([("toy", "smoke")], None)
     shared.set_mlflow_run(attempt, "run")
@@ -453,8 +455,8 @@ def test_the_end_of_a_run_waits_for_a_silent_server_no_longer_than_its_bound(
         store.finish(attempt)
         mirror.close()
         assert time.monotonic() - began < 5
-    assert mirror.last_error == "it took longer than 0 s"
-    assert [row.id for row in store.attempts_to_mirror()] == [attempt]
+        assert mirror.last_error == "it took longer than 0 s"
+        assert [row.id for row in store.attempts_to_mirror()] == [attempt]
 
 
 # --- deletion ---------------------------------------------------------------------------------------------

@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -250,7 +249,8 @@ def test_a_slow_server_slows_no_report(server: Server, proxy: Proxy, store: Stor
     proxy.delay = 0
     mirror.close()
     assert mirror.last_error is None
-    assert beside < 2 * alone  # on a busy machine; benchmarks/tracking.py measures
+    # Reports that waited for the server would take 100 s more; benchmarks/tracking.py measures.
+    assert beside < alone + 20
     assert all(sorted(_history(mirror, run)) == list(range(1, 101)) for run in _runs(mirror, study))
 
 
@@ -340,5 +340,6 @@ def test_no_thread_of_a_mirror_outlives_its_close(server: Server, store: Store, 
     _trial(store, study)
     mirror = Mirror(store, server.uri)
     mirror.start()
+    thread = mirror._thread
     mirror.close()
-    assert "mlflow-mirror" not in {thread.name for thread in threading.enumerate()}
+    assert thread is not None and not thread.is_alive()

@@ -54,8 +54,10 @@ def test_a_rank_that_is_not_the_first_logs_only_what_it_prints(tmp_path: Path) -
 
 
 def test_silence_counts_as_hanging_after_many_times_the_usual_pace_but_never_before_the_least(
-    tmp_path: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("faulthandler.dump_traceback_later", lambda *_, **__: None)  # it would end the tests
+
     def slow() -> Iterator[Report]:
         for step in range(3):
             time.sleep(0.05)
@@ -87,13 +89,13 @@ def test_a_hanging_process_is_ended_and_leaves_where_it_stood(tmp_path: Path) ->
         def training():
             yield Progress(1, 3)
             for _ in range(4):
-                time.sleep(0.5)
+                time.sleep(1.0)
                 alive()
             yield Progress(2, 3)
             print("lived", flush=True)
             time.sleep(60)
 
-        with Watch(Path(sys.argv[1]), 0.15) as watch:
+        with Watch(Path(sys.argv[1]), 0.5) as watch:
             for report in watch.over(training()):
                 watch._paces.clear()
     """)

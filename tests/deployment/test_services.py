@@ -10,7 +10,6 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -21,17 +20,13 @@ from pathlib import Path
 
 import pytest
 
+from ablation.running.cluster import free_port
+
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 PASSWORDS = {"POSTGRES_PASSWORD": "one", "ABLATION_DB_PASSWORD": "two", "MLFLOW_DB_PASSWORD": "three"}
 ADMIN_PASSWORD = "a-long-password"
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
-
-
-def _free_port() -> int:
-    with socket.socket() as door:
-        door.bind(("127.0.0.1", 0))
-        return int(door.getsockname()[1])
 
 
 def _wait(condition: Callable[[], bool], process: subprocess.Popen[bytes], log: Path, limit: float) -> None:
@@ -84,7 +79,7 @@ def postgres(tmp_path: Path) -> Iterator[int]:
     secret = home / "password"
     secret.write_text(PASSWORDS["POSTGRES_PASSWORD"])
     secret.chmod(0o644)
-    data, port, bin_ = home / "data", _free_port(), Path(program).resolve().parent
+    data, port, bin_ = home / "data", free_port(), Path(program).resolve().parent
     subprocess.run(
         [program, f"--pgdata={data}", "--username=postgres", "--auth=scram-sha-256", f"--pwfile={secret}"],
         check=True,
@@ -115,7 +110,7 @@ def postgres(tmp_path: Path) -> Iterator[int]:
 @pytest.fixture
 def mlflow(tmp_path: Path, postgres: int) -> Iterator[str]:
     """MLflow's server on that database; yields its address."""
-    port = _free_port()
+    port = free_port()
     command = [
         str(BIN / "mlflow"), "server", "--host=127.0.0.1", f"--port={port}", "--workers=1",
         f"--backend-store-uri=postgresql+psycopg://mlflow@127.0.0.1:{postgres}/mlflow",
@@ -167,21 +162,21 @@ def ray_cluster(
         "OMP_NUM_THREADS": "1",
     }
     # In the place of 127.0.0.1 Ray would take the machine's address on its network.
-    address = f"127.0.0.2:{_free_port()}"
+    address = f"127.0.0.2:{free_port()}"
     # Ray's socket names must be short.
     folders = [Path(f"/tmp/ray-{secrets.token_hex(3)}") for _ in range(2)]
     shared = ["--num-cpus=1", "--object-store-memory=134217728", "--block"]
     head = [
         str(BIN / "ray"), "start", "--head", "--node-ip-address=127.0.0.2",
         f"--port={address.rpartition(':')[2]}",
-        f"--dashboard-port={_free_port()}", f"--metrics-export-port={_free_port()}",
-        f"--ray-client-server-port={_free_port()}", f"--dashboard-agent-listen-port={_free_port()}",
+        f"--dashboard-port={free_port()}", f"--metrics-export-port={free_port()}",
+        f"--ray-client-server-port={free_port()}", f"--dashboard-agent-listen-port={free_port()}",
         f"--temp-dir={folders[0]}", *shared,
     ]  # fmt: skip
     worker = [
         str(BIN / "ray"), "start", "--node-ip-address=127.0.0.3", f"--address={address}",
-        f"--metrics-export-port={_free_port()}",
-        f"--dashboard-agent-listen-port={_free_port()}", *shared,
+        f"--metrics-export-port={free_port()}",
+        f"--dashboard-agent-listen-port={free_port()}", *shared,
     ]  # fmt: skip
     logs = tmp_path / "head.log", tmp_path / "worker.log"
     try:

@@ -17,7 +17,10 @@ STAND_INS = {
     "hostname": "echo 10.0.0.1 fe80::1",
     "srun": 'while [ "${1#--}" != "$1" ]; do shift; done; exec "$@"',
     "ray": 'if [ "$1" = start ]; then exec sleep 60; fi',
-    "python": 'if [ "$1" = -c ]; then echo secret; else cat >/dev/null; fi',
+    # As the real one, it waits for all nodes: $3 of them.
+    "python": 'if [ "$1" = -c ]; then echo secret; exit; fi; cat >/dev/null; '
+    'until [ "$(grep -cs "^start" "$CALLS/ray")" -ge "$3" ]; do sleep 0.01; done; '
+    '[ -z "${NODES_WAIT:-}" ] || { touch "$CALLS/waits"; exec sleep 60; }',
     "ablation": "trap 'exit ${ABLATION_CODE:-130}' TERM; touch \"$CALLS/started\"; "
     '[ -n "${ABLATION_WAITS:-}" ] || exit 0; while :; do sleep 0.05; done',
 }
@@ -60,9 +63,9 @@ def _calls(folder: Path, name: str) -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
 
-def _stop_when_it_runs(process: subprocess.Popen[str], folder: Path) -> int:
+def _stop_when(reached: str, process: subprocess.Popen[str], folder: Path) -> int:
     deadline = time.monotonic() + 30
-    while not (folder / "calls/started").exists():
+    while not (folder / "calls" / reached).exists():
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()
         time.sleep(0.02)
     token = folder / ".ray-token-12345"
@@ -107,14 +110,22 @@ def test_the_token_is_in_no_command_line_and_gone_at_the_end(
 def test_sigterm_reaches_the_run_and_what_was_interrupted_queues_again(
     job: Callable[..., subprocess.Popen[str]], tmp_path: Path
 ) -> None:
-    assert _stop_when_it_runs(job(ABLATION_WAITS="1"), tmp_path) == 130
+    assert _stop_when("started", job(ABLATION_WAITS="1"), tmp_path) == 130
     assert _calls(tmp_path, "scontrol")[-1] == "requeue 12345"
+
+
+def test_a_job_that_is_stopped_while_it_waits_for_its_nodes_queues_again(
+    job: Callable[..., subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    assert _stop_when("waits", job(NODES_WAIT="1"), tmp_path) == 143
+    assert _calls(tmp_path, "scontrol")[-1] == "requeue 12345"
+    assert _calls(tmp_path, "ablation") == []
 
 
 def test_a_run_that_ends_well_in_its_last_minutes_does_not_queue_again(
     job: Callable[..., subprocess.Popen[str]], tmp_path: Path
 ) -> None:
-    assert _stop_when_it_runs(job(ABLATION_WAITS="1", ABLATION_CODE="0"), tmp_path) == 0
+    assert _stop_when("started", job(ABLATION_WAITS="1", ABLATION_CODE="0"), tmp_path) == 0
     assert not any(call.startswith("requeue") for call in _calls(tmp_path, "scontrol"))
 
 

@@ -87,7 +87,7 @@ def test_closing_drops_what_waits_and_ends_the_threads() -> None:
     results = prefetched(make, range(100), threads=1)
     next(results)
     wait_until(lambda: made == [0])
-    threading.Timer(0.05, go_on.set).start()
+    threading.Timer(1.0, go_on.set).start()
     results.close()
     assert prefetching() == []
     assert len(made) <= 2  # the first, and the one that was at work

@@ -16,6 +16,8 @@ from tests.ablation import toy_driver
 
 PATIENCE_S = 300
 """No wait in these tests is longer; on a busy machine Ray alone takes a minute to start."""
+TRIAL = ("ray::ResourceTrainable", "ray::TrialProcess")
+"""What Ray calls the process of a trial: at work, and between two tasks."""
 
 
 class Run:
@@ -54,9 +56,21 @@ class Run:
         """Whether it has not ended."""
         return self.process.poll() is None
 
-    def descendants(self, mark: str) -> list[int]:
-        """Process ids of what it started, and these in turn, that have the mark in their command line."""
-        return [pid for pid in _descendants(self.process.pid) if mark in command_line(pid)]
+    def the_one(self, *marks: str) -> int:
+        """Waits until one of its descendants alone has one of the marks; its process id."""
+        found: list[int] = []
+
+        def alone() -> bool:
+            found[:] = self.descendants(*marks)
+            return len(found) == 1
+
+        self.until(alone)
+        return found[0]
+
+    def descendants(self, *marks: str) -> list[int]:
+        """Process ids of what it started, and these in turn, with one of the marks in their command line."""
+        lines = {pid: command_line(pid) for pid in _descendants(self.process.pid)}
+        return [pid for pid, line in lines.items() if any(mark in line for mark in marks)]
 
 
 class Driver(Run):

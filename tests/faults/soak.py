@@ -23,11 +23,9 @@ from pathlib import Path
 
 from ablation.store import Store
 from tests.ablation import toy_driver
-from tests.faults.driver import Run
+from tests.faults.driver import TRIAL, Run
 
 ROOT = Path(__file__).resolve().parents[2]
-TRIAL = "ray::ResourceTrainable"
-"""What Tune calls the process of a trial."""
 FREEZE_S = 8.0
 """Longer than what counts as a hang in these grids."""
 PATIENCE_S = 1800
@@ -90,9 +88,9 @@ def complete(workspace: Path) -> bool:
 # --- faults --------------------------------------------------------------------------------------------
 
 
-def _signalled(run: Run, mark: str, number: int, chance: random.Random) -> bool:
-    """Sends a signal to one of the processes with that mark, if there is any."""
-    pids = run.descendants(mark)
+def _signalled(run: Run, marks: Sequence[str], number: int, chance: random.Random) -> bool:
+    """Sends a signal to one of the processes with these marks, if there is any."""
+    pids = run.descendants(*marks)
     if pids:
         with suppress(ProcessLookupError):
             os.kill(chance.choice(pids), number)
@@ -111,7 +109,7 @@ def preempt_trial(run: Run, newest: Path, chance: random.Random) -> bool:
 
 def freeze_trial(run: Run, newest: Path, chance: random.Random) -> bool:
     """A trial's process stands still for a while."""
-    pids = run.descendants(TRIAL)
+    pids = run.descendants(*TRIAL)
     if not pids:
         return False
     pid = chance.choice(pids)

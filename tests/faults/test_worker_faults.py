@@ -10,10 +10,10 @@ import pytest
 from ablation.running.scheduler import PROCESS_DIED
 from ablation.running.watch import LOG
 from ablation.store import AttemptRow, Store
-from tests.faults.driver import Driver, attempts, key_of, newest_step, starts, states
+from tests.faults.driver import TRIAL, Driver, attempts, key_of, newest_step, starts, states
 
-TRIAL, CONTROLLER = "ray::ResourceTrainable", "ray::TrainController"
-"""What Tune calls the process of a trial, and Train the one that looks after the workers of a group."""
+CONTROLLER = "ray::TrainController"
+"""What Train calls the process that looks after the workers of a group."""
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -111,7 +111,7 @@ def test_a_group_that_is_paused_before_it_told_anything_makes_room_for_its_next_
         store.set_paused("toy", "toy", "none", paused=False)
         driver.until(lambda: states(store)["pair"] == ["INTERRUPTED", "RUNNING"])
         driver.until(lambda: store.trial_states([key])[key].step > 0)  # as the second attempt told
-        driver.until(lambda: len(driver.descendants(TRIAL)) == 1)
+        driver.until(lambda: len(driver.descendants(*TRIAL)) == 1)
         driver.process.send_signal(signal.SIGINT)
         assert driver.summary()["interrupted"]
     assert states(store) == {"pair": ["INTERRUPTED", "INTERRUPTED"]}
@@ -135,17 +135,16 @@ def test_a_process_that_stands_still_is_killed_and_its_trial_goes_on(folder: Pat
 def test_a_group_outlives_the_standstill_of_the_processes_that_only_wait_for_its_workers_beside_another_run(
     folder: Path, store: Store, tmp_path: Path
 ) -> None:
-    pair = {"name": "pair", "workers": 2, "steps": 40, "step_seconds": 0.2}
+    pair = {"name": "pair", "workers": 2, "steps": 80, "step_seconds": 0.2}
     other = {"name": "other", "steps": 5000, "step_seconds": 0.2}
     with (
         Driver(tmp_path / "other", [other], concurrency=1) as beside,
         Driver(folder, [pair], concurrency=1, hang_after=3) as driver,
     ):
         beside.until(lambda: newest_step(tmp_path / "other") > 0)
-        for attempt, process in ((1, TRIAL), (2, CONTROLLER)):
+        for attempt, marks in ((1, TRIAL), (2, [CONTROLLER])):
             until_started(driver, folder, attempt)
-            (pid,) = driver.descendants(process)
-            os.kill(pid, signal.SIGSTOP)
+            os.kill(driver.the_one(*marks), signal.SIGSTOP)
         assert len(driver.summary()["finished"]) == 1
     assert states(store) == {"pair": ["INTERRUPTED", "INTERRUPTED", "COMPLETE"]}
     log = (folder / "artifacts" / key_of(store, "pair") / LOG).read_text()
@@ -159,8 +158,7 @@ def test_a_group_of_which_a_process_is_asked_to_go_stops_at_a_checkpoint_first(
     pair = {"name": "pair", "workers": 2, "steps": 40, "step_seconds": 0.2, "checkpoint_every": 100}
     with Driver(folder, [{**pair, "fault": "preempted once"}], concurrency=1) as driver:
         until_started(driver, folder, 2)  # its last rank was asked to go in step 21
-        (pid,) = driver.descendants(TRIAL)
-        os.kill(pid, signal.SIGTERM)
+        os.kill(driver.the_one(*TRIAL), signal.SIGTERM)
         assert len(driver.summary()["finished"]) == 1
     assert states(store) == {"pair": ["INTERRUPTED", "INTERRUPTED", "COMPLETE"]}
     _, second, third = starts(folder, key_of(store, "pair"))

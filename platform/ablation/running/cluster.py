@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import math
 import os
+import random
 import secrets
 import socket
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -24,6 +25,8 @@ MEMORY_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/
 """Files that say what a container may use, of Linux's two ways."""
 OBJECT_STORE_BYTES = 128 << 20  # only reports and small configs pass through it
 CONNECT_S = 2.0
+PORTS = range(20_000, 32_000)
+"""Below those that systems give to whoever asks for any."""
 
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -186,10 +189,21 @@ def _address_ahead() -> dict[str, str]:
     The one that gives back the places of a group whose trial died looks for Ray on this machine, and
     dies itself when it finds two.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    return {"RAY_GCS_SERVER_PORT": port, "RAY_ADDRESS": f"127.0.0.1:{port}"}
+    port = free_port()
+    return {"RAY_GCS_SERVER_PORT": str(port), "RAY_ADDRESS": f"127.0.0.1:{port}"}
+
+
+def free_port() -> int:
+    """A port of loopback that is free, and stays so: not one that the system gives to whoever asks for any.
+
+    Raises:
+        OSError: a hundred in a row are taken.
+    """
+    for port in random.sample(PORTS, 100):
+        with suppress(OSError), socket.socket() as free:
+            free.bind(("127.0.0.1", port))
+            return port
+    raise OSError(f"no free port found from {PORTS.start} to {PORTS.stop}")
 
 
 def _workers(options: Options, wanted: Sequence[Resources | None]) -> int:
