@@ -1,4 +1,5 @@
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -61,19 +62,36 @@ def test_time_left_follows_the_pace_since_the_attempt_began_and_not_since_the_tr
 
 
 def test_the_estimated_end_counts_only_what_this_run_has_done(plan: Plan) -> None:
-    clock, trial = Clock(), plan.trials[0]
-    board = Board(plan, clock=clock)
+    clock, (first, *others) = Clock(), plan.trials
+    resumed = replace(first, step=50, total=100, cost=first.cost / 2)
+    board = Board(replace(plan, trials=(resumed, *others)), clock=clock)
     assert board.seconds_left() is None
-    board.start(trial)
-    board.report(trial, Progress(50, 100))
+    board.start(resumed)
+    board.report(resumed, Progress(50, 100))
     assert board.seconds_left() is None
     clock.now = 10.0
-    board.report(trial, Progress(100, 100))
+    board.report(resumed, Progress(100, 100))
     # Half a trial in 10 s; two whole ones are left.
     assert board.seconds_left() == pytest.approx(40.0)
-    board.end(trial)
+    board.end(resumed)
     assert board.done == 1
     assert overall(board).startswith("1 of 3 trials done, 40 s left (about ")
+
+
+def test_the_estimated_end_knows_that_the_longest_trials_come_first(tmp_path: Path) -> None:
+    toys = [Toy("long", steps=80), Toy("short", steps=20), Toy("shortest", steps=10)]
+    clock, plan = Clock(), planned(toys, Store.open(tmp_path / "store.db"))
+    board = Board(plan, clock=clock)
+    board.start(plan.trials[0])
+    clock.now = 80.0
+    board.end(plan.trials[0])
+    assert board.seconds_left() == pytest.approx(30.0)
+    board.start(plan.trials[1])
+    board.report(plan.trials[1], Progress(10, 20))
+    clock.now = 90.0
+    assert board.seconds_left() == pytest.approx(20.0)
+    board.lose(plan.trials[1])
+    assert board.seconds_left() == pytest.approx(30.0 * 90 / 80)
 
 
 def test_tables_fill_with_every_evaluation(plan: Plan) -> None:

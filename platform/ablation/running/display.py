@@ -89,6 +89,12 @@ class Active:
         """Share of the training that is done."""
         return self.step / self.total if self.total else 0.0
 
+    @property
+    def cost_done(self) -> float:
+        """What this run has done of the trial's cost, in the setting's units."""
+        left = self.total - self.trial.step
+        return self.trial.cost * max(0, self.step - self.trial.step) / left if left > 0 else 0.0
+
     def seconds_left(self) -> float | None:
         """Of its training; None before two reports."""
         if self.first_step is None or self.step <= self.first_step:
@@ -114,9 +120,8 @@ class Board:
         self.active: dict[str, Active] = {}
         self.total = len(plan.trials)
         self.done = sum(not trial.missing for trial in plan.trials)
-        self._to_do = len(plan.work())
-        self._ended = 0
-        self._resumed = 0.0  # shares of trainings that earlier runs had done
+        self._to_do = sum(trial.cost for trial in plan.work())
+        self._ended = 0.0
         self.failed = sum(trial.state == "FAILED" for trial in plan.trials)
         self._results = dict(results or {})
         self._cells = _cells(plan)
@@ -136,22 +141,20 @@ class Board:
             active.metrics = report.metrics or active.metrics
             if active.first_step is None:
                 active.first_step, active.first_time = report.step, now
-                self._resumed += active.fraction
         elif isinstance(report, Evaluated):
             self._results[report.key] = report.metrics
             active.evaluated = report.metrics
 
     def end(self, trial: PlannedTrial, *, failed: bool = False) -> Active:
         """The trial came to an end."""
-        self._ended += 1
+        self._ended += trial.cost
         self.failed += failed
         self.done += not failed
         return self.active.pop(trial.key)
 
     def lose(self, trial: PlannedTrial) -> None:
         """The attempt is gone; another one follows."""
-        active = self.active.pop(trial.key)
-        self._resumed -= (active.first_step or 0) / max(1, active.total)
+        self.active.pop(trial.key)
 
     def seconds(self, active: Active) -> float:
         """How long an attempt has run."""
@@ -170,12 +173,14 @@ class Board:
         return fmean(there) if there else None
 
     def seconds_left(self) -> float | None:
-        """Of the whole run, from the pace so far; None while nothing has moved."""
-        there = self._ended + sum(active.fraction for active in list(self.active.values()))
-        moved, left = there - self._resumed, self._to_do - there
+        """Of the whole run, from the pace so far; None while nothing has moved.
+
+        Trials count by their cost: the longest come first, and the pace of trials would be that of these.
+        """
+        moved = self._ended + sum(active.cost_done for active in list(self.active.values()))
         if self._began is None or moved <= 0:
             return None
-        return left * (self._clock() - self._began) / moved
+        return max(0.0, self._to_do - moved) * (self._clock() - self._began) / moved
 
 
 def _cells(plan: Plan) -> dict[str, list[tuple[str, list[str]]]]:
