@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
+from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -167,7 +168,8 @@ class Session:
     @property
     def ui_hint(self) -> str:
         """The command that shows this workspace in MLflow."""
-        return "make ui" if self.workspace == Workspace.at(None) else self.command("ui")
+        in_checkout = self.workspace == Workspace.at(None) and Path("Makefile").is_file()
+        return "make ui" if in_checkout else self.command("ui")
 
     def command(self, *words: str, study: bool = False) -> str:
         """An `ablation` command on this workspace, as a person types it.
@@ -220,13 +222,35 @@ def database_url(text: str) -> URL:
 
 
 def load_study(name: str) -> Study:
-    """The installed study of that name (entry points of the group "ablation.studies")."""
+    """The installed study of that name (entry points of the group "ablation.studies"), or that of a file.
+
+    A file `NAME.py` has a function `study` without arguments that returns it; this process and those of the
+    trials then import from its folder too.
+    """
+    if name.endswith(".py"):
+        return _study_of(Path(name).resolve())
     studies = {point.name: point for point in entry_points(group="ablation.studies")}
     if name not in studies:
         known = ", ".join(sorted(studies)) or "(none is installed)"
-        raise UserError(f"--study must be one of {known}; got {name!r}.")
+        raise UserError(f"--study must be one of {known}, or a Python file; got {name!r}.")
     make: Callable[[], Study] = studies[name].load()
     return make()
+
+
+def _study_of(file: Path) -> Study:
+    if not file.is_file():
+        raise UserError(f"--study: there is no file {file}.")
+    if (folder := str(file.parent)) not in sys.path:
+        sys.path.insert(0, folder)
+    module = import_module(file.stem)
+    if module.__file__ is None or Path(module.__file__).resolve() != file:
+        raise UserError(
+            f"--study: Python knows another module {file.stem!r} already; call the file otherwise."
+        )
+    make: Callable[[], Study] | None = getattr(module, "study", None)
+    if make is None:
+        raise UserError(f"--study: {file} has no function `study` that returns a Study.")
+    return replace(make(), folder=file.parent)
 
 
 def nothing_has_run(selection: Selection) -> UserError:

@@ -8,10 +8,11 @@ trained once and cited by many cells.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+from ablation.errors import UserError
 from ablation.protocol import TrainFunction
 from ablation.resources import Resources
 
@@ -107,7 +108,7 @@ class Greater:
     text: str
     left: CellRef
     right: CellRef
-    paper_delta: float
+    paper_delta: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,6 +260,40 @@ class Overrides:
     precision: str | None = None
 
 
+@dataclass(frozen=True)
+class PlainSetting:
+    """A `Setting` for rows that are trained as they are written: a study of one's own starts with it.
+
+    A training is a frozen dataclass with a field `seed`, and the evaluations are as they are.
+    """
+
+    profile: str
+    caption: str = ""
+    data_name: str = "its own"
+    notices: tuple[str, ...] = ()
+    context: Any = None
+    own_data: str | None = None
+    seed_noise: SeedNoise | None = None
+    at_paper_scale: bool = False
+    whole_gpus: bool = False
+
+    def trial(self, training: Any, seed: int) -> Any:
+        """The training with its seed."""
+        return replace(training, seed=seed)
+
+    def evaluation(self, evaluation: Any) -> Any:
+        """As it is."""
+        return evaluation
+
+    def resources(self, trial: Any) -> Resources | None:
+        """A fair share of the machine."""
+        return None
+
+    def cost(self, trial: Any, evaluations: Sequence[Any]) -> float:
+        """All trainings are as long; their tests count for nothing."""
+        return 1.0
+
+
 @dataclass(frozen=True, slots=True)
 class Profile:
     """A scale at which a study can run.
@@ -276,6 +311,19 @@ class Profile:
     seeds: int
     prepare: Callable[[Path, Mapping[str, Path] | None, Overrides], Setting]
 
+    @staticmethod
+    def plain(setting: Setting, summary: str, seeds: int) -> Profile:
+        """A profile that is one setting, and takes neither data nor changes of the user's."""
+
+        def prepare(workspace: Path, data: Mapping[str, Path] | None, overrides: Overrides) -> Setting:
+            if data is not None or overrides != Overrides():
+                raise UserError(
+                    f"The profile {setting.profile!r} takes no data set and no changes of itself."
+                )
+            return setting
+
+        return Profile(setting.profile, summary, seeds, prepare)
+
 
 @dataclass(frozen=True, slots=True)
 class Study:
@@ -289,6 +337,7 @@ class Study:
         by_class: of the same arguments, AP in percent by class name, NaN where the images hold none of it;
             None where the study has no classes.
         sources: names of the packages whose modules decide what a training computes, as "detector".
+        folder: where its modules lie, for the processes of trials; None where they are installed.
     """
 
     name: str
@@ -303,6 +352,7 @@ class Study:
     rescore: Callable[[Setting, Any, Any, Path], Mapping[str, float]] | None = None
     by_class: Callable[[Setting, Any, Any, Path], Mapping[str, float]] | None = None
     sources: tuple[str, ...] = ()
+    folder: Path | None = None
 
     def table(self, table_id: str) -> Table:
         """The table of that id; KeyError with the ids there are."""

@@ -195,12 +195,17 @@ def test_what_takes_long_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     assert capsys.readouterr().err == "Decoding ...\n"
 
 
-def test_the_hint_for_the_ui_names_a_workspace_of_ones_own(tmp_path: Path) -> None:
+def test_the_hint_for_the_ui_names_a_workspace_of_ones_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def hint(folder: Path | None) -> str:
         selection = Selection(workspace=folder)
         return Session(load_study("atss"), Workspace.at(folder), None, None, selection).ui_hint  # type: ignore[arg-type]
 
+    monkeypatch.chdir(Path(__file__).parents[2])
     assert hint(None) == "make ui"
+    monkeypatch.chdir(tmp_path)
+    assert hint(None) == "ablation ui"
     assert hint(tmp_path) == f"ablation ui --workspace {tmp_path}"
 
 

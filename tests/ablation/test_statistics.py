@@ -153,6 +153,14 @@ def test_a_damaged_bootstrap_file_is_named(tmp_path, content):
         read_replicates(path, "AP")
 
 
+def test_a_bootstrap_file_may_name_its_columns(tmp_path):
+    path = tmp_path / "bootstrap.npz"
+    np.savez_compressed(path, replicates=np.arange(6.0).reshape(3, 2), metrics=["loss", "accuracy"])
+    assert read_replicates(path, "accuracy").tolist() == [1.0, 3.0, 5.0]
+    with pytest.raises(UserError, match="column AP"):
+        read_replicates(path, "AP")
+
+
 def test_replicates_with_any_byte_changed_are_either_read_or_named(tmp_path):
     path = tmp_path / "bootstrap.npz"
     np.savez_compressed(path, replicates=np.random.default_rng(0).random((5, len(METRICS))))

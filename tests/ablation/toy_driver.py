@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Generator, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ from ablation.running.options import Options
 from ablation.running.scheduler import Place, Summary, run
 from ablation.running.storage import storage_at
 from ablation.store import Store
-from ablation.study import Cell, Profile, Row, Study, Table, Variant
+from ablation.study import Cell, PlainSetting, Profile, Row, Study, Table, Variant
 from ablation.workspace import Workspace
 
 
@@ -159,24 +159,12 @@ def _accident(toy: Toy, micro_batch: int | None, attempt: int, last_rank: bool) 
 
 
 @dataclass(frozen=True)
-class ToySetting:
+class ToySetting(PlainSetting):
     """Runs trials as they are declared."""
 
     profile: str = "toy"
-    data_name: str = "none"
     caption: str = "counting"
-    notices: tuple[str, ...] = ()
-    context: None = None
-    own_data: None = None
-    seed_noise: None = None
-    at_paper_scale: bool = False
-    whole_gpus: bool = False
-
-    def trial(self, training: Toy, seed: int) -> Toy:
-        return replace(training, seed=seed)
-
-    def evaluation(self, evaluation: Count) -> Count:
-        return evaluation
+    data_name: str = "none"
 
     def resources(self, trial: Toy) -> Resources | None:
         return Resources(trial.workers, trial.cpus, trial.gpus, trial.memory) if trial.workers else None

@@ -120,7 +120,10 @@ def _add_overrides(parser: argparse.ArgumentParser) -> None:
 def add_study(parser: argparse._ActionsContainer) -> None:
     """--study."""
     parser.add_argument(
-        "--study", default="atss", metavar="NAME", help="paper to reproduce (default: %(default)s)"
+        "--study",
+        default="atss",
+        metavar="NAME",
+        help="paper to reproduce, by its name or its Python file (default: %(default)s)",
     )
 
 

@@ -34,25 +34,28 @@ GREY = "#5f6873"
 def draw(filled: FilledTable) -> Figure:
     """The figure of one table."""
     columns, numbers = _columns(filled), _numbers(filled)
-    seeds = _shared_seeds(columns)
-    both = _ours(columns, seeds, filled.heading.seed_noise), _papers(columns)
-    if numbers is None:
-        figure = _canvas(7.6, 1.4 + 0.34 * len(filled.rows))
-        panels = figure.subplots(1, 2, sharey=True)
-        for axes, series in zip(panels, both, strict=True):
+    seeds, metric = _shared_seeds(columns), columns[0][0].cell.metric
+    drawn = {
+        f"ours, {metric} ({filled.heading.profile}, {filled.heading.data_name})": _ours(
+            columns, seeds, filled.heading.seed_noise
+        )
+    }
+    if any(cell.paper is not None for column in columns for cell in column):
+        drawn[f"the paper's, {metric}"] = _papers(columns)
+    high = 2.9 if numbers else 1.4 + 0.34 * len(filled.rows)
+    figure = _canvas(2.0 + 2.8 * len(drawn), high)
+    panels = figure.subplots(1, len(drawn), sharey=numbers is None, squeeze=False)[0]
+    for axes, (title, series) in zip(panels, drawn.items(), strict=True):
+        if numbers is None:
             _dots(axes, series, [_name(row.label) for row in filled.table.rows])
-        _say_states(panels[0], columns)
-    else:
-        figure = _canvas(7.2, 2.9)
-        panels = figure.subplots(1, 2)
-        for axes, series in zip(panels, both, strict=True):
+        else:
             _curves(axes, series, numbers)
             axes.set_xlabel(filled.table.headers[0], fontsize=8)
-    metric = columns[0][0].cell.metric
-    _finish(panels[0], f"ours, {metric} ({filled.heading.profile}, {filled.heading.data_name})")
-    _finish(panels[1], f"the paper's, {metric}")
+        _finish(axes, title)
+    if numbers is None:
+        _say_states(panels[0], columns)
     if len(columns) > 1:
-        panels[1].legend(frameon=False, fontsize=8)
+        panels[-1].legend(frameon=False, fontsize=8)
     figure.supxlabel(_note(seeds, filled.heading.seed_noise), fontsize=7, color=GREY, x=0.01, ha="left")
     figure.suptitle(f"{filled.name}. {filled.table.title}", fontsize=10, x=0.01, ha="left")
     return figure

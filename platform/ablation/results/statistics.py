@@ -28,7 +28,7 @@ from ablation.errors import UserError
 from ablation.study import SeedNoise
 
 METRICS = ("AP", "AP50", "AP75", "APS", "APM", "APL")
-"""Columns of a bootstrap file."""
+"""Columns of a bootstrap file that does not name them."""
 
 DIFFERENCE_LEVEL = 0.95
 """Of the two-sided interval that must exclude 0."""
@@ -141,14 +141,27 @@ _OF_DAMAGE = (
 
 
 def read_replicates(path: Path, metric: str) -> NDArray[np.float64]:
-    """Column `metric` of a bootstrap file: (R,) float64, percent. UserError where it cannot be read."""
+    """One column of a bootstrap file.
+
+    Args:
+        path: an .npz with `replicates`, (R, M), percent, and `metrics`, the M names of its columns; without
+            names they are `METRICS`.
+        metric: the column's name.
+
+    Returns:
+        (R,) float64.
+
+    Raises:
+        UserError: it cannot be read, or has no such column.
+    """
     try:
         with np.load(path, allow_pickle=False) as archive:
             replicates = np.asarray(archive["replicates"], dtype=np.float64)
-        return replicates[:, METRICS.index(metric)]
+            names = archive["metrics"].tolist() if "metrics" in archive else METRICS
+        return replicates[:, names.index(metric)]
     except _OF_DAMAGE as error:
         raise UserError(
-            f"{path}: not a bootstrap file (an .npz with `replicates` of {len(METRICS)} columns): {error}"
+            f"{path}: not a bootstrap file (an .npz with `replicates` that have a column {metric}): {error}"
         ) from error
 
 

@@ -347,12 +347,13 @@ def _mark_column(column: Sequence[FilledCell]) -> list[FilledCell]:
 def _heading(study: Study, plan: Plan, rows: Sequence[Sequence[FilledCell]]) -> Heading:
     setting: Setting = plan.setting
     commits = {source.commit for row in rows for cell in row for source in cell.sources if source.commit}
+    reported = any(cell.paper is not None for row in rows for cell in row)
     return Heading(
         setting.profile,
         setting.at_paper_scale,
         setting.data_name,
         setting.caption,
-        study.paper_note,
+        study.paper_note if reported else None,
         tuple(plan.seeds),
         tuple(sorted(commits)),
         setting.seed_noise,

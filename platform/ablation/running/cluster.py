@@ -104,13 +104,16 @@ def share(options: Options, cpus: int, gpus: int, *, whole_gpus: bool) -> tuple[
 
 
 @contextmanager
-def ray_for(options: Options, wanted: Sequence[Resources | None], *, whole_gpus: bool) -> Iterator[Layout]:
+def ray_for(
+    options: Options, wanted: Sequence[Resources | None], *, whole_gpus: bool, folder: Path | None = None
+) -> Iterator[Layout]:
     """A Ray to run on, and what it has.
 
     Args:
         options: whether it is a cluster's.
         wanted: by the trials that will run.
         whole_gpus: see `ablation.study.Setting`.
+        folder: see `ablation.study.Study`.
 
     Raises:
         UserError: it does not start or answer, or a trial would never find a place.
@@ -121,13 +124,14 @@ def ray_for(options: Options, wanted: Sequence[Resources | None], *, whole_gpus:
             "machine of the cluster, give the address of its head (HOST:6379), or --cluster alone to find it."
         )
     local = {} if options.cluster else _local_environment(_workers(options, wanted))
-    with environment(_ENVIRONMENT | local):
+    imports = {} if options.cluster else _importing(folder, os.environ.get("PYTHONPATH"))
+    with environment(_ENVIRONMENT | local | imports):
         # After the environment: Ray reads some of it when it is imported.
         import ray
 
         try:
             if options.cluster:
-                yield _connect(options, whole_gpus)
+                yield _connect(options, whole_gpus, folder)
             else:
                 yield _start(options, wanted, whole_gpus)
         finally:
@@ -221,7 +225,12 @@ def _gpus_here() -> int:
     return found if visible is None else min(found, len(visible))
 
 
-def _connect(options: Options, whole_gpus: bool) -> Layout:
+def _importing(folder: Path | None, besides: str | None) -> dict[str, str]:
+    """What lets Ray's processes import from a folder, besides from those that they know."""
+    return {} if folder is None else {"PYTHONPATH": os.pathsep.join(filter(None, (str(folder), besides)))}
+
+
+def _connect(options: Options, whole_gpus: bool, folder: Path | None) -> Layout:
     """A cluster that others started."""
     address = str(options.cluster)
     host, _, port = address.rpartition(":")
@@ -229,7 +238,9 @@ def _connect(options: Options, whole_gpus: bool) -> Layout:
     if port.isdecimal() and not opens((host, int(port))):
         raise UserError(_no_ray(options, "nothing listens there"))
     known = {} if address == "auto" else {"RAY_ADDRESS": address}  # why: see `_address_ahead`
-    _init(options, address=address, runtime_env={"env_vars": _WORKER_ENVIRONMENT | known})
+    # The braces are Ray's: what the node itself has there.
+    variables = _WORKER_ENVIRONMENT | known | _importing(folder, "${PYTHONPATH}")
+    _init(options, address=address, runtime_env={"env_vars": variables})
     there = nodes()
     cpus, gpus = (int(sum(getattr(node, kind) for node in there)) for kind in ("cpus", "gpus"))
     _, default = share(options, cpus, gpus, whole_gpus=whole_gpus)

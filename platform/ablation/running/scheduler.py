@@ -141,7 +141,7 @@ def _run_on_ray(
 ) -> None:
     wanted = [trial.resources for trial in desk.trials.values()]
     whole_gpus = plan.setting.whole_gpus
-    with cluster.ray_for(options, wanted, whole_gpus=whole_gpus) as layout:
+    with cluster.ray_for(options, wanted, whole_gpus=whole_gpus, folder=plan.study.folder) as layout:
         resources = {key: layout.resources(trial.resources) for key, trial in desk.trials.items()}
         needs = {trial.name: resources[trial.key] for trial in plan.work()}
         if options.cluster:

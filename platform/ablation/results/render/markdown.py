@@ -41,7 +41,7 @@ def claims(title: str, judged: Sequence[Verdict]) -> str:
 
 
 CLAIMS_NOTE = (
-    "Differences in points of AP. Intervals join a bootstrap over images, paired between rows, with the "
+    "Differences in points. Intervals join a bootstrap over images, paired between rows, with the "
     "spread over seeds: 95 % for what should be greater (the smallest step of a chain), 90 % for what "
     "should be equivalent within a margin (two one-sided tests at 5 %). They are of each claim alone."
 )
