@@ -233,7 +233,8 @@ def told_apart(names: Mapping[int, str]) -> dict[int, str]:
         category: names[category] if name and times[name] == 1 else with_id[category]
         for category, name in plain.items()
     }
-    return labels if len(set(labels.values())) == len(labels) else with_id
+    alike = len({" ".join(label.split()) for label in labels.values()}) < len(labels)
+    return with_id if alike else labels
 
 
 def save_arrays(path: Path, arrays: Mapping[str, Array]) -> None:

@@ -85,7 +85,10 @@ def train_trial(request: Request) -> Generator[Report, None, None]:
 @contextmanager
 def _failures_named(trial: Trial, request: Request) -> Iterator[None]:
     """Says of an error that it is want of memory, and what would need half as much, or of the GPU."""
+    index = 0
     try:
+        if request.gpus != 0 and torch.cuda.is_available():
+            index = torch.cuda.current_device()
         yield
     except (MemoryError, RuntimeError) as error:
         if _is_want_of_memory(error):
@@ -95,7 +98,8 @@ def _failures_named(trial: Trial, request: Request) -> Iterator[None]:
                 f"out of memory with {now} images at a time: {error}", now // 2 if now > 1 else None
             ) from error
         if _is_of_device(error):
-            fault = device_check.fault()
+            alive()  # a check may take longer than a step
+            fault = device_check.fault(index)
             first = str(error).partition("\n")[0]
             said = f"{first}; asked again by a new process: {fault}" if fault else first
             raise DeviceError(said, usable=not fault) from error
@@ -145,17 +149,17 @@ def _device(gpus: float | None) -> str:
     """What a trial trains on: GPUs if it holds any, or where nobody counts them if there are any.
 
     Raises:
-        DeviceError: it holds GPUs that PyTorch cannot use.
+        RuntimeError: it holds GPUs, and PyTorch is one for CPUs.
+        DeviceError: it holds GPUs that PyTorch cannot use here.
     """
     there = torch.cuda.is_available()
     if gpus and not there:
-        wants = f"CUDA {torch.version.cuda} may want a newer driver than the machine has"
-        raise DeviceError(
-            f"the trial holds a GPU that PyTorch {torch.__version__} cannot use: "
-            f"{wants if torch.version.cuda else 'it is built without CUDA'}. "
-            "To train on the CPUs instead, run with --resources all=gpus:0.",
-            usable=False,
-        )
+        holds = f"the trial holds a GPU that PyTorch {torch.__version__} cannot use"
+        instead = "To train on the CPUs instead, run with --resources all=gpus:0."
+        if torch.version.cuda is None:
+            raise RuntimeError(f"{holds}: it is built without CUDA. {instead}")
+        older = f"CUDA {torch.version.cuda} may want a newer driver than the machine has"
+        raise DeviceError(f"{holds}: {older}. {instead}", usable=False)
     return "cuda" if there and gpus != 0 else "cpu"
 
 

@@ -94,6 +94,8 @@ def network(config: Training) -> nn.Sequential:
 def train(request: Request) -> Generator[Report, None, None]:
     """Train from the last checkpoint on, if there is one, and test; every report may be the last."""
     config: Training = request.config
+    if request.workers > 1:
+        raise ValueError("this study trains with one worker")
     model, file = network(config), request.directory / "model.pt"
     optimizer, first = torch.optim.SGD(model.parameters(), config.learning_rate), 0
     if file.exists():

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,9 @@ class OutOfMemoryError(Exception):
         super().__init__(message)
         self.smaller = smaller
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return OutOfMemoryError, (*self.args, self.smaller)
+
 
 class DeviceError(Exception):
     """Raised by a train function whose device failed under it; the trial goes on from its last checkpoint.
@@ -119,6 +123,9 @@ class DeviceError(Exception):
     def __init__(self, message: str, *, usable: bool) -> None:
         super().__init__(message)
         self.usable = usable
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return partial(DeviceError, usable=self.usable), self.args
 
 
 Report = Progress | Checkpointed | Evaluated | Noticed | Described

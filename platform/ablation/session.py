@@ -240,6 +240,8 @@ def load_study(name: str) -> Study:
 def _study_of(file: Path) -> Study:
     if not file.is_file():
         raise UserError(f"--study: there is no file {file}.")
+    if not file.stem.isidentifier():
+        raise UserError(f"--study: Python cannot import a file named {file.name}; call it otherwise.")
     if (folder := str(file.parent)) not in sys.path:
         sys.path.insert(0, folder)
     module = import_module(file.stem)
@@ -247,10 +249,10 @@ def _study_of(file: Path) -> Study:
         raise UserError(
             f"--study: Python knows another module {file.stem!r} already; call the file otherwise."
         )
-    make: Callable[[], Study] | None = getattr(module, "study", None)
-    if make is None:
+    found = make() if callable(make := getattr(module, "study", None)) else None
+    if not isinstance(found, Study):
         raise UserError(f"--study: {file} has no function `study` that returns a Study.")
-    return replace(make(), folder=file.parent)
+    return replace(found, folder=file.parent)
 
 
 def nothing_has_run(selection: Selection) -> UserError:

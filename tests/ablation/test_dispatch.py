@@ -302,13 +302,12 @@ def let_down(dispatcher: Dispatcher, name: str, *, usable: bool) -> None:
     dispatcher.keep()
 
 
-def test_a_gpu_that_works_no_more_is_set_aside_and_counts_against_no_trial(world: World) -> None:
+def test_a_gpu_that_cannot_be_used_is_set_aside_and_its_trial_goes_on_elsewhere(world: World) -> None:
     world.nodes = (Node("a", 8, 2, 0),)
     dispatcher = world.dispatcher([Toy(name, workers=1, gpus=1.0) for name in ("a", "b", "c")])
     assert started(dispatcher) == ["a", "b"]
     let_down(dispatcher, "a", usable=False)
-    assert dispatcher.desk.losses == {}
-    assert "GPU 3 of host (10.0.0.1) works no more and is set aside" in world.said[-1]
+    assert any("set aside until this run ends: GPU 3 of host (10.0.0.1): CUDA" in line for line in world.said)
     assert started(dispatcher) == []
     end(dispatcher, "b")
     assert started(dispatcher) == ["a"], "it goes on elsewhere"
@@ -316,28 +315,37 @@ def test_a_gpu_that_works_no_more_is_set_aside_and_counts_against_no_trial(world
     assert started(dispatcher) == ["c"]
 
 
-def test_a_trial_whose_gpus_fail_and_work_again_fails_for_good_after_its_retries(world: World) -> None:
-    dispatcher = world.dispatcher([Toy("a")])
+@pytest.mark.parametrize("usable", [True, False])
+def test_a_trial_under_which_one_gpu_after_the_other_fails_is_the_one_at_fault(
+    usable: bool, world: World
+) -> None:
+    world.nodes = (Node("a", 8, 8, 0),)
+    dispatcher = world.dispatcher([Toy("a", workers=1, gpus=1.0)])
     for _ in range(2):
         assert started(dispatcher) == ["a"]
-        let_down(dispatcher, "a", usable=True)
+        let_down(dispatcher, "a", usable=usable)
     assert started(dispatcher) == []
-    assert "GPU 3 of host (10.0.0.1), which works again" in dispatcher.desk.failed[key_of(dispatcher, "a")]
+    reason = dispatcher.desk.failed[key_of(dispatcher, "a")].splitlines()[-1]
+    assert reason.startswith("On GPU 3 of host (10.0.0.1): CUDA error: ECC")
+    assert ("a new process can use it" in reason) == usable
+    assert dispatcher.over
 
 
-def test_a_run_without_a_gpu_left_ends_where_none_can_join_and_waits_where_one_can(world: World) -> None:
+@pytest.mark.parametrize("joins", [True, False])
+def test_a_run_without_a_gpu_left_ends_and_on_a_cluster_waits_for_another_first(
+    joins: bool, world: World
+) -> None:
     world.nodes = (Node("a", 8, 1, 0),)
-    for joins in (True, False):
-        dispatcher = world.dispatcher([Toy("a", workers=1, gpus=1.0)])
-        dispatcher.more_may_join = joins
-        assert started(dispatcher) == ["a"]
-        let_down(dispatcher, "a", usable=False)
-        if joins:
-            assert started(dispatcher) == []
-            assert "waits for machines" in world.said[-1]
-        else:
-            with pytest.raises(UserError, match=r"no place any more.*GPU 3 of host"):
-                started(dispatcher)
+    dispatcher = world.dispatcher([Toy("a", workers=1, gpus=1.0)])
+    dispatcher.more_may_join = joins
+    assert started(dispatcher) == ["a"]
+    let_down(dispatcher, "a", usable=False)
+    if joins:
+        assert started(dispatcher) == []
+        assert "waits for machines" in world.said[-1]
+        world.now += UNHEARD_S + LOOK_EVERY_S
+    with pytest.raises(UserError, match=r"no place any more.\n1 set aside, as:\nGPU 3 of host .*ECC"):
+        started(dispatcher)
     assert not dispatcher.desk.failed
 
 

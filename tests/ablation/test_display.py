@@ -92,6 +92,9 @@ def test_the_estimated_end_knows_that_the_longest_trials_come_first(tmp_path: Pa
     assert board.seconds_left() == pytest.approx(20.0)
     board.lose(plan.trials[1])
     assert board.seconds_left() == pytest.approx(30.0 * 90 / 80)
+    board.start(plan.trials[1])
+    board.end(plan.trials[1], failed=True)
+    assert board.seconds_left() == pytest.approx(10.0 * 90 / 80), "it was no pace"
 
 
 def test_tables_fill_with_every_evaluation(plan: Plan) -> None:

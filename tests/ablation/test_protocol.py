@@ -1,8 +1,19 @@
 import json
+import pickle
 
 import pytest
 
-from ablation.protocol import Checkpointed, Evaluated, Noticed, Progress, Report, from_wire, to_wire
+from ablation.protocol import (
+    Checkpointed,
+    DeviceError,
+    Evaluated,
+    Noticed,
+    OutOfMemoryError,
+    Progress,
+    Report,
+    from_wire,
+    to_wire,
+)
 
 REPORTS: list[Report] = [
     Progress(3, 10, {"loss": 0.5}),
@@ -24,3 +35,12 @@ def test_what_a_harness_adds_is_passed_over() -> None:
 def test_an_unknown_kind_is_an_error() -> None:
     with pytest.raises(KeyError):
         from_wire({"kind": "gossip"})
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OutOfMemoryError("too many", 4), OutOfMemoryError("one", None), DeviceError("ECC", usable=False)],
+)
+def test_what_a_train_function_raises_crosses_to_other_processes(error: Exception) -> None:
+    there = pickle.loads(pickle.dumps(error))
+    assert (type(there), str(there), vars(there)) == (type(error), str(error), vars(error))

@@ -226,7 +226,7 @@ def test_a_group_that_a_device_let_down_names_the_one_that_works_no_more() -> No
         2: wrong("CUDA error", usable=False, why="ECC", place={"node": "b"}),
         3: wrong("RuntimeError: something"),
     }
-    said = worker._judged(GroupError(0, 1, 2, 3), errors)
+    said = worker._judged(GroupError(0, 1, 2, 3, 4), errors)  # rank 4 died without a word
     assert said == {**errors[2], "kind": DEVICE_FAILED, "error": "On rank 2:\nCUDA error"}
 
 

@@ -83,6 +83,10 @@ def test_classes_of_one_name_or_none_are_told_apart_by_their_ids(score: Score) -
         ({3: "cat", 4: "dog "}, {3: "cat", 4: "dog "}),
         ({3: "cat", 4: "cat "}, {3: "cat (id 3)", 4: "cat (id 4)"}),
         (
+            {1: "a  (id 2)", 2: "a", 3: "a"},
+            {1: "a (id 2) (id 1)", 2: "a (id 2)", 3: "a (id 3)"},
+        ),
+        (
             {3: "cat", 4: "cat", 5: "cat (id 3)"},
             {3: "cat (id 3)", 4: "cat (id 4)", 5: "cat (id 3) (id 5)"},
         ),

@@ -52,6 +52,12 @@ def test_a_file_that_is_no_study_is_refused_with_what_it_lacks(tmp_path: Path) -
     (tmp_path / "empty_study.py").write_text("")
     with pytest.raises(UserError, match="no function `study`"):
         load_study(str(tmp_path / "empty_study.py"))
+    (tmp_path / "wrong_study.py").write_text("def study():\n    return 3\n")
+    with pytest.raises(UserError, match="returns a Study"):
+        load_study(str(tmp_path / "wrong_study.py"))
+    (tmp_path / "study.v2.py").write_text("")
+    with pytest.raises(UserError, match=r"cannot import a file named study\.v2\.py"):
+        load_study(str(tmp_path / "study.v2.py"))
     (tmp_path / "json.py").write_text("")
     with pytest.raises(UserError, match="another module 'json'"):
         load_study(str(tmp_path / "json.py"))

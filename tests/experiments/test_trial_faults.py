@@ -185,9 +185,10 @@ def test_a_trial_whose_gpu_pytorch_cannot_use_gives_it_up_and_does_not_train_on_
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.version, "cuda", cuda)
-    with pytest.raises(DeviceError, match=f"{why}.*--resources all=gpus:0") as raised:
+    with pytest.raises((DeviceError, RuntimeError), match=f"{why}.*--resources all=gpus:0") as raised:
         _device(1.0)
-    assert not raised.value.usable
+    # PyTorch is the same for all GPUs, a driver may be that of one machine.
+    assert isinstance(raised.value, DeviceError) == (cuda is not None)
 
 
 @pytest.mark.parametrize("said", ["CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED when calling"])
@@ -204,7 +205,7 @@ def test_a_gpu_that_fails_under_a_training_is_asked_again_by_a_new_process(
         raise torch.AcceleratorError("CUDA error: uncorrectable ECC error encountered\nCUDA kernel errors")
 
     monkeypatch.setattr(DenseDetector, "forward", fails)
-    monkeypatch.setattr(device_check, "fault", lambda: fault)
+    monkeypatch.setattr(device_check, "fault", lambda index: fault)
     with pytest.raises(DeviceError) as raised:
         list(train_trial(job.requests[KEY]))
     assert raised.value.usable == usable

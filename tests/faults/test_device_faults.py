@@ -14,12 +14,14 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 def test_a_gpu_that_fails_every_trial_costs_one_of_them_one_attempt_and_the_others_run_elsewhere(
     folder: Path, store: Store, machines: Machines
 ) -> None:
-    toys = [{"name": f"toy{i}", "workers": 1, "gpus": 1.0, "broken": "0"} for i in range(6)]
+    # Long enough for a second process to start beside the first, which would do all of them else.
+    slow = {"workers": 1, "gpus": 1.0, "step_seconds": 2.0}
+    toys = [{"name": f"toy{i}", "broken": "0", **slow} for i in range(3)]
     machines.start_head(cpus=4, gpus=2)
     with Driver(folder, toys, inside=machines.on("head"), cluster=machines.address) as driver:
-        assert len(driver.summary()["finished"]) == 6
+        assert len(driver.summary()["finished"]) == 3
     ends = sorted(states(store).values())
-    assert ends == [["COMPLETE"]] * 5 + [["INTERRUPTED", "COMPLETE"]]
+    assert ends == [["COMPLETE"]] * 2 + [["INTERRUPTED", "COMPLETE"]]
     (let_down,) = (name for name, rows in states(store).items() if len(rows) == 2)
     assert starts(folder, key_of(store, let_down)) == [0, 2]
     said = [line for line in driver.log.read_text().splitlines() if "set aside" in line]
@@ -51,4 +53,4 @@ def test_a_trial_under_which_every_gpu_fails_is_the_one_at_fault(
         summary = driver.summary()
     assert [len(summary[end]) for end in ("finished", "failed", "waiting")] == [3, 1, 0]
     assert states(store)["wild"] == ["INTERRUPTED", "FAILED"]
-    assert "which works again" in next(iter(summary["failed"].values()))
+    assert "a new process can use it" in next(iter(summary["failed"].values()))

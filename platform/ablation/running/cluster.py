@@ -43,6 +43,7 @@ _ENVIRONMENT = {
 _WORKER_ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",  # a group ends 4 s sooner
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "TORCH_NCCL_RETHROW_CUDA_ERRORS": "0",  # or a GPU's error ends its process before it is told
 }
 
 
@@ -203,7 +204,7 @@ def free_port() -> int:
     Raises:
         OSError: a hundred in a row are taken.
     """
-    for port in random.sample(PORTS, 100):
+    for port in random.SystemRandom().sample(PORTS, 100):
         with suppress(OSError), socket.socket() as free:
             free.bind(("127.0.0.1", port))
             return port

@@ -16,7 +16,7 @@ from ablation.evidence import provenance
 from ablation.plan import PlannedTrial
 from ablation.protocol import Checkpointed, Evaluated, Noticed, Report, from_wire
 from ablation.running import worker
-from ablation.running.device import Place
+from ablation.running.device import Fault, Place
 from ablation.running.display import Listener
 from ablation.running.storage import Storage, StorageError
 from ablation.running.watch import hang_of
@@ -49,7 +49,7 @@ class Desk:
         done: keys of evaluations that this run did, by trial key.
         losses: processes lost in a row without a new checkpoint, by trial key.
         stopping: running trials that have been asked to stop.
-        set_aside: places whose device works no more, by the attempt that found it out; its process stays.
+        set_aside: devices that cannot be used, by the attempt that found it out; its process stays there.
     """
 
     trials: Mapping[str, PlannedTrial]
@@ -66,7 +66,7 @@ class Desk:
     done: dict[str, list[str]] = field(default_factory=dict)
     losses: dict[str, int] = field(default_factory=dict)
     stopping: set[str] = field(default_factory=set)
-    set_aside: dict[int, Place] = field(default_factory=dict)
+    set_aside: dict[int, Fault] = field(default_factory=dict)
     finished: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
     interrupted: bool = False
@@ -251,16 +251,15 @@ class Desk:
     def _let_down(self, key: str, last: Mapping[str, Any], reports: Sequence[Report]) -> None:
         """The device failed under the trial, which goes on from its last checkpoint.
 
-        Where the device works again it counts as a lost process: the trial may be what makes it fail.
+        Either way that counts as a lost process: the trial may be what makes devices fail.
         """
-        place, why = Place(**last["place"]), last_line(last["why"])
-        if last["usable"]:
-            self._record(key, reports)
-            self.lose(key, f"{last['error']}\nOn {place}, which works again")
-            return
-        self.set_aside[self.running[key]] = place
-        self._again(key, f"{place} works no more: {why}", reports)
-        self.listener.noted(f"{place} works no more and is set aside until this run ends: {why}")
+        fault = Fault(Place(**last["place"]), last_line(last["why"]))
+        if not last["usable"]:
+            self.set_aside[self.running[key]] = fault
+            self.listener.noted(f"Cannot be used, and is set aside until this run ends: {fault}")
+        self._record(key, reports)
+        again = " (a new process can use it)" if last["usable"] else ""
+        self.lose(key, f"{last['error']}\nOn {fault}{again}")
 
     def lose(self, key: str, reason: str) -> None:
         """The trial's process died: it starts again, unless it did so too often without getting on."""

@@ -1,4 +1,4 @@
-"""The place of a device that works no more: what is known of it, and how it is kept from every other trial.
+"""A device that cannot be used any more: what is known of it, and how it is kept from every other trial.
 
 Ray hands a GPU that fails every trial to the next one, and then to the next: after a night with one of them
 every trial would have failed. So the process that found it out stays, and holds what it was given until the
@@ -10,9 +10,14 @@ from __future__ import annotations
 import socket
 import time
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from ablation.resources import Resources
+
+PLACED_S = 60.0
+"""A place that a process has not got by then is taken by others."""
+
+_kept: list[Any] = []  # Ray ends what nobody refers to
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +38,19 @@ class Place:
     workers: int
 
     def __str__(self) -> str:
-        machine = f"{self.host} ({self.address})"
-        return f"GPU {', '.join(self.gpus)} of {machine}" if self.gpus else machine
+        what = f"GPU {', '.join(self.gpus)}" if self.gpus else "a worker's place"
+        return f"{what} of {self.host} ({self.address})"
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """A place, and what is wrong there."""
+
+    place: Place
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.why}"
 
 
 def here(workers: int) -> Place:
@@ -45,32 +61,60 @@ def here(workers: int) -> Place:
     """
     import ray
 
-    context = ray.get_runtime_context()
-    gpus = tuple(context.get_accelerator_ids().get("GPU", ()))
-    return Place(context.get_node_id(), socket.gethostname(), ray.util.get_node_ip_address(), gpus, workers)
+    address = ray.util.get_node_ip_address()
+    return Place(ray.get_runtime_context().get_node_id(), socket.gethostname(), address, _gpus(), workers)
 
 
-def sit(place: Place, resources: Resources) -> NoReturn:
-    """Keeps everybody else from the place until this process is ended.
+def _gpus() -> tuple[str, ...]:
+    import ray
 
-    Args:
-        place: of one worker, in this process where the trial has no other.
-        resources: of the trial.
-    """
-    if resources.workers > 1:
-        _hold(place, resources)
+    return tuple(ray.get_runtime_context().get_accelerator_ids().get("GPU", ()))
+
+
+def sit() -> NoReturn:
+    """Keeps everybody else from what this process was given, and from what it `hold`s, until it is ended."""
     while True:
         time.sleep(60)
 
 
-def _hold(place: Place, resources: Resources) -> None:
-    """Takes, of the place's machine, what the group's workers held there, as soon as Train has given it back.
+def hold(place: Place, resources: Resources) -> None:
+    """Takes as much of a machine as a group had there, its bad GPU among it, for the life of this process.
 
-    Which of its GPUs a process gets, Ray decides: so it is all that the group had.
+    Ray gives any GPU that is free: more are asked for until one process has the bad one, and the others end.
+
+    Args:
+        place: of one worker; Train has given back, or is about to, what they all had.
+        resources: of the trial.
     """
-    from ray.util import placement_group
+    import ray
+    from ray.exceptions import GetTimeoutError, RayError
 
-    each = {"CPU": resources.cpus, "GPU": resources.gpus, "memory": resources.memory}
-    worker = {name: amount for name, amount in each.items() if amount}
-    on_it = {f"node:{place.address}": 0.001}
-    placement_group([{**worker, **on_it}] * place.workers, strategy="STRICT_PACK")
+    holder = ray.remote(_Holder).options(
+        num_cpus=resources.cpus,
+        num_gpus=resources.gpus,
+        memory=resources.memory or None,
+        resources={f"node:{place.address}": 0.001},
+        scheduling_strategy="DEFAULT",  # or it would have to fit into the place of this process
+    )
+    with_it: list[Any] = []
+    without: list[Any] = []
+    while not with_it or len(with_it) + len(without) < place.workers:
+        process = holder.remote()
+        try:
+            gpus = ray.get(process.gpus.remote(), timeout=PLACED_S)
+        except (GetTimeoutError, RayError):
+            ray.kill(process)
+            break
+        (with_it if set(place.gpus) <= set(gpus) else without).append(process)
+    number = max(0, place.workers - len(with_it))
+    for process in without[number:]:
+        ray.kill(process)
+    _kept.extend([*with_it, *without[:number]])
+
+
+class _Holder:
+    """A process that does nothing, with resources of its own."""
+
+    def gpus(self) -> tuple[str, ...]:
+        """The machine's numbers of its GPUs."""
+        return _gpus()

@@ -72,6 +72,7 @@ class Dispatcher:
     _began: dict[str, float] = field(default_factory=dict)
     _ratios: list[float] = field(default_factory=list)
     _stuck: frozenset[str] = frozenset()
+    _stuck_since: float = math.inf
     _away_until: float | None = None
     _told: list[Told] = field(default_factory=list)
 
@@ -136,8 +137,8 @@ class Dispatcher:
         for key, attempt, messages in told:
             if self.desk.holds(key, attempt):
                 self.desk.guard(self.desk.receive, key, messages)
-                if place := self.desk.set_aside.get(attempt):
-                    self.admission.set_aside(key, place.node)
+                if fault := self.desk.set_aside.get(attempt):
+                    self.admission.set_aside(key, fault.place.node)
                 if key not in self.desk.running:
                     self.desk.guard(self.ended, key)
 
@@ -222,7 +223,8 @@ class Dispatcher:
         """Tells, once, of trials that no longer fit on the machines there are.
 
         Raises:
-            UserError: no other trials are left, and no other machines will come.
+            UserError: no other trials are left, and no other machines will come, or have come for long where
+                devices are set aside.
         """
         stuck = frozenset(
             key for key, waits in self.admission.waiting.items() if self.admission.never_fits(waits.resources)
@@ -232,10 +234,19 @@ class Dispatcher:
                 f"{self.desk.trials[key].name} waits for machines: it needs {self.resources[key]}"
             )
         self._stuck = stuck
-        nothing_else = not self.desk.running and stuck == self.admission.waiting.keys()
-        if stuck and nothing_else and not self.more_may_join:
-            places = "; ".join(map(str, self.desk.set_aside.values()))
-            raise UserError(f"What waits has no place any more: set aside were {places}.")
+        waits_for_nothing = stuck and not self.desk.running and stuck == self.admission.waiting.keys()
+        if not waits_for_nothing:
+            self._stuck_since = math.inf
+        elif self._stuck_since == math.inf:
+            self._stuck_since = self.clock()
+        if waits_for_nothing:
+            self._end_where_nothing_can_start(self.clock() - self._stuck_since)
+
+    def _end_where_nothing_can_start(self, for_s: float) -> None:
+        faults = list(map(str, self.desk.set_aside.values()))
+        if not self.more_may_join or (faults and for_s > UNHEARD_S):
+            why = [f"{len(faults)} set aside, as:", *faults[:3]] if faults else []
+            raise UserError("\n".join(["What waits has no place any more.", *why]))
 
     def _order(self, key: str) -> Order:
         wish = self.wishes.trials[key]

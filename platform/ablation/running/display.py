@@ -147,10 +147,13 @@ class Board:
 
     def end(self, trial: PlannedTrial, *, failed: bool = False) -> Active:
         """The trial came to an end."""
-        self._ended += trial.cost
+        active = self.active.pop(trial.key)
+        spent = active.cost_done if failed else trial.cost
+        self._ended += spent
+        self._to_do -= trial.cost - spent
         self.failed += failed
         self.done += not failed
-        return self.active.pop(trial.key)
+        return active
 
     def lose(self, trial: PlannedTrial) -> None:
         """The attempt is gone; another one follows."""

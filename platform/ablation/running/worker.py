@@ -148,7 +148,6 @@ def trial_process() -> type[Any]:
         def _begin(self, config: dict[str, Any]) -> None:
             order = Order.from_config(config)
             self._busy = True
-            self._resources = order.resources
             self._last: Message = {"kind": ""}
             alone = order.resources.workers == 1
             self._gpus = alone and order.resources.gpus > 0
@@ -161,7 +160,7 @@ def trial_process() -> type[Any]:
             batch = next(self._batches, None)
             if batch is None:  # the driver has the last message, and the process is to be gone
                 if self._last["kind"] == DEVICE_FAILED and not self._last["usable"]:
-                    device.sit(Place(**self._last["place"]), self._resources)
+                    device.sit()
                 os._exit(0)
             self._last = batch[-1]
             self._busy = self._last["kind"] not in LAST
@@ -334,7 +333,11 @@ def _of_group(
     told.shutdown()
     failure = failures.get()
     if failure is not None:
-        yield _judged(failure, errors)
+        last = _judged(failure, errors)
+        if last["kind"] == DEVICE_FAILED and not last["usable"]:
+            # Before it is told: until then nobody else is sent there.
+            device.hold(Place(**last["place"]), resources)
+        yield last
     elif last is None or last["kind"] != STOPPED:
         yield {"kind": ENDED}
 
@@ -412,8 +415,14 @@ def _trainer(job: Job, request: Request, resources: Resources, told: Any) -> Any
 def _judged(failure: Exception, errors: Mapping[int, Message]) -> Message:
     """The last message of a group that failed by itself; raises where a process was lost.
 
-    A rank that fails in Python says so before it ends; one that ended silently was killed.
+    A rank that fails in Python says so before it ends; one that ended silently was killed, perhaps for what
+    another rank's device did.
     """
+    if let_down := sorted(
+        (message["usable"], rank) for rank, message in errors.items() if "usable" in message
+    ):
+        _, rank = let_down[0]
+        return {**errors[rank], "kind": DEVICE_FAILED, "error": _of_rank(rank, errors)}
     failed: Collection[int] = set(getattr(failure, "worker_failures", {}))
     silent = not failed or not set(failed) <= set(errors)
     own = {
@@ -424,11 +433,11 @@ def _judged(failure: Exception, errors: Mapping[int, Message]) -> Message:
     if silent or not own:
         raise WorkersLostError(str(failure)) from None
     short = [rank for rank, message in own.items() if "smaller" in message]
-    let_down = sorted((message["usable"], rank) for rank, message in own.items() if "usable" in message)
-    rank = min(short or [rank for _, rank in let_down[:1]] or own)
-    error = f"On rank {rank}:\n{own[rank]['error']}"
+    rank = min(short or own)
     if short:
-        return {"kind": OUT_OF_MEMORY, "smaller": own[rank]["smaller"], "error": error}
-    if let_down:
-        return {**own[rank], "kind": DEVICE_FAILED, "error": error}
-    return {"kind": FAILED, "error": error}
+        return {"kind": OUT_OF_MEMORY, "smaller": own[rank]["smaller"], "error": _of_rank(rank, own)}
+    return {"kind": FAILED, "error": _of_rank(rank, own)}
+
+
+def _of_rank(rank: int, errors: Mapping[int, Message]) -> str:
+    return f"On rank {rank}:\n{errors[rank]['error']}"
