@@ -28,6 +28,8 @@ CURVE = "loss"
 """The metric whose curve a trial shows."""
 STATES: tuple[TrialState, ...] = ("COMPLETE", "RUNNING", "WAITING", "CANCELLED", "FAILED")
 
+_COMPUTED = '<p class="note">Claims that are computed, not measured, are in the results folder alone.</p>'
+
 _STYLE = """
 .bar { display: flex; height: .7rem; border-radius: .35rem; overflow: hidden; background: var(--raised);
   margin: 1rem 0 .5rem; max-width: 60rem; }
@@ -69,7 +71,7 @@ def page(study: Study, plan: Plan, store: Store) -> str:
         '<nav><a href="#claims">Claims</a><a href="#trials">Trials</a></nav>',
         *map(html.table, planned),
         html.claims(verdicts(measured, tables, plan.setting)),
-        '<p class="note">Claims that are computed, not measured, are in the results folder alone.</p>',
+        _COMPUTED * (len(measured.claims) < len(study.claims)),
         '<section id="trials">\n<h2>Trials</h2>',
         *(_trial(trial, store) for trial in plan.trials),
         "</section>",

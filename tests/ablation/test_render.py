@@ -237,6 +237,14 @@ def test_html_shows_any_text_as_it_stands(full):
         assert plain in shown
 
 
+def test_check_marks_are_no_words_in_a_table_that_is_not_turned_either(full):
+    (turned,) = tables_of(full, ["table1"])
+    plain = replace(turned, table=replace(turned.table, transposed=False))
+    for render in (html.table, markdown.table, latex.table):
+        assert not re.search("True|False", render(plain))
+    assert html.table(plain).count("✓") == html.table(turned).count("✓") > 0
+
+
 def test_html_cells_lead_to_their_trials(full):
     (table,) = tables_of(full, ["table1"])
     titles = Outline(html.table(table)).titles

@@ -108,21 +108,27 @@ def _head(head: Sequence[Item], num_left: int) -> str:
     for index, (item, width) in enumerate(spans(head)):
         span = f' colspan="{width}" scope="colgroup"' if width > 1 else ' scope="col"'
         side = ' class="left"' if index < num_left else ""
-        entries.append(f"<th{side}{span}>{escape(str(item))}</th>")
+        entries.append(f"<th{side}{span}>{_name(item)}</th>")
     return f"<tr>{''.join(entries)}</tr>"
 
 
 def _line(line: Sequence[Item], num_left: int) -> str:
     entries = [
-        f'<th scope="row" class="left">{escape(str(item))}</th>' if index < num_left else _item(item)
+        f'<th scope="row" class="left">{_name(item)}</th>' if index < num_left else _item(item)
         for index, item in enumerate(line)
     ]
     return f"<tr>{''.join(entries)}</tr>"
 
 
+def _name(item: Item) -> str:
+    if isinstance(item, bool):
+        return text.CHECK if item else ""
+    return escape(str(item))
+
+
 def _item(item: Item) -> str:
     if isinstance(item, bool):
-        return f"<td>{text.CHECK if item else ''}</td>"
+        return f"<td>{_name(item)}</td>"
     return _cell(item) if isinstance(item, FilledCell) else f"<td>{escape(item)}</td>"
 
 
