@@ -25,7 +25,7 @@ from ablation.running.options import Options
 from ablation.running.scheduler import Place
 from ablation.running.storage import storage_at
 from ablation.store import Store
-from ablation.study import Cell, Profile, Row, Study, Table, Variant
+from ablation.study import Cell, PlainSetting, Profile, Row, Study, Table, Variant
 from ablation.workspace import Workspace
 from benchmarks.common import report
 
@@ -55,42 +55,14 @@ def train(request: Request) -> Generator[Report, None, None]:
         yield Evaluated(wanted.key, {"AP": 1.0})
 
 
-@dataclass(frozen=True)
-class Setting:
-    """Runs nothing as it is declared."""
-
-    profile: str = "none"
-    data_name: str = "none"
-    caption: str = ""
-    notices: tuple[str, ...] = ()
-    context: None = None
-    own_data: None = None
-    seed_noise: None = None
-    at_paper_scale: bool = False
-    whole_gpus: bool = False
-
-    def trial(self, training: Nothing, seed: int) -> Nothing:
-        """As declared."""
-        return training
-
-    def evaluation(self, evaluation: Score) -> Score:
-        """As declared."""
-        return evaluation
-
-    def resources(self, trial: Nothing) -> Resources | None:
-        """Nothing in particular."""
-        return None
-
-    def cost(self, trial: Nothing, evaluations: Sequence[Score]) -> float:
-        """All alike."""
-        return 1.0
+SETTING = PlainSetting("none", data_name="none")
 
 
 def study_of(trials: int) -> Study:
     """One table with a row for each."""
     rows = tuple(Row(str(n), (str(n),), (Cell(Variant(Nothing(n), Score()), "AP"),)) for n in range(trials))
     table = Table("table1", "Nothing", ("number",), ("AP",), rows)
-    profile = Profile("none", "nothing", 1, lambda *_: Setting())
+    profile = Profile("none", "nothing", 1, lambda *_: SETTING)
     return Study("nothing", "Nothing", (table,), (), {"none": profile}, "none", train)
 
 
@@ -140,8 +112,8 @@ def ours(trials: int, concurrency: int, workers: int) -> Cost:
         workspace.create()
         store = Store.open(workspace.store_path)
         study = study_of(trials)
-        register(make_plan(study, Setting(), [0]), store)
-        plan = make_plan(study, Setting(), [0], store=store)
+        register(make_plan(study, SETTING, [0]), store)
+        plan = make_plan(study, SETTING, [0], store=store)
         place, ends = Place(store, workspace, storage_at(workspace.artifacts)), Ends()
         options = Options(concurrency=concurrency, workers_per_trial=workers)
         seconds = {trial.key: 1.0 for trial in plan.trials}

@@ -92,18 +92,25 @@ def _failures_named(trial: Trial, request: Request) -> Iterator[None]:
         yield
     except (MemoryError, RuntimeError) as error:
         if _is_want_of_memory(error):
-            share = -(-trial.schedule.total_batch // request.workers)
-            now = min(share, request.micro_batch or share)
-            raise OutOfMemoryError(
-                f"out of memory with {now} images at a time: {error}", now // 2 if now > 1 else None
-            ) from error
+            raise _out_of_memory(error, trial, request) from error
         if _is_of_device(error):
-            alive()  # a check may take longer than a step
-            fault = device_check.fault(index)
-            first = str(error).partition("\n")[0]
-            said = f"{first}; asked again by a new process: {fault}" if fault else first
-            raise DeviceError(said, usable=not fault) from error
+            raise _device_error(error, index) from error
         raise
+
+
+def _out_of_memory(error: Exception, trial: Trial, request: Request) -> OutOfMemoryError:
+    share = -(-trial.schedule.total_batch // request.workers)
+    now = min(share, request.micro_batch or share)
+    smaller = now // 2 if now > 1 else None
+    return OutOfMemoryError(f"out of memory with {now} images at a time: {error}", smaller)
+
+
+def _device_error(error: Exception, index: int) -> DeviceError:
+    alive()  # a check may take longer than a step
+    fault = device_check.fault(index)
+    first = str(error).partition("\n")[0]
+    said = f"{first}; asked again by a new process: {fault}" if fault else first
+    return DeviceError(said, usable=not fault)
 
 
 def _is_want_of_memory(error: Exception) -> bool:

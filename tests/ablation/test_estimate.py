@@ -22,12 +22,12 @@ from ablation.running.estimate import (
     seconds_left,
 )
 from ablation.store import Store
-from tests.ablation.test_plan import STUDY, PlainSetting
+from tests.ablation.test_plan import STUDY, TinySetting
 
 GPU = Resources(cpus=4, gpus=1)
 
 
-class Setting(PlainSetting):
+class Setting(TinySetting):
     """A training of k is k hundred units of work, a plain evaluation one and one at several scales five."""
 
     def resources(self, trial: Any) -> Resources | None:

@@ -12,7 +12,7 @@ from ablation.plan import Counts, Plan, make_plan, register
 from ablation.protocol import Evaluated, Progress, Report, Request
 from ablation.resources import Resources, parse_overrides
 from ablation.store import Store
-from ablation.study import Cell, Row, Study, Table, Variant
+from ablation.study import Cell, PlainSetting, Row, Study, Table, Variant
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,22 +32,13 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class PlainSetting:
+class TinySetting(PlainSetting):
     profile: str = "tiny"
-    at_paper_scale: bool = False
-    data_name: str = "dots"
-    own_data: str | None = None
-    seed_noise: None = None
-    whole_gpus: bool = False
     caption: str = "Four images."
-    notices: tuple[str, ...] = ()
-    context: Any = None
+    data_name: str = "dots"
 
     def trial(self, training: Any, seed: int) -> Any:
         return Trial(training, seed)
-
-    def evaluation(self, evaluation: Any) -> Any:
-        return evaluation
 
     def resources(self, trial: Any) -> Resources | None:
         return Resources(cpus=2) if trial.training.topk == 9 else None
@@ -56,7 +47,7 @@ class PlainSetting:
         return 100 * trial.training.topk + sum(5 if e.multi_scale else 1 for e in evaluations)
 
 
-class SeedlessSetting(PlainSetting):
+class SeedlessSetting(TinySetting):
     def trial(self, training: Any, seed: int) -> Any:
         return training
 
@@ -91,7 +82,7 @@ STUDY = Study(
     default_profile="tiny",
     train=never,
 )
-SETTING = PlainSetting()
+SETTING = TinySetting()
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +14,7 @@ import pytest
 from ablation.protocol import Checkpointed, Described, Evaluated, Noticed, Progress, Report
 from ablation.running.guard import LATER_S, TICK_S
 from ablation.running.watch import FACTOR, HANG, LOG, START, Watch, _Guard, alive, guarded, hang_of, logged
+from tests.faults.driver import wait_until
 
 
 def test_the_log_has_what_was_reported_and_what_was_printed(tmp_path: Path) -> None:
@@ -188,22 +189,15 @@ def test_the_guard_stays_from_trial_to_trial_holds_nothing_and_goes_with_its_pro
     assert process.stdout
     guard = int(process.stdout.readline())
     # Its Python may still be reading its own modules.
-    _comes_true(lambda: _open_in(guard) == {"/dev/null", "/memfd:signs"})
+    wait_until(lambda: _open_in(guard) == {"/dev/null", "/memfd:signs"}, within_s=30)
     assert os.getsid(guard) == guard
     process.kill()
     process.wait()
-    _comes_true(lambda: not Path(f"/proc/{guard}").exists())
+    wait_until(lambda: not Path(f"/proc/{guard}").exists(), within_s=30)
 
 
 def _open_in(pid: int) -> set[str]:
     return {os.path.realpath(link).split(" ")[0] for link in Path(f"/proc/{pid}/fd").iterdir()}
-
-
-def _comes_true(what: Callable[[], bool], within_s: float = 30) -> None:
-    deadline = time.monotonic() + within_s
-    while not what():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
 
 
 def test_a_python_without_memory_files_goes_on_unguarded(

@@ -107,10 +107,13 @@ class Driver(Run):
 
 
 def wait_until(
-    condition: Callable[[], bool], alive: Callable[[], bool] = lambda: True, said: Callable[[], str] = str
+    condition: Callable[[], bool],
+    alive: Callable[[], bool] = lambda: True,
+    said: Callable[[], str] = str,
+    within_s: float = PATIENCE_S,
 ) -> None:
     """Until it holds; an error, with what was said, when that takes too long or nothing lives any more."""
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + within_s
     while not condition():
         assert alive() and time.monotonic() < deadline, said()
         time.sleep(0.1)

@@ -124,9 +124,11 @@ def ray_for(
             f"--cluster {options.cluster} is an address of Ray Client, which cannot report trials back. On a "
             "machine of the cluster, give the address of its head (HOST:6379), or --cluster alone to find it."
         )
-    local = {} if options.cluster else _local_environment(_workers(options, wanted))
-    imports = {} if options.cluster else _importing(folder, os.environ.get("PYTHONPATH"))
-    with environment(_ENVIRONMENT | local | imports):
+    local: dict[str, str] = {}
+    if not options.cluster:
+        local = _local_environment(_workers(options, wanted))
+        local |= _importing(folder, os.environ.get("PYTHONPATH"))
+    with environment(_ENVIRONMENT | local):
         # After the environment: Ray reads some of it when it is imported.
         import ray
 

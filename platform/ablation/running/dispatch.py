@@ -234,13 +234,11 @@ class Dispatcher:
                 f"{self.desk.trials[key].name} waits for machines: it needs {self.resources[key]}"
             )
         self._stuck = stuck
-        waits_for_nothing = stuck and not self.desk.running and stuck == self.admission.waiting.keys()
-        if not waits_for_nothing:
-            self._stuck_since = math.inf
-        elif self._stuck_since == math.inf:
-            self._stuck_since = self.clock()
-        if waits_for_nothing:
+        if stuck and not self.desk.running and stuck == self.admission.waiting.keys():
+            self._stuck_since = min(self._stuck_since, self.clock())
             self._end_where_nothing_can_start(self.clock() - self._stuck_since)
+        else:
+            self._stuck_since = math.inf
 
     def _end_where_nothing_can_start(self, for_s: float) -> None:
         faults = list(map(str, self.desk.set_aside.values()))
