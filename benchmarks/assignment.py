@@ -48,9 +48,9 @@ def _boxes() -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _ours() -> Assign:
-    from detector.anchors import anchor_grid
-    from detector.assigners import ATSSAssigner
     from detector.config import ATSS, Anchors
+    from detector.geometry.anchors import anchor_grid
+    from detector.objectives.assigners import ATSSAssigner
 
     boxes_NG4, _, valid_NG = _boxes()
     grid, assigner = anchor_grid(Anchors(), STRIDES, FEATURE_SIZES, "cpu"), ATSSAssigner(ATSS(TOPK))
@@ -58,8 +58,8 @@ def _ours() -> Assign:
 
 
 def _dense() -> Assign:
-    from detector.anchors import anchor_grid
     from detector.config import Anchors
+    from detector.geometry.anchors import anchor_grid
 
     boxes_NG4, _, valid_NG = _boxes()
     grid = anchor_grid(Anchors(), STRIDES, FEATURE_SIZES, "cpu")

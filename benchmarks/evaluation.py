@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.common import laps_of, report
-from detector.coco_eval import CocoScores, Results, evaluate, quick_scores
+from detector.evaluation.coco_eval import CocoScores, Results, evaluate, quick_scores
 
 WAYS = {"pycocotools": evaluate, "hotcoco": quick_scores}
 IMAGES, CLASSES = 5_000, 80

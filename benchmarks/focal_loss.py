@@ -34,7 +34,7 @@ def _classes() -> Tensor:
 
 
 def _ours() -> Loss:
-    from detector.losses import focal_loss_sum
+    from detector.objectives.losses import focal_loss_sum
 
     classes_M = _classes()
     return lambda logits_MK: focal_loss_sum(logits_MK, classes_M, ALPHA, GAMMA)

@@ -24,9 +24,9 @@ from torch import Tensor, nn
 
 from benchmarks.common import Batch, Notes, Row, make_batch, report
 from benchmarks.peers import torchvision_models
-from detector.build import build_detector
 from detector.config import Detector, Evaluation, ResNet
-from detector.postprocess import detect
+from detector.evaluation.postprocess import detect
+from detector.model.build import build_detector
 from experiments.atss import presets
 
 BOXES = 20

@@ -20,9 +20,9 @@ from PIL import Image
 from torchvision import transforms
 
 from benchmarks.common import Laps, Row, Worker, interleaved, laps_of, report, serve
-from detector.coco import ImageRecord
-from detector.dataset import SplitImages, load_batch
-from detector.transforms import resized_size
+from detector.data.coco import ImageRecord
+from detector.data.dataset import SplitImages, load_batch
+from detector.geometry.transforms import resized_size
 
 MODULE = "benchmarks.loading"
 IMAGES = 16

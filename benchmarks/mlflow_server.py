@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ablation.running.cluster import free_port
+from ablation.cluster.connection import free_port
 
 PASSWORD = "a-long-password-1"
 _METHODS = (b"GET ", b"POST ", b"PUT ", b"DELETE ", b"PATCH ")

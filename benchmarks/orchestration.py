@@ -17,13 +17,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ablation.cluster import connection as cluster
+from ablation.driver import tune as scheduler
+from ablation.driver.options import Options
+from ablation.driver.tune import Place
 from ablation.plan import PlannedTrial, make_plan, register
 from ablation.protocol import Evaluated, Progress, Report, Request
 from ablation.resources import Resources
-from ablation.running import cluster, scheduler
-from ablation.running.options import Options
-from ablation.running.scheduler import Place
-from ablation.running.storage import storage_at
+from ablation.storage.trial_files import storage_at
 from ablation.store import Store
 from ablation.study import Cell, PlainSetting, Profile, Row, Study, Table, Variant
 from ablation.workspace import Workspace

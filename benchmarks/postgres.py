@@ -18,7 +18,7 @@ from typing import Any
 
 import psycopg
 
-from ablation.running.cluster import free_port
+from ablation.cluster.connection import free_port
 
 PASSWORD = "not-to-be-seen"
 START_S = 60.0

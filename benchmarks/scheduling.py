@@ -1,6 +1,6 @@
 """How full a cluster is kept: 1,000 trainings of mixed sizes on 64 nodes of 8 GPUs that fail and return.
 
-A simulation on a virtual clock of the admission control that runs real trials (`ablation.running.admission`),
+A simulation on a virtual clock of the admission control that runs real trials (`ablation.driver.scheduler`),
 beside two peers with the same placement: first in, first out, and whatever fits, largest first, without
 promises.
 
@@ -18,8 +18,8 @@ from heapq import heappop, heappush
 from itertools import count
 from statistics import mean
 
-from ablation.resources import Resources
-from ablation.running.admission import Admission, Candidate, Node
+from ablation.driver.scheduler import Admission, Candidate
+from ablation.resources import Node, Resources
 from benchmarks.common import report
 
 CHECKPOINT_S = 600.0

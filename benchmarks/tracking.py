@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 
 from ablation.protocol import Progress
 from ablation.store import Store
-from ablation.tracking import Mirror
+from ablation.tracking.mirror import Mirror
 from ablation.workspace import Workspace
 from benchmarks.common import Notes, Row, report
 from benchmarks.mlflow_server import Proxy, Server

@@ -71,8 +71,8 @@ class Ours:
     """
 
     def __init__(self, backbone: str, batch: Batch, bf16: bool) -> None:
-        from detector.build import build_detector
         from detector.config import Detector, ResNet
+        from detector.model.build import build_detector
         from experiments.atss import presets
 
         base = presets.atss()

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from detector.coco import (
+from detector.data.coco import (
     MAX_LISTED,
     CheckedSplit,
     DataPaths,
@@ -26,10 +26,10 @@ from detector.coco import (
     read_test,
     refuse,
 )
-from detector.coco_eval import told_apart
-from detector.dataset import unusable_images
-from detector.decode import load_resized
+from detector.data.dataset import unusable_images
+from detector.data.decode import load_resized
 from detector.errors import DataError
+from detector.evaluation.coco_eval import told_apart
 from detector.pictures import contact_sheet, draw_by_class
 
 MAX_OPENED = 20_000

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from detector.anchors import AnchorGrid
+from detector.geometry.anchors import AnchorGrid
 
 
 @dataclass

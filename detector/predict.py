@@ -20,17 +20,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from detector import checkpoint as checkpoints
-from detector.build import build_detector
 from detector.config import RECIPE_VERSION, Evaluation, Trial
-from detector.decode import Decoded, read_upright
-from detector.dense_detector import DenseDetector
+from detector.data.decode import Decoded, read_upright
 from detector.errors import CheckpointError, DataError
+from detector.evaluation.postprocess import Detections, detect
 from detector.files import write_and_rename
+from detector.geometry.transforms import resized_size
+from detector.model.build import build_detector
+from detector.model.dense_detector import DenseDetector
 from detector.pictures import draw_by_class, write_png
 from detector.plain import from_plain
-from detector.postprocess import Detections, detect
-from detector.transforms import resized_size
+from detector.training import checkpoint as checkpoints
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"})
 """What is taken of a folder; a file named by itself may have any name."""

@@ -12,13 +12,14 @@ import torch
 from numpy.typing import NDArray
 
 from ablation.study import Setting, StatisticResult
-from detector.anchors import AnchorGrid, anchor_grid, feature_sizes
-from detector.assigners import Assigner as RunnableAssigner
-from detector.build import build_assigner
-from detector.coco import read_split
 from detector.config import ATSS, Anchors, Assigner, MaxIoU, SpatialScale
-from detector.dataset import open_split
-from experiments.atss.presets import Recipe, atss
+from detector.data.coco import read_split
+from detector.data.dataset import open_split
+from detector.geometry.anchors import AnchorGrid, anchor_grid, feature_sizes
+from detector.model.build import build_assigner
+from detector.objectives.assigners import Assigner as RunnableAssigner
+from experiments.atss.presets import atss
+from experiments.detection.recipe import Recipe
 
 IMAGES = 400
 LEVELS = 5

@@ -5,8 +5,7 @@ Where the paper leaves a setting open, the decision stands beside the setting.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import replace
 
 from detector.config import (
     ATSS,
@@ -25,20 +24,7 @@ from detector.config import (
     ScalePass,
     SpatialScale,
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Recipe:
-    """A row's training at the paper's scale.
-
-    Attributes:
-        schedule: "1x" is 90k iterations of 16 images; "2x" is 180k with the short side drawn from
-            640 to 800 (Table 8).
-    """
-
-    detector: Detector
-    schedule: Literal["1x", "2x"] = "1x"
-
+from experiments.detection.recipe import Recipe
 
 # --- backbones ---------------------------------------------------------------------------------------
 

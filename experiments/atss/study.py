@@ -5,10 +5,10 @@ from __future__ import annotations
 from ablation.study import Study
 from experiments.atss.claims import CLAIMS
 from experiments.atss.tables import TABLES
-from experiments.data import check_data
-from experiments.profiles import PROFILES
-from experiments.rescore import by_class, rescore
-from experiments.train_trial import train_trial
+from experiments.detection.data import check_data
+from experiments.detection.profiles import PROFILES
+from experiments.detection.rescore import by_class, rescore
+from experiments.detection.train_trial import train_trial
 
 
 def study() -> Study:

@@ -7,7 +7,8 @@ from dataclasses import replace
 from ablation.study import Cell, Row, Table, Variant
 from detector.config import Anchors, Assigner, Detector, Regression, SpatialScale
 from experiments.atss import presets
-from experiments.atss.presets import MULTI_SCALE, SINGLE_SCALE, Recipe
+from experiments.atss.presets import MULTI_SCALE, SINGLE_SCALE
+from experiments.detection.recipe import Recipe
 
 COCO_AP = ("AP", "AP50", "AP75", "APS", "APM", "APL")
 

@@ -89,7 +89,7 @@ class Noticed:
 
 @dataclass(frozen=True, slots=True)
 class Described:
-    """Where an attempt runs and with which code: plain data, as `ablation.evidence.environment` gathers it.
+    """Where an attempt runs and with which code: plain data, as `ablation.provenance.environment` gathers it.
 
     The harness sends it, not the train function: when training begins, and again, with every module that
     was imported by then, when it has ended. The last one counts.

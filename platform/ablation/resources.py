@@ -40,6 +40,16 @@ class Resources:
             raise ValueError(f"gpus must be a part of one or a whole number, got {self.gpus}")
 
 
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A machine: its CPUs, its GPUs, and its memory in bytes."""
+
+    id: str
+    cpus: float
+    gpus: float
+    memory: int
+
+
 # --- what a person wants instead -----------------------------------------------------------------------
 
 

@@ -5,8 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from ablation.resources import Resources
-from ablation.running.admission import Admission, Candidate, Node
+from ablation.driver.scheduler import Admission, Candidate
+from ablation.resources import Node, Resources
 
 GB = 1 << 30
 

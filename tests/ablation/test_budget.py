@@ -2,8 +2,8 @@
 
 import pytest
 
+from ablation.driver.budget import agreed, confirm
 from ablation.errors import UserError
-from ablation.running.budget import agreed, confirm
 
 
 def _never(question: str) -> str:

@@ -15,16 +15,17 @@ from sqlalchemy import make_url
 
 from ablation import cli, session
 from ablation.cli import checking, controlling, looking, running
+from ablation.control.status import watch
+from ablation.driver import forecast, run
+from ablation.driver import tune as scheduler
+from ablation.driver.tune import Place, Summary
 from ablation.errors import UserError
 from ablation.plan import Plan
 from ablation.protocol import Evaluated, Progress
-from ablation.running import forecast, run, scheduler
-from ablation.running.scheduler import Place, Summary
 from ablation.session import Selection, Session, load_study
-from ablation.steering.status import watch
 from ablation.store import Store
 from ablation.study import Cell, Overrides, Profile, Row, Study, Table, Variant
-from ablation.tracking import Mirror
+from ablation.tracking.mirror import Mirror
 from ablation.workspace import Workspace
 from dashboards import __main__ as dashboard
 from tests.ablation import conftest

@@ -6,12 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from ablation.cluster import connection as cluster
+from ablation.cluster.connection import Layout, share
+from ablation.driver.options import Options
 from ablation.errors import UserError
-from ablation.resources import Resources
-from ablation.running import cluster
-from ablation.running.admission import Node
-from ablation.running.cluster import Layout, share
-from ablation.running.options import Options
+from ablation.resources import Node, Resources
 
 
 @pytest.mark.parametrize("field", ["concurrency", "workers_per_trial", "micro_batch"])

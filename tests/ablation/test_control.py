@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 
+from ablation.control.control import Control, chosen, trial_of
 from ablation.errors import UserError
 from ablation.plan import make_plan
-from ablation.steering.control import Control, chosen, trial_of
 from tests.ablation import conftest
 
 MakeWorkspace = Callable[..., "conftest.Workspace"]

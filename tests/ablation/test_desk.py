@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from ablation.driver.attempts import Desk, StopNow
+from ablation.driver.display import Board, PlainDisplay
 from ablation.errors import UserError
 from ablation.protocol import Checkpointed, Evaluated, Progress, to_wire
-from ablation.running.desk import Desk, StopNow
-from ablation.running.display import Board, PlainDisplay
-from ablation.running.storage import StorageError, storage_at
-from ablation.running.watch import HANG
-from ablation.running.worker import ENDED, FAILED, OUT_OF_MEMORY, STOPPED
+from ablation.storage.trial_files import StorageError, storage_at
 from ablation.store import Store
+from ablation.worker.harness import ENDED, FAILED, OUT_OF_MEMORY, STOPPED
+from ablation.worker.watchdog import HANG
 from ablation.workspace import Workspace
 from tests.ablation.toy_driver import Toy, planned
 

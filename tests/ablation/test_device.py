@@ -10,8 +10,8 @@ HOLD = """
     import ray
 
     from ablation.resources import Resources
-    from ablation.running import device
-    from ablation.running.cluster import environment
+    from ablation.worker import quarantine as device
+    from ablation.cluster.connection import environment
 
     with environment({"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}):
         ray.init(address="local", num_cpus=8, num_gpus=4, include_dashboard=False, log_to_driver=False)

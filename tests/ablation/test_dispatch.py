@@ -7,24 +7,24 @@ from types import SimpleNamespace
 
 import pytest
 
-from ablation.errors import UserError
-from ablation.protocol import Evaluated, to_wire
-from ablation.resources import Resources
-from ablation.running.admission import Admission, Node
-from ablation.running.desk import Desk, StopNow
-from ablation.running.device import Place
-from ablation.running.dispatch import (
+from ablation.driver.attempts import Desk, StopNow
+from ablation.driver.dispatch import (
     LOOK_EVERY_S,
     STORAGE_AWAY_S,
     UNHEARD_AFTER_LOSS_S,
     UNHEARD_S,
     Dispatcher,
 )
-from ablation.running.display import Board, PlainDisplay
-from ablation.running.scheduler import _callback
-from ablation.running.storage import StorageError, storage_at
-from ablation.running.worker import DEVICE_FAILED, ENDED, STOPPED
+from ablation.driver.display import Board, PlainDisplay
+from ablation.driver.scheduler import Admission
+from ablation.driver.tune import _callback
+from ablation.errors import UserError
+from ablation.protocol import Evaluated, to_wire
+from ablation.resources import Node, Resources
+from ablation.storage.trial_files import StorageError, storage_at
 from ablation.store import Store
+from ablation.worker.harness import DEVICE_FAILED, ENDED, STOPPED
+from ablation.worker.quarantine import Place
 from ablation.workspace import Workspace
 from tests.ablation.toy_driver import Toy, planned
 

@@ -5,9 +5,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from ablation.plan import Plan
-from ablation.protocol import Checkpointed, Evaluated, Noticed, Progress
-from ablation.running.display import (
+from ablation.driver.display import (
     Board,
     LiveDisplay,
     PlainDisplay,
@@ -17,6 +15,8 @@ from ablation.running.display import (
     filled,
     overall,
 )
+from ablation.plan import Plan
+from ablation.protocol import Checkpointed, Evaluated, Noticed, Progress
 from ablation.store import Store
 from tests.ablation.toy_driver import Toy, planned
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ablation.evidence import environment
+from ablation.provenance import environment
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ def test_the_machines_gpus_are_named_without_torch(tmp_path: Path, monkeypatch: 
 
 def test_nothing_heavy_is_imported_for_a_description() -> None:
     code = (
-        "import sys; from ablation.evidence.environment import describe;"
+        "import sys; from ablation.provenance.environment import describe;"
         "describe(['detector', 'experiments']);"
         "print({'torch', 'ray', 'mlflow', 'numpy', 'sqlalchemy', 'detector'} & set(sys.modules))"
     )

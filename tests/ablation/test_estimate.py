@@ -8,11 +8,7 @@ from typing import Any, cast
 
 import pytest
 
-from ablation.plan import Plan, make_plan, register
-from ablation.protocol import Evaluated, Progress
-from ablation.resources import Resources, parse_overrides
-from ablation.running.admission import Admission, Candidate, Node
-from ablation.running.estimate import (
+from ablation.driver.estimate import (
     Calibration,
     Measured,
     calibrate,
@@ -21,6 +17,10 @@ from ablation.running.estimate import (
     measured,
     seconds_left,
 )
+from ablation.driver.scheduler import Admission, Candidate
+from ablation.plan import Plan, make_plan, register
+from ablation.protocol import Evaluated, Progress
+from ablation.resources import Node, Resources, parse_overrides
 from ablation.store import Store
 from tests.ablation.test_plan import STUDY, TinySetting
 

@@ -7,13 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from ablation.cluster.connection import Layout
+from ablation.driver import forecast
+from ablation.driver.estimate import Measured
+from ablation.driver.options import Options
 from ablation.errors import UserError
-from ablation.resources import Resources
-from ablation.running import forecast
-from ablation.running.admission import Node
-from ablation.running.cluster import Layout
-from ablation.running.estimate import Measured
-from ablation.running.options import Options
+from ablation.resources import Node, Resources
 from ablation.session import Session
 from ablation.workspace import Workspace
 from tests.ablation import conftest

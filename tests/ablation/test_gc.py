@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from ablation.control import gc
 from ablation.plan import make_plan
 from ablation.protocol import Checkpointed, Evaluated
 from ablation.results.statistics import METRICS
-from ablation.running.storage import SharedFolder
-from ablation.steering import gc
+from ablation.storage.trial_files import SharedFolder
 from ablation.workspace import Workspace
 
 BYTES = {5: b"five " * 100, 10: b"ten " * 100}

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from ablation.control.logs import account, brought, follow, printable, tail
 from ablation.plan import make_plan
 from ablation.protocol import Described, Noticed, Progress
-from ablation.running.storage import storage_at
-from ablation.steering.logs import account, brought, follow, printable, tail
+from ablation.storage.trial_files import storage_at
 from tests.ablation import conftest
 
 

@@ -14,12 +14,11 @@ from typing import Any
 
 import pytest
 
+from ablation.cluster import preflight
+from ablation.cluster.preflight import UNKNOWN, check, lacking, paths_in, problems
 from ablation.errors import UserError
-from ablation.resources import Resources
-from ablation.running import preflight
-from ablation.running.admission import Node
-from ablation.running.preflight import UNKNOWN, check, lacking, paths_in, problems
-from ablation.running.storage import SharedFolder, Storage, storage_at
+from ablation.resources import Node, Resources
+from ablation.storage.trial_files import SharedFolder, Storage, storage_at
 
 GIB = 1 << 30
 

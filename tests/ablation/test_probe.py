@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from ablation.driver.probe import probe
 from ablation.plan import Plan, make_plan
-from ablation.running.probe import probe
 from tests.ablation.toy_driver import Toy, ToySetting, toy_study, train
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ablation.evidence import provenance
+from ablation.provenance import record as provenance
 
 
 def git(folder: Path, *arguments: str) -> str:
@@ -100,7 +100,7 @@ def test_an_absent_package_has_no_version(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_versions_are_found_without_importing_the_libraries() -> None:
     code = (
-        "import sys; from ablation.evidence.provenance import collect; collect('x');"
+        "import sys; from ablation.provenance.record import collect; collect('x');"
         "print({'torch', 'ray', 'mlflow', 'numpy'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)

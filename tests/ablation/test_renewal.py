@@ -6,19 +6,20 @@ from pathlib import Path
 
 import pytest
 
-from ablation.evidence import environment, staleness
+from ablation.control.control import UNRECORDED, Control
+from ablation.driver.attempts import Desk
+from ablation.driver.dispatch import Dispatcher
+from ablation.driver.display import Board, PlainDisplay
+from ablation.driver.scheduler import Admission
+from ablation.driver.tune import _request
 from ablation.plan import Plan
 from ablation.protocol import Checkpointed, Described, Evaluated, Progress
+from ablation.provenance import environment, staleness
+from ablation.resources import Node
 from ablation.results.statistics import METRICS
-from ablation.running.admission import Admission, Node
-from ablation.running.desk import Desk
-from ablation.running.dispatch import Dispatcher
-from ablation.running.display import Board, PlainDisplay
-from ablation.running.scheduler import _request
-from ablation.running.storage import Storage, storage_at
-from ablation.running.worker import Job, messages
-from ablation.steering.control import UNRECORDED, Control
+from ablation.storage.trial_files import Storage, storage_at
 from ablation.store import AttemptRow, Store
+from ablation.worker.harness import Job, messages
 from ablation.workspace import Workspace
 from tests.ablation import conftest
 from tests.ablation.toy_driver import Toy, planned, train

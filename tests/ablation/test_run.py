@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from ablation.driver import run
+from ablation.driver.tune import Summary
 from ablation.plan import make_plan
 from ablation.results.report import print_report
-from ablation.running import run
-from ablation.running.scheduler import Summary
 from ablation.session import Session
 from ablation.workspace import Workspace
 from tests.ablation import conftest

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ablation.resources import Resources
-from ablation.running.admission import Admission, Node
+from ablation.driver.scheduler import Admission
+from ablation.resources import Node, Resources
 from benchmarks.scheduling import (
     HOUR,
     NODES,

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from ablation.evidence import environment, staleness
 from ablation.plan import make_plan, register
 from ablation.protocol import Checkpointed, Described, Evaluated
+from ablation.provenance import environment, staleness
 from ablation.results.statistics import METRICS
 from ablation.study import Cell, Row, Table, Variant
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from ablation.control.control import Control, chosen
+from ablation.control.status import lines, status_of, watch
 from ablation.plan import make_plan
 from ablation.protocol import Progress
 from ablation.session import Session
-from ablation.steering.control import Control, chosen
-from ablation.steering.status import lines, status_of, watch
 from ablation.store import schema
 from ablation.workspace import Workspace
 from tests.ablation import conftest

@@ -13,8 +13,8 @@ from fsspec.implementations.local import LocalFileSystem
 
 from ablation.errors import UserError
 from ablation.protocol import Checkpointed, Evaluated, Noticed
-from ablation.running import storage as storage_module
-from ablation.running.storage import (
+from ablation.storage import trial_files as storage_module
+from ablation.storage.trial_files import (
     Remote,
     SharedFolder,
     Storage,
@@ -23,7 +23,7 @@ from ablation.running.storage import (
     moved,
     storage_at,
 )
-from ablation.running.watch import HANG, LOG
+from ablation.worker.watchdog import HANG, LOG
 
 KEY, OTHER = "0123456789ab", "ba9876543210"
 

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from ablation import tracking
 from ablation.errors import UserError
 from ablation.protocol import Checkpointed, Evaluated, Progress
 from ablation.store import AttemptRow, Store, TrialRow
-from ablation.tracking import Mirror, MirrorBusyError, flatten, metric_name, server_address
+from ablation.tracking.mirror import Mirror, MirrorBusyError, flatten, metric_name, server_address
+from ablation.tracking.mirror import mirror as tracking
 from ablation.workspace import Workspace
 
 TRIAL, EVALUATION, SECOND = "0123456789ab", "ba9876543210", "000000000002"

@@ -13,10 +13,10 @@ from mlflow import MlflowClient
 from mlflow.artifacts import download_artifacts
 from mlflow.entities import Run
 
-from ablation import tracking
 from ablation.protocol import Checkpointed, Evaluated, Progress
 from ablation.store import Store
-from ablation.tracking import Mirror
+from ablation.tracking.mirror import Mirror
+from ablation.tracking.mirror import mirror as tracking
 from ablation.workspace import Workspace
 from benchmarks.mlflow_server import PASSWORD, Proxy, Server
 
@@ -27,7 +27,7 @@ COPY = """
 import sys
 from pathlib import Path
 from ablation.store import Store
-from ablation.tracking import Mirror
+from ablation.tracking.mirror import Mirror
 store = Store.open(Path(sys.argv[1]))
 for _ in range(3):
     Mirror(store, sys.argv[2]).sync(patience=120)

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from ablation.errors import UserError
-from ablation.evidence.verify import differences, summary, verify
 from ablation.protocol import Evaluated
+from ablation.provenance.verify import differences, summary, verify
 
 SUMMARY = """
  Average Precision  (AP) @[ IoU=0.50:0.95 | area=   all | maxDets=100 ] = 0.436

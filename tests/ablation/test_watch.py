@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from ablation.protocol import Checkpointed, Described, Evaluated, Noticed, Progress, Report
-from ablation.running.guard import LATER_S, TICK_S
-from ablation.running.watch import FACTOR, HANG, LOG, START, Watch, _Guard, alive, guarded, hang_of, logged
+from ablation.worker.guard import LATER_S, TICK_S
+from ablation.worker.watchdog import FACTOR, HANG, LOG, START, Watch, _Guard, alive, guarded, hang_of, logged
 from tests.faults.driver import wait_until
 
 
@@ -85,7 +85,7 @@ def test_a_hanging_process_is_ended_and_leaves_where_it_stood(tmp_path: Path) ->
         import sys, time
         from pathlib import Path
         from ablation.protocol import Progress
-        from ablation.running.watch import Watch, alive
+        from ablation.worker.watchdog import Watch, alive
 
         def training():
             yield Progress(1, 3)
@@ -126,7 +126,7 @@ BEGIN = """
 import os, signal, sys, time
 from pathlib import Path
 from ablation.protocol import Progress
-from ablation.running import guard, watch
+from ablation.worker import guard, watchdog as watch
 folder = Path(sys.argv[1])
 watch.guarded(folder, 0.1)
 """

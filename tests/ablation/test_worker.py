@@ -17,9 +17,9 @@ from ablation.protocol import (
     TrainFunction,
 )
 from ablation.resources import Resources
-from ablation.running import worker
-from ablation.running.storage import Storage, StorageError, storage_at
-from ablation.running.worker import (
+from ablation.storage.trial_files import Storage, StorageError, storage_at
+from ablation.worker import harness as worker
+from ablation.worker.harness import (
     DEVICE_FAILED,
     ENDED,
     FAILED,
@@ -68,7 +68,7 @@ def test_every_report_is_told_in_order_and_then_the_end(job: Job) -> None:
 
 def test_an_attempt_describes_the_machine_and_the_modules_that_its_training_imported(job: Job) -> None:
     last = told(job, counts)[-2]["environment"]
-    assert "ablation.running.worker" in last["modules"]
+    assert "ablation.worker.harness" in last["modules"]
     assert last["host"]
 
 
@@ -235,7 +235,7 @@ def test_a_group_that_a_device_let_down_names_the_one_that_works_no_more() -> No
     [
         (GroupError(0, 1), {0: wrong("RuntimeError: something")}),  # rank 1 died without a word
         (GroupError(0), {0: wrong("RuntimeError: Connection closed by peer [127.0.0.1]:1234")}),
-        (GroupError(0), {0: wrong("ablation.running.storage.StorageError: the network is down")}),
+        (GroupError(0), {0: wrong("ablation.storage.trial_files.StorageError: the network is down")}),
         (RuntimeError("the controller died"), {}),
     ],
 )

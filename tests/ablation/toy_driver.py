@@ -16,6 +16,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ablation.driver.display import Board, PlainDisplay
+from ablation.driver.options import Options
+from ablation.driver.tune import Place, Summary, run
 from ablation.errors import UserError
 from ablation.plan import Plan, make_plan, register
 from ablation.protocol import (
@@ -29,10 +32,7 @@ from ablation.protocol import (
     Request,
 )
 from ablation.resources import Resources
-from ablation.running.display import Board, PlainDisplay
-from ablation.running.options import Options
-from ablation.running.scheduler import Place, Summary, run
-from ablation.running.storage import storage_at
+from ablation.storage.trial_files import storage_at
 from ablation.store import Store
 from ablation.study import Cell, PlainSetting, Profile, Row, Study, Table, Variant
 from ablation.workspace import Workspace

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 
-from ablation.running.cluster import free_port
+from ablation.cluster.connection import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from detector.anchors import Level, anchor_grid
 from detector.config import Anchors
+from detector.geometry.anchors import Level, anchor_grid
 
 STRIDES = (8, 16, 32, 64, 128)
 SIZES_96X128 = ((12, 16), (6, 8), (3, 4), (2, 2), (1, 1))

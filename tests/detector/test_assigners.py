@@ -12,8 +12,11 @@ from torch import Tensor
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from detector.anchors import AnchorGrid, anchor_grid
-from detector.assigners import (
+from detector.config import ATSS, Anchors, MaxIoU, SpatialScale
+from detector.geometry.anchors import AnchorGrid, anchor_grid
+from detector.geometry.box_coders import BoxCoder, PointCoder
+from detector.geometry.boxes import pairwise_iou
+from detector.objectives.assigners import (
     IGNORED,
     NEGATIVE,
     Assigner,
@@ -23,9 +26,6 @@ from detector.assigners import (
     iou_statistics,
     nearest_candidates,
 )
-from detector.box_coders import BoxCoder, PointCoder
-from detector.boxes import pairwise_iou
-from detector.config import ATSS, Anchors, MaxIoU, SpatialScale
 
 PAPER_STRIDES = (8, 16, 32, 64, 128)
 NINE = Anchors(scale=8, scales_per_octave=3, ratios=(0.5, 1.0, 2.0))

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from detector.bootstrap import MatchData, average_precision, bootstrap, image_weights, match_data
-from detector.coco_eval import AP_NAMES, Results, judge
 from detector.errors import DataError
+from detector.evaluation.bootstrap import MatchData, average_precision, bootstrap, image_weights, match_data
+from detector.evaluation.coco_eval import AP_NAMES, Results, judge
 
 EXACT = {"rtol": 0, "atol": 1e-12}
 

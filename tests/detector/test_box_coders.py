@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
-from detector.box_coders import BoxCoder, Coder, PointCoder
+from detector.geometry.box_coders import BoxCoder, Coder, PointCoder
 
 CODERS: list[Coder] = [BoxCoder(), PointCoder()]
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
-from detector.boxes import area, clip, flip_horizontal, pairwise_iou, xywh_to_xyxy, xyxy_to_xywh
+from detector.geometry.boxes import area, clip, flip_horizontal, pairwise_iou, xywh_to_xyxy, xyxy_to_xywh
 
 CORNER = st.integers(-20, 60)
 BOX = st.tuples(CORNER, CORNER, st.integers(0, 40), st.integers(0, 40))

@@ -3,9 +3,6 @@
 import pytest
 import torch
 
-from detector.assigners import ATSSAssigner, MaxIoUAssigner, SpatialScaleAssigner
-from detector.box_coders import BoxCoder, PointCoder
-from detector.build import build_assigner, build_coder, build_detector
 from detector.config import (
     ATSS,
     FPN,
@@ -17,6 +14,9 @@ from detector.config import (
     ResNet,
     SpatialScale,
 )
+from detector.geometry.box_coders import BoxCoder, PointCoder
+from detector.model.build import build_assigner, build_coder, build_detector
+from detector.objectives.assigners import ATSSAssigner, MaxIoUAssigner, SpatialScaleAssigner
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from detector import checkpoint
 from detector.errors import CheckpointError
+from detector.training import checkpoint
 
 
 def _payload(step: int) -> dict[str, object]:

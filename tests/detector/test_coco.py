@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from detector.coco import (
+from detector.data.coco import (
     CheckedSplit,
     DataPaths,
     Split,

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from detector import coco_eval
-from detector.coco_eval import (
+from detector.errors import DataError
+from detector.evaluation import coco_eval
+from detector.evaluation.coco_eval import (
     METRIC_NAMES,
     CocoScores,
     Results,
@@ -21,7 +22,6 @@ from detector.coco_eval import (
     save_arrays,
     told_apart,
 )
-from detector.errors import DataError
 
 BOX = [10.0, 10.0, 40.0, 40.0]
 
@@ -275,7 +275,7 @@ def test_neither_library_is_needed_to_import_the_module() -> None:
     program = """
 import sys
 sys.modules["pycocotools"] = sys.modules["hotcoco"] = None
-import detector.bootstrap, detector.coco_eval
+import detector.evaluation.bootstrap, detector.evaluation.coco_eval
 """
     subprocess.run([sys.executable, "-c", program], check=True)
 

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from detector import convolution
-from detector.convolution import Conv2d
-from detector.norms import FrozenBatchNorm2d
+from detector.model import convolution
+from detector.model.convolution import Conv2d
+from detector.model.norms import FrozenBatchNorm2d
 
 CASES = [
     pytest.param(kernel, stride, bias, size, id=f"{kernel}x{kernel}, stride {stride}, bias {bias}, {size}")

@@ -12,12 +12,12 @@ import pytest
 import torch
 from PIL import Image
 
-from detector import dataset
-from detector.coco import CheckedSplit, DataPaths, Split, read_split
 from detector.config import Data
-from detector.dataset import Batch, SplitImages, load_batch, open_split
+from detector.data import dataset
+from detector.data.coco import CheckedSplit, DataPaths, Split, read_split
+from detector.data.dataset import Batch, SplitImages, load_batch, open_split
+from detector.data.loader import prefetched
 from detector.errors import DataError
-from detector.loader import prefetched
 
 Size = tuple[int, int]
 DATA = Data(fingerprint="0" * 12, short_side=16, max_long_side=64)

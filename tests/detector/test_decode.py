@@ -6,10 +6,10 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from detector.coco import DataPaths, ImageRecord, read_split
-from detector.decode import Decoded, Pixels, load_resized, read_upright
+from detector.data.coco import DataPaths, ImageRecord, read_split
+from detector.data.decode import Decoded, Pixels, load_resized, read_upright
 from detector.errors import DataError
-from detector.transforms import resized_size
+from detector.geometry.transforms import resized_size
 
 Size = tuple[int, int]
 

@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from detector.build import build_detector
 from detector.config import (
     ATSS,
     FPN,
@@ -21,7 +20,8 @@ from detector.config import (
     SmoothL1,
     SpatialScale,
 )
-from detector.dense_detector import DenseDetector
+from detector.model.build import build_detector
+from detector.model.dense_detector import DenseDetector
 
 TINY = Detector(
     num_classes=3,

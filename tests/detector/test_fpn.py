@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from detector import config as cfg
-from detector.fpn import FPN
+from detector.model.fpn import FPN
 
 
 def features(height: int, width: int) -> list[torch.Tensor]:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from detector import config as cfg
-from detector.dcn import DeformConv2d
-from detector.head import Head
+from detector.model.dcn import DeformConv2d
+from detector.model.head import Head
 
 SIZES = ((6, 7), (3, 4), (2, 2), (1, 1), (1, 1))
 CELLS = sum(h * w for h, w in SIZES)

@@ -14,10 +14,6 @@ import torch.multiprocessing as mp
 from numpy.typing import NDArray
 from PIL import Image
 
-from detector import inference
-from detector.build import build_detector
-from detector.coco import CheckedSplit, read_data
-from detector.coco_eval import Results
 from detector.config import (
     FPN,
     AdamW,
@@ -32,12 +28,16 @@ from detector.config import (
     Schedule,
     Trial,
 )
-from detector.dataset import SplitImages, open_split
-from detector.dense_detector import DenseDetector
-from detector.inference import detect_split
-from detector.postprocess import multi_scale_detect
-from detector.shapes import ShapesSpec, draw_dataset
-from detector.train import RunOptions, StepReport, train
+from detector.data.coco import CheckedSplit, read_data
+from detector.data.dataset import SplitImages, open_split
+from detector.data.shapes import ShapesSpec, draw_dataset
+from detector.evaluation import inference
+from detector.evaluation.coco_eval import Results
+from detector.evaluation.inference import detect_split
+from detector.evaluation.postprocess import multi_scale_detect
+from detector.model.build import build_detector
+from detector.model.dense_detector import DenseDetector
+from detector.training.train import RunOptions, StepReport, train
 
 TRIAL = Trial(
     Detector(
@@ -178,7 +178,7 @@ def test_images_read_ahead_give_the_same_detections(drawn: Path) -> None:
 
 def _on_two_workers(work: Callable[..., None], *arguments: object) -> None:
     # They are forked from a process that has imported torch, which takes longer than all the rest.
-    multiprocessing.set_forkserver_preload(["detector.train"])
+    multiprocessing.set_forkserver_preload(["detector.training.train"])
     mp.start_processes(work, arguments, nprocs=2, start_method="forkserver")
 
 

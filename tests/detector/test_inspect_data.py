@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detector.coco import DataPaths, Split, read_data
+from detector.data.coco import DataPaths, Split, read_data
 from detector.errors import DataError
 from detector.inspect_data import WIDTH, contact_sheet_of, inspect, report
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from detector.loader import prefetched
+from detector.data.loader import prefetched
 
 
 def prefetching() -> list[str]:

@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from detector.anchors import AnchorGrid, anchor_grid
-from detector.box_coders import BoxCoder, Coder, PointCoder
 from detector.config import Anchors, Detector, Focal, GIoU, Head, SmoothL1
-from detector.losses import DetectionLoss, centerness_target, focal_loss_sum, giou_loss, targets_of
+from detector.geometry.anchors import AnchorGrid, anchor_grid
+from detector.geometry.box_coders import BoxCoder, Coder, PointCoder
+from detector.objectives.losses import DetectionLoss, centerness_target, focal_loss_sum, giou_loss, targets_of
 from detector.outputs import Outputs
 
 STRIDES = (8, 16, 32, 64, 128)

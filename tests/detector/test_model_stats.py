@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from detector.build import build_detector
 from detector.config import FPN, Detector
-from detector.dense_detector import DenseDetector
-from detector.norms import FrozenBatchNorm2d
+from detector.model.build import build_detector
+from detector.model.dense_detector import DenseDetector
+from detector.model.norms import FrozenBatchNorm2d
 from experiments.atss import presets
 
 R50_DCN = replace(presets.RESNET_50, deformable=presets.RESNET_101_DCN.deformable)

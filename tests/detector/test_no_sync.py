@@ -15,10 +15,11 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.func import functional_call
 
-from detector import anchors, assigners
-from detector.build import build_detector
 from detector.config import FPN, ResNet
-from detector.dense_detector import DenseDetector
+from detector.geometry import anchors
+from detector.model.build import build_detector
+from detector.model.dense_detector import DenseDetector
+from detector.objectives import assigners
 from experiments.atss import presets
 
 BACKBONE = ResNet(depths=(1, 1, 1, 1), widths=(8, 8, 8, 8), stem_channels=8)

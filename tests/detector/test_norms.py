@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from detector.norms import GroupNorm
+from detector.model.norms import GroupNorm
 
 MAPS = [(1, 256, 30, 40), (2, 64, 64, 33), (3, 72, 31, 47)]
 BF16_EPS = 2.0**-8

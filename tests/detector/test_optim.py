@@ -7,7 +7,7 @@ import pytest
 from torch import nn
 
 from detector.config import SGD, AdamW, OneCycle, Schedule, StepDecay
-from detector.optim import build_optimizer, learning_rate_factor, set_learning_rate
+from detector.training.optim import build_optimizer, learning_rate_factor, set_learning_rate
 
 
 def test_step_decay_follows_the_reference_schedule(shared: Path) -> None:

@@ -9,12 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from detector.anchors import AnchorGrid, anchor_grid
-from detector.box_coders import BoxCoder, Coder, PointCoder
-from detector.boxes import pairwise_iou
 from detector.config import Anchors, Evaluation, MultiScale, ScalePass
-from detector.outputs import Outputs
-from detector.postprocess import (
+from detector.evaluation.postprocess import (
     Detections,
     detect,
     merge_passes,
@@ -23,6 +19,10 @@ from detector.postprocess import (
     soft_vote,
     suppress,
 )
+from detector.geometry.anchors import AnchorGrid, anchor_grid
+from detector.geometry.box_coders import BoxCoder, Coder, PointCoder
+from detector.geometry.boxes import pairwise_iou
+from detector.outputs import Outputs
 
 COLD = -20.0
 """A logit whose probability is far below every threshold."""

@@ -14,14 +14,14 @@ import pytest
 import torch
 from PIL import Image
 
-from detector import checkpoint
-from detector.build import build_detector
-from detector.coco import ImageRecord
 from detector.config import FPN, Data, Detector, Evaluation, Head, ResNet, Schedule, Trial
-from detector.decode import Decoded, load_resized, read_upright
+from detector.data.coco import ImageRecord
+from detector.data.decode import Decoded, load_resized, read_upright
 from detector.errors import CheckpointError, DataError
+from detector.model.build import build_detector
 from detector.plain import to_plain
 from detector.predict import image_files, load_detector, main, predict_image
+from detector.training import checkpoint
 
 BACKBONE = ResNet(
     block="basic",

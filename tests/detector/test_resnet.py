@@ -9,9 +9,9 @@ from torchvision.models import resnet50
 from torchvision.ops import deform_conv2d
 
 from detector.config import ResNet
-from detector.dcn import DeformConv2d
-from detector.norms import FrozenBatchNorm2d, num_groups
-from detector.resnet import Backbone
+from detector.model.dcn import DeformConv2d
+from detector.model.norms import FrozenBatchNorm2d, num_groups
+from detector.model.resnet import Backbone
 
 TINY = ResNet(
     block="basic",

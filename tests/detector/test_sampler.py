@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from detector.coco import ImageRecord
 from detector.config import Data
+from detector.data.coco import ImageRecord
+from detector.data.sampler import Pool, draw_batch, pool_of, rank_slice
 from detector.errors import DataError
-from detector.sampler import Pool, draw_batch, pool_of, rank_slice
 
 GOLDEN_INDICES = [4, 5, 3, 9, 1, 0, 2, 8, 5, 1, 8, 7]
 GOLDEN_FLIPS = [0, 1, 1, 0, 1, 0, 0, 0, 0, 0, 0, 0]

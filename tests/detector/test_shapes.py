@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detector import shapes
-from detector.coco import fingerprint, read_data
-from detector.shapes import CLASSES, ShapesSpec, draw_dataset, draw_image
+from detector.data import shapes
+from detector.data.coco import fingerprint, read_data
+from detector.data.shapes import CLASSES, ShapesSpec, draw_dataset, draw_image
 
 SPEC = ShapesSpec(num_train=6, num_val=3)
 

@@ -17,9 +17,6 @@ import torch.multiprocessing as mp
 import torchvision
 from PIL import Image
 
-from detector import checkpoint
-from detector.build import build_detector
-from detector.coco import Split, read_data
 from detector.config import (
     ATSS,
     FPN,
@@ -37,13 +34,24 @@ from detector.config import (
     Trial,
     Weights,
 )
-from detector.dataset import open_split
-from detector.dense_detector import DenseDetector
+from detector.data.coco import Split, read_data
+from detector.data.dataset import open_split
+from detector.data.shapes import ShapesSpec, draw_dataset
 from detector.errors import CheckpointError, DivergedError, WeightsError
-from detector.ranks import Ranks
-from detector.shapes import ShapesSpec, draw_dataset
-from detector.train import CheckpointReport, Notice, RunOptions, StepReport, TrainReport, Validate, train
-from detector.weights import sha256_of
+from detector.model.build import build_detector
+from detector.model.dense_detector import DenseDetector
+from detector.model.weights import sha256_of
+from detector.training import checkpoint
+from detector.training.ranks import Ranks
+from detector.training.train import (
+    CheckpointReport,
+    Notice,
+    RunOptions,
+    StepReport,
+    TrainReport,
+    Validate,
+    train,
+)
 
 BACKBONE = ResNet(
     block="basic",
@@ -214,7 +222,7 @@ FP16_SGD = replace(
 def overflowing_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """The first step's gradients overflow at a scale of 1e38; after it the scale is 1e4."""
     scaler = partial(torch.amp.GradScaler, "cpu", init_scale=1e38, backoff_factor=1e-34)
-    monkeypatch.setattr("detector.train.gradient_scaler", lambda precision, device: scaler())
+    monkeypatch.setattr("detector.training.train.gradient_scaler", lambda precision, device: scaler())
 
 
 @pytest.mark.usefixtures("overflowing_once")
@@ -343,7 +351,7 @@ def _assert_close(ours: dict[int, dict[str, float]], theirs: dict[int, dict[str,
 
 def _start(world: int, work: Callable[..., None], *arguments: object) -> None:
     # They are forked from a process that has imported torch, which takes longer than all the rest.
-    multiprocessing.set_forkserver_preload(["detector.train"])
+    multiprocessing.set_forkserver_preload(["detector.training.train"])
     mp.start_processes(work, (world, *arguments), nprocs=world, start_method="forkserver")
 
 

@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from detector.transforms import flip_boxes, resized_size, scale_boxes, xywh_to_xyxy
+from detector.geometry.transforms import flip_boxes, resized_size, scale_boxes, xywh_to_xyxy
 
 
 @pytest.fixture(scope="module")

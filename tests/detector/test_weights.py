@@ -18,12 +18,12 @@ from torchvision.models import get_model
 from torchvision.models.resnet import Bottleneck
 from torchvision.models.resnet import ResNet as TorchvisionResNet
 
-from detector import weights as subject
 from detector.config import Detector, ResNet, Weights
-from detector.dcn import DeformConv2d
 from detector.errors import WeightsError
-from detector.resnet import Backbone
-from detector.weights import (
+from detector.model import weights as subject
+from detector.model.dcn import DeformConv2d
+from detector.model.resnet import Backbone
+from detector.model.weights import (
     BACKBONES,
     DETECTRON_MEAN,
     DETECTRON_STD,

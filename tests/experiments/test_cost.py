@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from detector.build import build_detector
 from detector.config import Data, Detector, Evaluation, Schedule, SingleScale, Trial
+from detector.model.build import build_detector
 from experiments.atss import presets
-from experiments.cost import DEFORMABLE, FLIPPED, TRAINING, trial_cost
-from experiments.small import SHAPES, shrink
+from experiments.detection.cost import DEFORMABLE, FLIPPED, TRAINING, trial_cost
+from experiments.detection.small import SHAPES, shrink
 
 SIDE = 256
 SQUARE = Data("0" * 12, SIDE, SIDE)
@@ -93,5 +93,5 @@ def test_the_rows_of_the_paper_stand_in_their_measured_order() -> None:
 
 
 def test_counting_imports_no_torch() -> None:
-    code = "import sys, experiments.cost; sys.exit('torch' in sys.modules)"
+    code = "import sys, experiments.detection.cost; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

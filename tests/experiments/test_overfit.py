@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from detector.coco import ImageRecord, Split, read_split, to_coco_dict
-from detector.coco_eval import evaluate
 from detector.config import FPN, AdamW, Data, Evaluation, OneCycle, ResNet, Schedule, Trial
-from detector.dataset import open_split
-from detector.inference import detect_split
-from detector.train import RunOptions, train
+from detector.data.coco import ImageRecord, Split, read_split, to_coco_dict
+from detector.data.dataset import open_split
+from detector.evaluation.coco_eval import evaluate
+from detector.evaluation.inference import detect_split
+from detector.training.train import RunOptions, train
 from experiments.atss import presets
 
 SHORT_SIDE = 192

@@ -14,15 +14,16 @@ from ablation.plan import make_plan
 from ablation.protocol import Evaluated, EvaluationRequest, Progress, Request
 from ablation.resources import Resources
 from ablation.study import Overrides
-from detector.coco import DataPaths, fingerprint
 from detector.config import SGD, Data, StepDecay, Weights
-from detector.shapes import ShapesSpec, draw_dataset
-from detector.weights import DETECTRON_MEAN, TORCHVISION, sha256_of
+from detector.data.coco import DataPaths, fingerprint
+from detector.data.shapes import ShapesSpec, draw_dataset
+from detector.model.weights import DETECTRON_MEAN, TORCHVISION, sha256_of
 from experiments.atss import presets
-from experiments.atss.presets import MULTI_SCALE, SINGLE_SCALE, Recipe
+from experiments.atss.presets import MULTI_SCALE, SINGLE_SCALE
 from experiments.atss.study import study
-from experiments.paper_scale import PaperSetting, prepare, starting_from
-from experiments.train_trial import SUBMISSION, train_trial
+from experiments.detection.paper_scale import PaperSetting, prepare, starting_from
+from experiments.detection.recipe import Recipe
+from experiments.detection.train_trial import SUBMISSION, train_trial
 
 UNCHANGED = Overrides()
 SHORT = Overrides(max_iterations=2, short_side=64, weights="none")

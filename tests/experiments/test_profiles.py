@@ -13,14 +13,22 @@ from ablation.errors import UserError
 from ablation.fingerprint import key
 from ablation.protocol import Checkpointed, Evaluated, EvaluationRequest, Progress, Request
 from ablation.study import Overrides
-from detector.coco import DataPaths
-from detector.shapes import ShapesSpec, draw_dataset
-from experiments import small
+from detector.data.coco import DataPaths
+from detector.data.shapes import ShapesSpec, draw_dataset
 from experiments.atss import positives, presets
 from experiments.atss.positives import fair_positives
-from experiments.atss.presets import MULTI_SCALE, SINGLE_SCALE, Recipe
-from experiments.small import SHAPES, SMOKE, Scale, ScaledSetting, small_backbone, supported_precision
-from experiments.train_trial import train_trial
+from experiments.atss.presets import MULTI_SCALE, SINGLE_SCALE
+from experiments.detection import small
+from experiments.detection.recipe import Recipe
+from experiments.detection.small import (
+    SHAPES,
+    SMOKE,
+    Scale,
+    ScaledSetting,
+    small_backbone,
+    supported_precision,
+)
+from experiments.detection.train_trial import train_trial
 
 UNCHANGED = Overrides()
 TINY = replace(SMOKE, shapes=ShapesSpec(image_size=64, num_train=12, num_val=4, min_size=8))

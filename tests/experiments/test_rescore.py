@@ -7,24 +7,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ablation.control import gc
 from ablation.errors import UserError
-from ablation.evidence import environment, staleness
-from ablation.evidence.verify import verify
 from ablation.plan import Plan, make_plan, register
 from ablation.protocol import Described, EvaluationRequest, Request
-from ablation.steering import gc
+from ablation.provenance import environment, staleness
+from ablation.provenance.verify import verify
 from ablation.store import Store
 from ablation.study import Overrides, Study
 from ablation.workspace import Workspace
-from detector.coco import DataPaths
-from detector.coco_eval import Results
-from detector.shapes import ShapesSpec, draw_dataset
-from experiments import small
+from detector.data.coco import DataPaths
+from detector.data.shapes import ShapesSpec, draw_dataset
+from detector.evaluation.coco_eval import Results
 from experiments.atss.presets import MULTI_SCALE, SINGLE_SCALE
 from experiments.atss.study import study
-from experiments.rescore import by_class, rescore
-from experiments.small import SMOKE
-from experiments.train_trial import train_trial
+from experiments.detection import small
+from experiments.detection.rescore import by_class, rescore
+from experiments.detection.small import SMOKE
+from experiments.detection.train_trial import train_trial
 
 # Long enough for detections that find something: then a change of any shows in the numbers.
 TINY = replace(
@@ -98,7 +98,11 @@ def test_the_training_rests_on_the_modules_that_are_there_now(place: Place) -> N
     (attempt,) = place.store.attempts()
     assert attempt.environment is not None
     modules = attempt.environment["modules"]
-    assert {"detector.losses", "detector.train", "experiments.train_trial"} <= set(modules)
+    assert {
+        "detector.objectives.losses",
+        "detector.training.train",
+        "experiments.detection.train_trial",
+    } <= set(modules)
     assert all(environment.source_file(name) is not None for name in modules)
     assert staleness.find(place.plan, place.store) == []
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from ablation.study import Overrides
-from detector.shapes import ShapesSpec
-from experiments import small
-from experiments.seed_noise import ROWS, average_precision, spread
-from experiments.small import SMOKE
+from detector.data.shapes import ShapesSpec
+from experiments.atss.seed_noise import ROWS, average_precision, spread
+from experiments.detection import small
+from experiments.detection.small import SMOKE
 
 
 def test_what_a_seed_does_to_both_rows_is_no_spread() -> None:

@@ -12,15 +12,15 @@ import torch
 
 from ablation.protocol import DeviceError, EvaluationRequest, Request
 from ablation.resources import Resources
-from ablation.running.storage import storage_at
-from ablation.running.worker import ENDED, FAILED, OUT_OF_MEMORY, STOPPED, Job, Message, Order, messages
+from ablation.storage.trial_files import storage_at
 from ablation.study import Overrides
+from ablation.worker.harness import ENDED, FAILED, OUT_OF_MEMORY, STOPPED, Job, Message, Order, messages
 from detector import device_check
-from detector.dense_detector import DenseDetector
-from experiments import small
+from detector.model.dense_detector import DenseDetector
 from experiments.atss.presets import SINGLE_SCALE, Recipe, atss
-from experiments.small import SMOKE, ScaledSetting
-from experiments.train_trial import _device, _is_of_device, _is_want_of_memory, train_trial
+from experiments.detection import small
+from experiments.detection.small import SMOKE, ScaledSetting
+from experiments.detection.train_trial import _device, _is_of_device, _is_want_of_memory, train_trial
 
 KEY = "0123456789ab"
 EVALUATION = "ba9876543210"

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from ablation.plan import Plan, make_plan
-from detector.coco import DataPaths, Split
+from detector.data.coco import DataPaths, Split
 from experiments.atss.study import study
 from experiments.atss.tables import TABLES
-from experiments.data import Context
-from experiments.small import SCALES, Scale, ScaledSetting, describe
+from experiments.detection.data import Context
+from experiments.detection.small import SCALES, Scale, ScaledSetting, describe
 
 GOLDEN = Path(__file__).parent / "golden_keys.json"
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from ablation.running.desk import Desk
-from ablation.running.display import Board, PlainDisplay
-from ablation.running.storage import storage_at
+from ablation.driver.attempts import Desk
+from ablation.driver.display import Board, PlainDisplay
+from ablation.storage.trial_files import storage_at
 from ablation.store import Store
 from ablation.workspace import Workspace
 from tests.ablation.toy_driver import Toy, planned

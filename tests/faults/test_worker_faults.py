@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from ablation.running.scheduler import PROCESS_DIED
-from ablation.running.watch import LOG
+from ablation.driver.tune import PROCESS_DIED
 from ablation.store import AttemptRow, Store
+from ablation.worker.watchdog import LOG
 from tests.faults.driver import TRIAL, Driver, attempts, key_of, newest_step, starts, states
 
 CONTROLLER = "ray::TrainController"

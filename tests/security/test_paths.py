@@ -8,9 +8,9 @@ from PIL import Image
 
 from ablation.errors import UserError
 from ablation.workspace import Workspace
-from detector.coco import DataPaths, Split, read_split
+from detector.data.coco import DataPaths, Split, read_split
 from detector.errors import DataError
-from experiments.data import open_data
+from experiments.detection.data import open_data
 
 ESCAPES = ["../secret.jpg", "a/../../secret.jpg", "{outside}/secret.jpg", "./../secret.jpg"]
 

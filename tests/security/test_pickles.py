@@ -13,11 +13,11 @@ import torch
 
 from ablation.errors import UserError
 from ablation.results.statistics import read_replicates
-from detector import checkpoint
-from detector.coco_eval import load_arrays
 from detector.errors import CheckpointError, DataError, WeightsError
+from detector.evaluation.coco_eval import load_arrays
+from detector.model.weights import read_weights
 from detector.predict import load_detector
-from detector.weights import read_weights
+from detector.training import checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 OURS = ("platform", "detector", "experiments", "dashboards")

@@ -20,8 +20,8 @@ from typing import NoReturn
 from ablation.cli import checking, controlling, looking, mirroring, running
 from ablation.cli.parts import selection_of, selection_parser
 from ablation.credentials import hidden
+from ablation.driver.run import EXIT_INTERRUPTED
 from ablation.errors import UserError
-from ablation.running.run import EXIT_INTERRUPTED
 
 __all__ = ["exit_with", "main", "selection_of", "selection_parser"]
 

@@ -17,10 +17,10 @@ from ablation.cli.parts import (
     split_paths_of,
 )
 from ablation.errors import UserError
-from ablation.evidence.verify import summary, verify
+from ablation.provenance.verify import summary, verify
 from ablation.results.scores import import_scores
 from ablation.session import existing_store, load_study, named_data
-from ablation.tracking import Mirror
+from ablation.tracking.mirror import Mirror
 from ablation.workspace import Workspace
 
 EXIT_WRONG = 1

@@ -11,15 +11,15 @@ import sys
 from collections.abc import Sequence
 
 from ablation.cli.parts import Commands, add, selection_of, selection_parser
+from ablation.control import gc
+from ablation.control.control import Control, Renewal, chosen
 from ablation.credentials import hidden
+from ablation.driver.budget import agreed
 from ablation.errors import UserError
-from ablation.evidence import staleness
 from ablation.plan import PlannedTrial
-from ablation.running.budget import agreed
+from ablation.provenance import staleness
 from ablation.session import Session
-from ablation.steering import gc
-from ablation.steering.control import Control, Renewal, chosen
-from ablation.tracking import Mirror
+from ablation.tracking.mirror import Mirror
 
 _SHOWN = 10
 """Trials that an answer names before it only counts the rest."""

@@ -20,13 +20,13 @@ from ablation.cli.parts import (
     selection_of,
     selection_parser,
 )
-from ablation.evidence import staleness
+from ablation.control.control import trial_of
+from ablation.control.logs import BRING_EVERY_S, account, brought, follow, printable
+from ablation.control.status import lines, status_of, watch
+from ablation.driver.forecast import forecast
+from ablation.provenance import staleness
 from ablation.results.report import print_by_class, print_report
-from ablation.running.forecast import forecast
 from ablation.session import Session
-from ablation.steering.control import trial_of
-from ablation.steering.logs import BRING_EVERY_S, account, brought, follow, printable
-from ablation.steering.status import lines, status_of, watch
 
 
 def plan_command(arguments: argparse.Namespace) -> int:

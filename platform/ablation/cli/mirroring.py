@@ -10,7 +10,7 @@ from ablation.cli.parts import Commands, add, places_of, places_parser, port
 from ablation.credentials import hidden
 from ablation.errors import UserError
 from ablation.session import existing_store
-from ablation.tracking import Mirror, server_address
+from ablation.tracking.mirror import Mirror, server_address
 from ablation.workspace import Workspace
 
 PATIENCE_S = 60.0

@@ -10,8 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeAlias
 
+from ablation.driver.options import Options
 from ablation.results.render.results import FORMATS
-from ablation.running.options import Options
 from ablation.session import SPLIT_PATHS, Selection, Session
 from ablation.study import Overrides
 from ablation.workspace import Workspace

@@ -16,9 +16,9 @@ from ablation.cli.parts import (
     positive,
     selection_parser,
 )
-from ablation.running.budget import confirm
-from ablation.running.forecast import forecast
-from ablation.running.run import run_study
+from ablation.driver.budget import confirm
+from ablation.driver.forecast import forecast
+from ablation.driver.run import run_study
 from ablation.session import Session
 
 

@@ -1,0 +1,159 @@
+"""Which images a step trains on, mirrored or not and how large: pure functions of the seed and the step.
+
+Nothing is stored between steps, so a resumed run draws what an uninterrupted one would have, and nothing
+depends on how many workers share a batch: each takes a contiguous slice of the same batch.
+
+Only raw bits of the generator and a stable sort are used. numpy promises the same bits for ever, but not
+the same `permutation` or `uniform`.
+
+Axes: B images of a whole batch.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from detector.config import Data
+from detector.data.coco import ImageRecord, is_annotated
+from detector.errors import DataError
+
+_ORDER, _FLIPS, _SIDES, _GROUPS = range(4)
+"""Streams of random bits that one seed is split into."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Pool:
+    """The images that a training draws from.
+
+    Attributes:
+        indices: (n,) int64, of the split, ascending.
+        groups: (n,) int64, 0..; a batch holds images of one group.
+    """
+
+    indices: NDArray[np.int64]
+    groups: NDArray[np.int64]
+
+    @property
+    def counts(self) -> list[int]:
+        """Number of images of each group."""
+        return [int(count) for count in np.bincount(self.groups)]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Draw:
+    """The images of one step.
+
+    Attributes:
+        indices: (B,) int64, of the split.
+        flips: (B,) bool, True where the image is mirrored left to right.
+        short_sides: (B,) int64, pixels that the short side is resized to.
+    """
+
+    indices: NDArray[np.int64]
+    flips: NDArray[np.bool_]
+    short_sides: NDArray[np.int64]
+
+
+def pool_of(records: Sequence[ImageRecord], data: Data) -> Pool:
+    """The images of a split that `data` lets a training see, and their groups.
+
+    Args:
+        records: the training split.
+        data: `skip_unannotated` and `group_by_aspect` are used. A square image counts as portrait, as in
+            the authors' loader.
+
+    Raises:
+        DataError: no image is left.
+    """
+    kept = [i for i, r in enumerate(records) if is_annotated(r) or not data.skip_unannotated]
+    if not kept:
+        raise DataError("no training image has an annotation with both sides over 1 pixel")
+    landscape = [data.group_by_aspect and records[i].width > records[i].height for i in kept]
+    # Numbered from 0 without gaps: all images may be of one kind.
+    groups = np.unique(np.array(landscape), return_inverse=True)[1]
+    return Pool(np.array(kept, dtype=np.int64), groups.astype(np.int64))
+
+
+def draw_batch(pool: Pool, data: Data, total_batch: int, seed: int, step: int) -> Draw:
+    """The batch of one step.
+
+    Each epoch visits every image once. With several groups each has its own row of batches, which go on
+    from one epoch to the next, and an epoch's batches come in random order.
+
+    Args:
+        pool: what to draw from.
+        data: `flip`, `short_side` and `min_short_side` are used.
+        total_batch: B, images a step over all workers; may be more than there are images.
+        seed: of the trial, at least 0.
+        step: 0 for the first.
+    """
+    group, number = _place(pool, total_batch, seed, step)
+    positions = number * total_batch + np.arange(total_batch)
+    epochs, places = np.divmod(positions, pool.counts[group])
+    indices = np.empty(total_batch, dtype=np.int64)
+    for epoch in np.unique(epochs).tolist():
+        here = epochs == epoch
+        indices[here] = _epoch_order(pool, seed, epoch)[group][places[here]]
+    flips = _uniform(seed, _FLIPS, step, total_batch) < data.flip
+    least = data.short_side if data.min_short_side is None else data.min_short_side
+    sides = least + _uniform(seed, _SIDES, step, total_batch) * (data.short_side - least + 1)
+    return Draw(indices, flips, sides.astype(np.int64))
+
+
+def rank_slice(total_batch: int, rank: int, world: int) -> slice:
+    """The part of a batch that worker `rank` of `world` computes.
+
+    The first `total_batch % world` workers take one image more; losses are sums over all workers, so
+    uneven shares change nothing.
+
+    Raises:
+        ValueError: a worker would have no image.
+    """
+    if total_batch < world:
+        raise ValueError(f"total_batch must be at least the number of workers ({world}), got {total_batch}")
+    share, extra = divmod(total_batch, world)
+    start = rank * share + min(rank, extra)
+    return slice(start, start + share + (rank < extra))
+
+
+def _place(pool: Pool, total_batch: int, seed: int, step: int) -> tuple[int, int]:
+    """(group, which of that group's batches) of a step."""
+    counts = pool.counts
+    if len(counts) == 1:
+        return 0, step
+
+    def before(epoch: int) -> list[int]:
+        """Whole batches of each group that its images of all earlier epochs fill."""
+        return [epoch * count // total_batch for count in counts]
+
+    # At most one batch a group is unfinished, so no later epoch than this can hold the step.
+    latest = (step + len(counts)) * total_batch // sum(counts) + 1
+    epoch = bisect_right(range(latest + 1), step, key=lambda e: sum(before(e))) - 1
+    start, end = before(epoch), before(epoch + 1)
+    row = np.repeat(np.arange(len(counts)), np.subtract(end, start))
+    row = row[np.argsort(_bits(seed, _GROUPS, epoch, len(row)), kind="stable")]
+    place = step - sum(start)
+    group = int(row[place])
+    return group, start[group] + int((row[:place] == group).sum())
+
+
+@lru_cache(maxsize=4)
+def _epoch_order(pool: Pool, seed: int, epoch: int) -> list[NDArray[np.int64]]:
+    """Indices of each group's images in an epoch's order; shared by later calls, not to be written to."""
+    order = np.argsort(_bits(seed, _ORDER, epoch, len(pool.indices)), kind="stable")
+    return [pool.indices[order[pool.groups[order] == group]] for group in range(len(pool.counts))]
+
+
+def _uniform(seed: int, stream: int, index: int, count: int) -> NDArray[np.float64]:
+    """The top 53 bits of random words, as fractions: uniform on [0, 1)."""
+    return (_bits(seed, stream, index, count) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def _bits(seed: int, stream: int, index: int, count: int) -> NDArray[np.uint64]:
+    return np.random.PCG64(np.random.SeedSequence((seed, stream, index))).random_raw(count)

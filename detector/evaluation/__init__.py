@@ -1,0 +1,1 @@
+"""Detections from outputs, and COCO metrics of them."""

@@ -1,0 +1,124 @@
+"""A trained detector over a whole split: from images to detections in original pixels.
+
+Images of a batch are padded to its largest. Padding is seen by norms and counted by no one else, so a
+detection can depend slightly on the neighbours in its batch; batches are the same in every evaluation and
+on any number of workers, which take them in turn. Multi-scale testing resizes the original images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import closing
+from itertools import chain, zip_longest
+from typing import assert_never
+
+import numpy as np
+import torch
+
+from detector.config import Evaluation, MultiScale, SingleScale
+from detector.data.coco import CheckedSplit
+from detector.data.dataset import Batch, SplitImages, load_batch
+from detector.data.loader import prefetched
+from detector.evaluation.coco_eval import Results
+from detector.evaluation.postprocess import Detections, detect, multi_scale_detect
+from detector.model.dense_detector import DenseDetector
+from detector.training.precision import autocast
+from detector.training.ranks import Ranks
+
+BATCH_PIXELS = 32 * 128 * 128
+"""Pixels of a batch, at least one image: what fits the smallest devices whatever the image size."""
+
+
+@torch.no_grad()
+def detect_split(
+    model: DenseDetector,
+    images: SplitImages,
+    split: CheckedSplit,
+    evaluation: Evaluation,
+    precision: str,
+    loaders: int = 0,
+    alive: Callable[[], None] = lambda: None,
+) -> Results | None:
+    """Detections on every image of a split; with several ranks each of them must call it.
+
+    Args:
+        model: in eval mode.
+        images: the split at the model's training size.
+        split: names the category ids.
+        evaluation: thresholds and sizes.
+        precision: as in training.
+        loaders: threads that read images ahead.
+        alive: called before each batch.
+
+    Returns:
+        Columns in original pixels, images in the split's order and best first in each; None on all ranks
+        but the first.
+    """
+    batches, ranks = _batches(images, evaluation), Ranks.current()
+    own = range(ranks.rank, len(batches), ranks.size)
+
+    def load(number: int) -> Batch:
+        sizes = _original_sizes(images, batches[number]) if _at_many_sizes(evaluation) else None
+        return load_batch(images, batches[number], [False] * len(batches[number]), sizes=sizes)
+
+    device = next(model.parameters()).device.type
+    with autocast(precision, device), closing(prefetched(load, own, loaders)) as loaded:
+        found = []
+        for batch in loaded:
+            alive()
+            found.append(_detections(model, batch.to(device), evaluation, images.short_side))
+    parts = ranks.gather(found)
+    if ranks.rank != 0:
+        return None
+    in_order = chain.from_iterable(zip_longest(*parts, fillvalue=[]))
+    return _results(list(chain.from_iterable(in_order)), images, split, _at_many_sizes(evaluation))
+
+
+def _at_many_sizes(evaluation: Evaluation) -> bool:
+    return isinstance(evaluation.scales, MultiScale)
+
+
+def _batches(images: SplitImages, evaluation: Evaluation) -> list[range]:
+    """Indices of each batch: as many images as `BATCH_PIXELS` hold, or one for multi-scale testing."""
+    largest = max(height * width for height, width in images.sizes)
+    count = 1 if _at_many_sizes(evaluation) else max(1, BATCH_PIXELS // largest)
+    return [range(start, min(start + count, len(images))) for start in range(0, len(images), count)]
+
+
+def _original_sizes(images: SplitImages, indices: range) -> list[tuple[int, int]]:
+    return [(images.records[i].height, images.records[i].width) for i in indices]
+
+
+def _detections(
+    model: DenseDetector, batch: Batch, evaluation: Evaluation, short_side: int
+) -> list[Detections]:
+    """Of each image of a batch, on the CPU, in pixels of the image as it was loaded."""
+    match evaluation.scales:
+        case SingleScale():
+            outputs = model(batch.images, batch.sizes)
+            found = detect(outputs, batch.sizes, evaluation, model.coder)
+        case MultiScale() as scales:
+            found = [multi_scale_detect(model, batch.images[0], evaluation, scales, short_side)]
+        case _:
+            assert_never(evaluation.scales)
+    return [detections.cpu() for detections in found]
+
+
+def _results(found: list[Detections], images: SplitImages, split: CheckedSplit, original: bool) -> Results:
+    """Labels to category ids, and boxes to original pixels where they are not yet."""
+    counts = [len(detections) for detections in found]
+    records = images.records
+    scales = [
+        (1.0, 1.0) if original else (record.width / width, record.height / height)
+        for record, (height, width) in zip(records, images.sizes, strict=True)
+    ]
+    scale_D2 = np.repeat(np.array(scales), counts, axis=0)
+    boxes = torch.cat([detections.boxes for detections in found]).double().numpy()
+    low, high = boxes[:, :2] * scale_D2, boxes[:, 2:] * scale_D2
+    labels = torch.cat([detections.labels for detections in found]).numpy()
+    return Results(
+        image_ids=np.repeat([record.id for record in records], counts),
+        category_ids=np.array(split.category_ids)[labels],
+        boxes_xywh=np.concatenate((low, high - low), axis=1),
+        scores=torch.cat([detections.scores for detections in found]).float().numpy(),
+    )

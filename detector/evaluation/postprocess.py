@@ -1,0 +1,291 @@
+"""From raw outputs to detections: thresholds, non-maximum suppression, and merging several test sizes.
+
+Axes: N images; A anchors over all levels; K classes; C candidates, that is (anchor, class) pairs, of one
+image; D detections. Boxes are xyxy float32, pixels of an input image. Constants are those of the paper's
+Sec. 4.1 and, where it is silent, of the authors' code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.ops import nms
+
+from detector.config import Evaluation, MultiScale, ScalePass
+from detector.geometry.box_coders import Coder
+from detector.geometry.boxes import area, clip, flip_horizontal, pairwise_iou
+from detector.geometry.transforms import resized_size
+from detector.outputs import Outputs
+
+
+@dataclass(frozen=True)
+class Detections:
+    """What was found in one image, best first.
+
+    Attributes:
+        boxes: (D, 4) float32, xyxy, pixels of the input image, clipped to it.
+        scores: (D,) float32 in (0, 1].
+        labels: (D,) int64, 0..K-1.
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def __getitem__(self, index: Tensor | slice) -> Detections:
+        return Detections(self.boxes[index], self.scores[index], self.labels[index])
+
+    def cpu(self) -> Detections:
+        """The same in the computer's own memory."""
+        return Detections(self.boxes.cpu(), self.scores.cpu(), self.labels.cpu())
+
+
+# --- one size --------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def detect(
+    outputs: Outputs, image_sizes: Tensor | Sequence[tuple[int, int]], evaluation: Evaluation, coder: Coder
+) -> list[Detections]:
+    """Detections of every image of a batch.
+
+    A candidate is a pair whose class probability alone exceeds `score_threshold`. With a centerness branch
+    candidates are ranked by probability x centerness, and the score is the square root of that. A level
+    gives its best `pre_nms_topk` candidates; then a box goes that overlaps a better one of its class by more
+    than `nms_iou`. At most `max_detections` remain: the authors' code keeps all that tie with the last one.
+    Candidates with a NaN or infinite number are dropped.
+
+    Args:
+        outputs: of the detector.
+        image_sizes: (N, 2) int, height and width of each image without padding; boxes are clipped to it.
+        evaluation: the thresholds; `scales` plays no part here.
+        coder: decodes the box output.
+
+    Returns:
+        N detections, on the device of the outputs.
+    """
+    anchors_NC, labels_NC, ranks_NC = _candidates(outputs, evaluation)
+    deltas_NC4 = outputs.reg_NA4.gather(1, anchors_NC.unsqueeze(-1).expand(-1, -1, 4)).float()
+    grid = outputs.grid
+    boxes_NC4 = coder.decode(deltas_NC4, grid.boxes_A4[anchors_NC], grid.strides_A[anchors_NC])
+    # Ranks of pairs below the threshold are negative.
+    usable_NC = (ranks_NC >= 0) & boxes_NC4.isfinite().all(dim=-1)
+    scores_NC = ranks_NC if outputs.ctr_NA is None else ranks_NC.sqrt()
+    sizes = image_sizes.tolist() if isinstance(image_sizes, Tensor) else image_sizes
+    found = []
+    for n, (height, width) in enumerate(sizes):
+        usable = usable_NC[n].nonzero().squeeze(1)
+        boxes = clip(boxes_NC4[n, usable], height, width)
+        image = Detections(boxes, scores_NC[n, usable], labels_NC[n, usable])
+        found.append(suppress(image, evaluation.nms_iou, evaluation.max_detections))
+    return found
+
+
+def _candidates(outputs: Outputs, evaluation: Evaluation) -> tuple[Tensor, Tensor, Tensor]:
+    """The best pairs of every level: anchor, label and rank, (N, C) each; rank -1 is no candidate."""
+    probability_NAK = outputs.cls_NAK.float().sigmoid()
+    rank_NAK = probability_NAK
+    if outputs.ctr_NA is not None:
+        rank_NAK = probability_NAK * outputs.ctr_NA.float().sigmoid().unsqueeze(-1)
+    rank_NAK = rank_NAK.where(probability_NAK > evaluation.score_threshold, -1)
+    num_classes = rank_NAK.shape[-1]
+    ranks, pairs = [], []
+    for level in outputs.grid.levels:
+        stop = level.start + level.num_anchors
+        level_ranks = rank_NAK[:, level.start : stop].flatten(1)
+        best = level_ranks.topk(min(evaluation.pre_nms_topk, level_ranks.shape[1]), dim=1)
+        ranks.append(best.values)
+        pairs.append(best.indices + level.start * num_classes)
+    pairs_NC = torch.cat(pairs, dim=1)
+    return pairs_NC // num_classes, pairs_NC % num_classes, torch.cat(ranks, dim=1)
+
+
+def suppress(candidates: Detections, iou: float, limit: int) -> Detections:
+    """Greedy non-maximum suppression inside each class, best `limit` over all classes.
+
+    Whether a box stays depends on better ones alone. So only as many of the best are looked at as are needed
+    to find `limit`: the result is that of looking at all of them.
+
+    Args:
+        candidates: any order; among equal scores the earlier one counts as better.
+        iou: a box goes that overlaps a better one of its class by more than this.
+        limit: most detections to keep.
+
+    Returns:
+        What stays, best first.
+    """
+    order = candidates.scores.argsort(descending=True, stable=True)
+    candidates = candidates[order]
+    # Classes are moved apart so that one call serves all; float64, or the move would round the boxes.
+    span = candidates.boxes.max() + 1 if len(candidates) else 0
+    apart = candidates.boxes.double() + (candidates.labels * span).unsqueeze(-1)
+    looked_at = 4 * limit
+    while True:
+        kept = nms(apart[:looked_at], candidates.scores[:looked_at].double(), iou)
+        if len(kept) >= limit or looked_at >= len(candidates):
+            return candidates[kept[:limit]]
+        looked_at *= 4
+
+
+# --- several sizes ---------------------------------------------------------------------------------
+
+
+class Model(Protocol):
+    """What several-size testing asks of a detector."""
+
+    @property
+    def coder(self) -> Coder:
+        """How the box output is read."""
+
+    def __call__(self, images_N3HW: Tensor) -> Outputs:
+        """Outputs for images of one size that fill the tensor."""
+
+
+@torch.no_grad()
+def multi_scale_detect(
+    model: Model, image_CHW: Tensor, evaluation: Evaluation, scales: MultiScale, short_side: int
+) -> Detections:
+    """Detections of one image, tested at several sizes, each plain and mirrored.
+
+    Each pass is a single-scale test of its own, with `evaluation`'s thresholds and suppression, of which
+    the boxes of the pass's range of areas count (Sec. 4.3 names the sizes; the rest is the authors' code).
+
+    Args:
+        model: in evaluation mode.
+        image_CHW: (3, H, W) uint8 or float, RGB, 0-255, without padding. The original image is best: each
+            pass resizes it, antialiased.
+        evaluation: thresholds of each pass.
+        scales: the passes and how they are merged.
+        short_side: short side in training, pixels; the unit of the sizes in `scales`.
+
+    Returns:
+        At most `scales.max_detections`, boxes in pixels of `image_CHW`.
+    """
+    passes = [
+        found
+        for scale_pass in scales.passes
+        for found in _run_pass(model, image_CHW, evaluation, scale_pass, short_side)
+    ]
+    return merge_passes(passes, scales, evaluation.score_threshold)
+
+
+def _run_pass(
+    model: Model, image_CHW: Tensor, evaluation: Evaluation, scale_pass: ScalePass, short_side: int
+) -> list[Detections]:
+    """Detections of the plain and the mirrored image of one size, in pixels of the given image."""
+    height, width = image_CHW.shape[-2:]
+    size = resized_size(
+        width, height, round(scale_pass.scale * short_side), round(scale_pass.max_scale * short_side)
+    )
+    plain = F.interpolate(image_CHW[None].float(), size=size, mode="bilinear", antialias=True)
+    outputs = model(torch.cat((plain, plain.flip(-1))))
+    straight, mirrored = detect(outputs, [size, size], evaluation, model.coder)
+    mirrored = replace(mirrored, boxes=flip_horizontal(mirrored.boxes, size[1]))
+    back = plain.new_tensor([width / size[1], height / size[0]]).repeat(2)
+    kept = (of_area(found, scale_pass, short_side) for found in (straight, mirrored))
+    return [replace(found, boxes=found.boxes * back) for found in kept]
+
+
+def of_area(detections: Detections, scale_pass: ScalePass, short_side: float) -> Detections:
+    """The detections whose area lies inside the pass's range, both ends excluded.
+
+    Args:
+        detections: in pixels of the pass's image.
+        scale_pass: the range, in units of `short_side`.
+        short_side: short side in training, pixels.
+
+    Returns:
+        Those inside, in their order.
+    """
+    area_D = area(detections.boxes)
+    keep = torch.ones_like(area_D, dtype=torch.bool)
+    if scale_pass.min_side is not None:
+        keep &= area_D > (scale_pass.min_side * short_side) ** 2
+    if scale_pass.max_side is not None:
+        keep &= area_D < (scale_pass.max_side * short_side) ** 2
+    return detections[keep]
+
+
+def merge_passes(passes: Sequence[Detections], scales: MultiScale, score_threshold: float) -> Detections:
+    """One image's detections of several passes, merged class by class by soft voting.
+
+    Args:
+        passes: at least one, all in pixels of the same image.
+        scales: `vote_iou` and `max_detections`.
+        score_threshold: least score of a detection that another one has absorbed.
+
+    Returns:
+        At most `max_detections`, best first. Nothing is suppressed after the vote.
+    """
+    everything = _joined(passes)
+    voted = []
+    for label in torch.unique(everything.labels).tolist():
+        members = everything[everything.labels == label]
+        boxes, scores = soft_vote(members.boxes, members.scores, scales.vote_iou, score_threshold)
+        voted.append(Detections(boxes, scores, members.labels.new_full(scores.shape, label)))
+    if not voted:
+        return everything
+    merged = _joined(voted)
+    order = merged.scores.argsort(descending=True, stable=True)
+    return merged[order[: scales.max_detections]]
+
+
+def _joined(parts: Sequence[Detections]) -> Detections:
+    return Detections(
+        torch.cat([part.boxes for part in parts]),
+        torch.cat([part.scores for part in parts]),
+        torch.cat([part.labels for part in parts]),
+    )
+
+
+def soft_vote(
+    boxes: Tensor, scores: Tensor, vote_iou: float, score_threshold: float
+) -> tuple[Tensor, Tensor]:
+    """Averages overlapping boxes of one class and lets what they averaged live on with less score.
+
+    The best box takes all that overlap it by `vote_iou` or more; their mean, weighted by score, gets the
+    best score. Each of them but the best stays too, as it is, with score x (1 - IoU with the best) where
+    that is not below the threshold. Then the best box that is left does the same. A box alone stays as it is.
+
+    Args:
+        boxes: (D, 4) float32, xyxy.
+        scores: (D,) float32.
+        vote_iou: overlap that counts as the same object.
+        score_threshold: least score of a box that stays beside its mean.
+
+    Returns:
+        (D', 4) boxes and (D',) scores: the means from the best, then those that stay beside them.
+    """
+    order = scores.argsort(descending=True, stable=True)
+    boxes, scores = boxes[order], scores[order]
+    iou_DD = pairwise_iou(boxes, boxes)
+    leader_D = _leaders(iou_DD >= vote_iou).to(boxes.device)
+    is_leader = leader_D == torch.arange(len(boxes), device=boxes.device)
+
+    weights = torch.zeros_like(scores).index_add(0, leader_D, scores)
+    means = torch.zeros_like(boxes).index_add(0, leader_D, boxes * scores.unsqueeze(1))
+    alone = leader_D.bincount(minlength=len(boxes)) == 1
+    means = boxes.where(alone.unsqueeze(1), means / weights.unsqueeze(1))
+
+    softened = scores * (1 - iou_DD.gather(1, leader_D.unsqueeze(1)).squeeze(1))
+    stays = ~is_leader & (softened >= score_threshold)
+    return torch.cat((means[is_leader], boxes[stays])), torch.cat((scores[is_leader], softened[stays]))
+
+
+def _leaders(overlaps_DD: Tensor) -> Tensor:
+    """Which box absorbs each one, (D,) int64; boxes come best first, and a leader absorbs itself."""
+    overlaps = overlaps_DD.cpu().numpy()
+    leader = torch.full((len(overlaps),), -1).numpy()
+    for index, row in enumerate(overlaps):
+        if leader[index] < 0:
+            leader[row & (leader < 0)] = index
+            leader[index] = index  # a box without area overlaps nothing, not even itself
+    return torch.from_numpy(leader)

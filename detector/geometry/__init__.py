@@ -1,0 +1,1 @@
+"""Boxes and anchors: pure functions on coordinates."""

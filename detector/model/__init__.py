@@ -1,0 +1,1 @@
+"""Networks: backbone, pyramid, head, and the detector made of them."""

@@ -1,0 +1,65 @@
+"""The one place that turns config classes into objects."""
+
+from __future__ import annotations
+
+from typing import assert_never
+
+import torch
+
+from detector import config as cfg
+from detector.geometry.box_coders import BoxCoder, Coder, PointCoder
+from detector.model.dense_detector import DenseDetector, Network
+from detector.model.fpn import FPN
+from detector.model.head import Head
+from detector.model.resnet import Backbone
+from detector.objectives.assigners import Assigner, ATSSAssigner, MaxIoUAssigner, SpatialScaleAssigner
+from detector.objectives.losses import DetectionLoss
+
+
+def build_detector(config: cfg.Detector) -> DenseDetector:
+    """A detector with fresh weights, drawn from torch's global generator, on torch's default device.
+
+    Args:
+        config: what to build.
+
+    Returns:
+        The detector, in training mode and in the channels-last memory format, which is the quick one.
+    """
+    coder = build_coder(config.regression)
+    backbone = Backbone(config.backbone)
+    head = Head(
+        config.head,
+        channels=config.fpn.channels,
+        num_anchors=config.anchors.num_per_location,
+        num_classes=config.num_classes,
+        box_bias=coder.initial_bias,
+        num_levels=len(config.strides),
+    )
+    network = Network(backbone, FPN(config.fpn, backbone.out_channels), head)
+    assigner = build_assigner(config.assigner)
+    detector = DenseDetector(config, network, coder, assigner, DetectionLoss(config, coder))
+    return detector.to(memory_format=torch.channels_last)
+
+
+def build_assigner(config: cfg.Assigner) -> Assigner:
+    """The rule that divides anchors into positives and negatives."""
+    match config:
+        case cfg.MaxIoU():
+            return MaxIoUAssigner(config)
+        case cfg.SpatialScale():
+            return SpatialScaleAssigner(config)
+        case cfg.ATSS():
+            return ATSSAssigner(config)
+        case _:
+            assert_never(config)
+
+
+def build_coder(config: cfg.Regression) -> Coder:
+    """The reading of the head's box output."""
+    match config:
+        case cfg.BoxRegression(weights=weights):
+            return BoxCoder(weights)
+        case cfg.PointRegression():
+            return PointCoder()
+        case _:
+            assert_never(config)

@@ -1,0 +1,137 @@
+"""The one detector of the study: backbone, pyramid and dense head; RetinaNet, FCOS and ATSS by config.
+
+Axes: N images, A anchors over all levels, G ground-truth boxes padded per image, K classes. Boxes are xyxy
+float32, pixels of the padded input image.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from detector.config import Detector
+from detector.geometry.anchors import anchor_grid, feature_sizes
+from detector.geometry.box_coders import Coder
+from detector.model.fpn import FPN
+from detector.model.head import Head
+from detector.model.resnet import Backbone
+from detector.objectives.assigners import Assigner
+from detector.objectives.losses import DetectionLoss, Targets, targets_of
+from detector.outputs import Outputs
+
+
+class Network(NamedTuple):
+    """The modules that hold weights."""
+
+    backbone: Backbone
+    fpn: FPN
+    head: Head
+
+
+class DenseDetector(nn.Module):
+    """Predicts classes and boxes at every anchor of five levels, and knows its losses.
+
+    Built by `detector.model.build.build_detector`. Works in any memory format; channels-last is the fastest.
+
+    Attributes:
+        config: what this detector is.
+        coder: how the head's box output is read.
+        assigner: which anchors are positive.
+    """
+
+    pixel_mean: Tensor
+    pixel_inverse_std: Tensor
+
+    def __init__(
+        self, config: Detector, network: Network, coder: Coder, assigner: Assigner, loss: DetectionLoss
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.coder = coder
+        self.assigner = assigner
+        self.loss = loss
+        self.backbone, self.fpn, self.head = network
+        mean = torch.tensor(config.pixel_mean).view(3, 1, 1)
+        std = torch.tensor(config.pixel_std).view(3, 1, 1)
+        self.register_buffer("pixel_mean", mean, persistent=False)
+        self.register_buffer("pixel_inverse_std", 1 / std, persistent=False)
+
+    def forward(self, images_N3HW: Tensor, sizes_N2: Tensor | None = None) -> Outputs:
+        """Predictions for a batch of images of any size.
+
+        Args:
+            images_N3HW: (N, 3, H, W) uint8 or float, RGB, 0-255; smaller images fill the top left.
+            sizes_N2: (N, 2) int, height and width of each image in it, whose remainder then counts as
+                padding; None where every image fills the tensor.
+
+        Returns:
+            The outputs, float32 also under autocast.
+        """
+        features = self.fpn(self.backbone(self.prepare(images_N3HW, sizes_N2)))
+        cls_NAK, raw_NA4, ctr_NA = self.head(features)
+        feature_sizes = [(f.shape[-2], f.shape[-1]) for f in features]
+        grid = anchor_grid(self.config.anchors, self.config.strides, feature_sizes, images_N3HW.device)
+        return Outputs(cls_NAK, self.coder.activate(raw_NA4), ctr_NA, grid)
+
+    def prepare(self, images_N3HW: Tensor, sizes_N2: Tensor | None = None) -> Tensor:
+        """Normalise, and pad with zeros at the bottom and right to a multiple of the C5 stride.
+
+        Padding after normalising makes it the mean colour, as in the authors' code.
+
+        Args:
+            images_N3HW: as in `forward`.
+            sizes_N2: as in `forward`.
+
+        Returns:
+            (N, 3, H', W') float32.
+        """
+        height, width = images_N3HW.shape[-2:]
+        x = (images_N3HW - self.pixel_mean) * self.pixel_inverse_std
+        if sizes_N2 is not None:
+            sizes_N2 = sizes_N2.to(x.device)
+            rows = torch.arange(height, device=x.device) < sizes_N2[:, :1]
+            columns = torch.arange(width, device=x.device) < sizes_N2[:, 1:]
+            x = x * (rows[:, None, :, None] & columns[:, None, None, :])
+        multiple = self.config.strides[2]
+        bottom, right = -height % multiple, -width % multiple
+        return F.pad(x, (0, right, 0, bottom)) if bottom or right else x
+
+    @torch.no_grad()
+    def targets(
+        self, canvas: tuple[int, int], boxes_NG4: Tensor, labels_NG: Tensor, valid_NG: Tensor
+    ) -> Targets:
+        """What every anchor should say; needs no prediction.
+
+        Args:
+            canvas: (height, width) of the batch's images, as `forward` gets them.
+            boxes_NG4: (N, G, 4) float32, xyxy; G may be 0.
+            labels_NG: (N, G) int64, 0..K-1.
+            valid_NG: (N, G) bool, False for padding.
+
+        Returns:
+            The targets, float32 also under autocast.
+        """
+        strides = self.config.strides
+        sizes = feature_sizes(*canvas, strides)
+        grid = anchor_grid(self.config.anchors, strides, sizes, boxes_NG4.device)
+        with torch.autocast(boxes_NG4.device.type, enabled=False):
+            match_NA = self.assigner(grid, boxes_NG4, valid_NG)
+            return targets_of(match_NA, boxes_NG4, labels_NG, grid)
+
+    def losses(self, outputs: Outputs, targets: Targets, counts_2: Tensor) -> dict[str, Tensor]:
+        """These images' share of the batch's losses, in float32 also under autocast.
+
+        Args:
+            outputs: of `forward`.
+            targets: of the same images.
+            counts_2: (2,) float32, `Targets.counts` summed over all parts of the batch.
+
+        Returns:
+            () float32 "cls", "box" and, with that branch, "centerness". Their sum over all parts is the
+            loss of the whole batch.
+        """
+        with torch.autocast(counts_2.device.type, enabled=False):
+            return self.loss(outputs, targets, counts_2)

@@ -1,0 +1,480 @@
+"""Pretrained backbones: reading their files without running them, and loading them whole or not at all.
+
+Two layouts exist. "torchvision" files (`.pth`, `.pt`, `.safetensors`) carry our own tensor names and batch
+norms with an eps. "detectron" files (`.pkl`, which the paper trained from) carry Caffe2's blob names and
+batch norms folded to a scale and a shift, and expect BGR. `as_pretrained` gives a detector the input and the
+strides that a layout's weights were trained with.
+"""
+
+from __future__ import annotations
+
+import codecs
+import collections
+import hashlib
+import io
+import json
+import math
+import pickle
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torchvision.models import get_model_weights
+
+from detector import config as cfg
+from detector.errors import WeightsError
+from detector.model.resnet import Backbone, Bottleneck
+
+Layout = Literal["torchvision", "detectron"]
+
+TORCHVISION_MEAN, TORCHVISION_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+"""RGB on the 0-255 scale."""
+
+DETECTRON_MEAN, DETECTRON_STD = (122.7717, 115.9465, 102.9801), (1.0, 1.0, 1.0)
+"""RGB on the 0-255 scale. Caffe2 lists the mean as BGR, as it reads images; loading turns the weights of
+the first convolution round instead, so that images stay RGB here."""
+
+BATCH_NORM_EPS = 1e-5
+"""Of the batch norms that torchvision's weights were trained with."""
+
+BACKBONES = {
+    "resnet50": cfg.ResNet(),
+    "resnet101": cfg.ResNet(depths=(3, 4, 23, 3)),
+    "resnext101_32x8d": cfg.ResNet(depths=(3, 4, 23, 3), groups=32, width_per_group=8),
+    "resnext101_64x4d": cfg.ResNet(depths=(3, 4, 23, 3), groups=64, width_per_group=4),
+}
+"""The backbones that have published weights, by torchvision's name."""
+
+DETECTRON_FILES = {
+    "resnet50": "R-50.pkl",
+    "resnet101": "R-101.pkl",
+    "resnext101_32x8d": "X-101-32x8d.pkl",
+    "resnext101_64x4d": "X-101-64x4d.pkl",
+}
+"""Detectron's own file names (its model zoo's ImageNet models)."""
+
+
+class Published(NamedTuple):
+    """Where a file is published, and the 8 digits that its SHA-256 starts with."""
+
+    url: str
+    sha256: str
+
+    @property
+    def filename(self) -> str:
+        """The last part of the URL, which holds the digits."""
+        return self.url.rpartition("/")[2]
+
+
+def _published(name: str) -> Published:
+    url: str = get_model_weights(name).IMAGENET1K_V1.url
+    return Published(url, Path(url).stem[-8:])
+
+
+TORCHVISION = {name: _published(name) for name in BACKBONES}
+"""torchvision's first ImageNet weights of each backbone."""
+
+
+# --- which file, for which backbone ------------------------------------------------------------------
+
+
+def backbone_name(config: cfg.ResNet) -> str | None:
+    """torchvision's name of a backbone, deformable or not; None where nobody published weights for it."""
+    plain = cfg.ResNet()
+    same_weights = replace(
+        config,
+        deformable=plain.deformable,
+        stride_in_1x1=plain.stride_in_1x1,
+        frozen_stages=plain.frozen_stages,
+    )
+    return next((name for name, known in BACKBONES.items() if known == same_weights), None)
+
+
+def as_pretrained(detector: cfg.Detector, layout: Layout) -> cfg.Detector:
+    """The detector with the normalisation and the strides that weights of this layout were trained with.
+
+    Only Detectron's ResNets have the stride in the 1x1; its ResNeXts and all of torchvision's have it in
+    the 3x3.
+    """
+    detectron = layout == "detectron"
+    backbone = replace(detector.backbone, stride_in_1x1=detectron and detector.backbone.groups == 1)
+    mean, std = (DETECTRON_MEAN, DETECTRON_STD) if detectron else (TORCHVISION_MEAN, TORCHVISION_STD)
+    return replace(detector, backbone=backbone, pixel_mean=mean, pixel_std=std)
+
+
+def layout_of(path: Path) -> Layout:
+    """The layout that files of this ending have."""
+    return "detectron" if path.suffix == ".pkl" else "torchvision"
+
+
+def sha256_of(path: Path) -> str:
+    """The file's SHA-256, 64 lower-case hex digits.
+
+    Raises:
+        WeightsError: the file is absent or cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise WeightsError(f"{path}: {error.strerror or error}") from error
+
+
+def find_all(path: Path) -> dict[str, Path]:
+    """Files of weights by the backbone that they are for.
+
+    Args:
+        path: a file, whose tensors say which backbone it is for; or a folder of files named after theirs.
+
+    Raises:
+        WeightsError: there is no such file or folder, it has nothing for any backbone, or a folder has
+            several files for one.
+    """
+    if path.is_file():
+        return {backbone_of(path): path}
+    if not path.is_dir():
+        raise WeightsError(f"{path}: no such file or folder")
+    found = {name: file for name in BACKBONES if (file := _find(path, name))}
+    if not found:
+        allowed = [f"{TORCHVISION[n].filename}, {n}.safetensors or {DETECTRON_FILES[n]}" for n in BACKBONES]
+        raise WeightsError(f"{path} has no weights of any backbone; they are called {'; '.join(allowed)}")
+    return found
+
+
+def backbone_of(path: Path) -> str:
+    """The backbone that a file's tensors fit.
+
+    Raises:
+        WeightsError: the file cannot be read, or fits none.
+    """
+    found = _renamed(read_weights(path), layout_of(path))
+    misfits = {}
+    for name, config in BACKBONES.items():
+        with torch.device("meta"):
+            own = Backbone(config).state_dict()
+        misfits[name] = _misfits(own, found)
+        if not misfits[name]:
+            return name
+    name = min(misfits, key=lambda n: len(str(misfits[n])))
+    raise WeightsError(f"{path.name} fits no backbone; nearest is {name}: {'; '.join(misfits[name])}")
+
+
+def _find(path: Path, name: str) -> Path | None:
+    """The file of a folder that is named after a backbone."""
+    fits = re.compile(rf"{re.escape(name)}([-_.].*)?({'|'.join(re.escape(s) for s in _TORCHVISION_READERS)})")
+    names = sorted(file.name for file in path.iterdir() if file.is_file())
+    found = [file for file in names if fits.fullmatch(file) or file == DETECTRON_FILES[name]]
+    if len(found) > 1:
+        raise WeightsError(f"{path} has several weights of {name}: {_some(found)}; name one of the files")
+    return path / found[0] if found else None
+
+
+def download(name: str, cache: Path) -> Path:
+    """The torchvision file of a backbone in the folder `cache`, fetched unless it is there and whole.
+
+    Raises:
+        WeightsError: there is no network, no space, or the bytes do not have the published checksum.
+    """
+    published = TORCHVISION[name]
+    path = cache / published.filename
+    if path.is_file() and sha256_of(path).startswith(published.sha256):
+        return path
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(published.url, str(path), hash_prefix=published.sha256)
+    except (OSError, RuntimeError) as error:
+        raise WeightsError(
+            f"cannot download {path.name} ({_first_sentence(error)}); without a network, fetch it elsewhere "
+            f"from {published.url} and give the local file, or the folder it lies in"
+        ) from error
+    return path
+
+
+# --- into a backbone -----------------------------------------------------------------------------------
+
+
+def load_backbone(backbone: Backbone, path: Path, weights: cfg.Weights) -> None:
+    """Replace all weights of `backbone` by those of the file, but for the deformable offsets.
+
+    Every tensor of the backbone gets a value, and every tensor of the file is used but those that a
+    classifier has beyond its backbone. The convolutions of offsets, which no classifier has, keep theirs.
+
+    Raises:
+        WeightsError: the file is not the one that `weights` names, cannot be read, or does not fit; the
+            backbone is then as it was.
+    """
+    digest = sha256_of(path)
+    if not digest.startswith(weights.sha256):
+        raise WeightsError(f"{path.name} has SHA-256 {digest}, but the one asked for is {weights.sha256}")
+    _require_kind(backbone, weights.layout)
+    found = _renamed(read_weights(path), weights.layout)
+    own: dict[str, Tensor] = backbone.state_dict()
+    problems = _misfits({name: t for name, t in own.items() if ".offset." not in name}, found)
+    if problems:
+        raise WeightsError(f"{path.name} ({weights.layout}) does not fit the backbone: {'; '.join(problems)}")
+    if weights.layout == "detectron":
+        found["conv1.weight"] = found["conv1.weight"].flip(1)  # its input was BGR, ours is RGB
+    backbone.load_state_dict({**own, **found})
+
+
+def _require_kind(backbone: Backbone, layout: Layout) -> None:
+    """Refuse what tensor names and shapes do not show: another norm of the same size, a stride elsewhere."""
+    if any(isinstance(module, nn.GroupNorm) for module in backbone.modules()):
+        raise WeightsError("a group_norm backbone cannot take weights that were trained with batch norm")
+    block = backbone.layer2[0]
+    if not isinstance(block, Bottleneck):
+        return
+    in_1x1 = layout == "detectron" and block.conv2.groups == 1
+    if (block.conv1.stride != (1, 1)) != in_1x1:
+        raise WeightsError(
+            f"weights of layout {layout} need a backbone with stride_in_1x1={in_1x1}, "
+            f"got {not in_1x1}; as_pretrained() gives a config that fits"
+        )
+
+
+def _misfits(needed: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
+    missing = [name for name in needed if name not in found]
+    unexpected = [name for name in found if name not in needed]
+    shapes = [
+        f"{name} is {tuple(found[name].shape)} and must be {tuple(needed[name].shape)}"
+        for name in needed
+        if name in found and found[name].shape != needed[name].shape
+    ]
+    kinds = {"missing": missing, "unexpected": unexpected, "wrong shape": shapes}
+    return [f"{kind}: {_some(names)}" for kind, names in kinds.items() if names]
+
+
+def _renamed(tensors: Mapping[str, Tensor], layout: Layout) -> dict[str, Tensor]:
+    """The backbone's tensors by our names."""
+    return _from_detectron(tensors) if layout == "detectron" else _from_torchvision(tensors)
+
+
+def _from_torchvision(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Without the classifier and the counters; the eps that our batch norm lacks goes into its variance."""
+    backbone = {
+        name: t.float()
+        for name, t in tensors.items()
+        if not name.startswith("fc.") and not name.endswith(".num_batches_tracked")
+    }
+    return {name: t + BATCH_NORM_EPS if name.endswith("running_var") else t for name, t in backbone.items()}
+
+
+# Beyond the backbone a Detectron file may have the classifier, the solver's state, and a bias for every
+# convolution: zeros from its conversion from Caffe, which Detectron (and the authors) leave out too, because
+# a batch norm follows.
+_DETECTRON_EXTRAS = re.compile(
+    r"(fc1000|pred)_[wb]|.*_momentum|lr|weight_order|model_iter|(conv1|res\d_\d+_branch(1|2[abc]))_b"
+)
+_BLOB = re.compile(r"res([2-5])_(\d+)_branch(1|2a|2b|2c)(_w|_bn_s|_bn_b)")
+_MODULES = {
+    "2a": ("conv1", "bn1"),
+    "2b": ("conv2", "bn2"),
+    "2c": ("conv3", "bn3"),
+    "1": ("downsample.0", "downsample.1"),
+}
+_PARTS = {"_w": (0, "weight"), "_bn_s": (1, "weight"), "_bn_b": (1, "bias")}
+_STEM = {"conv1_w": "conv1.weight", "res_conv1_bn_s": "bn1.weight", "res_conv1_bn_b": "bn1.bias"}
+
+
+def _from_detectron(blobs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """By our names; folded batch norms have mean 0 and variance 1. Unknown blobs keep their name."""
+    kept = {blob: t.float() for blob, t in blobs.items() if not _DETECTRON_EXTRAS.fullmatch(blob)}
+    tensors = {_our_name(blob): t for blob, t in kept.items()}
+    norms = [_our_name(blob).removesuffix("weight") for blob in kept if blob.endswith("_bn_s")]
+    for norm in norms:
+        tensors[f"{norm}running_mean"] = torch.zeros_like(tensors[f"{norm}weight"])
+        tensors[f"{norm}running_var"] = torch.ones_like(tensors[f"{norm}weight"])
+    return tensors
+
+
+def _our_name(blob: str) -> str:
+    match = _BLOB.fullmatch(blob)
+    if match is None:
+        return _STEM.get(blob, blob)
+    stage, block, branch, suffix = match.groups()
+    module, tensor = _PARTS[suffix]
+    return f"layer{int(stage) - 1}.{block}.{_MODULES[branch][module]}.{tensor}"
+
+
+# --- files ----------------------------------------------------------------------------------------------
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Every tensor of a weights file by its name there, in its own dtype, on the CPU.
+
+    Args:
+        path: `.pth` or `.pt` as torch saves a state (also under "state_dict" or "model"),
+            `.safetensors`, or a Detectron `.pkl` (also under "blobs"). No code in it is run.
+
+    Raises:
+        WeightsError: absent, truncated, of another ending, or holding more than weights.
+    """
+    reader = _READERS.get(path.suffix)
+    if reader is None:
+        raise WeightsError(f"{path.name}: must end in {', '.join(_READERS)}")
+    with _errors_naming(path):
+        return reader(path.read_bytes())
+
+
+@contextmanager
+def _errors_naming(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except WeightsError as error:
+        raise WeightsError(f"{path.name}: {error}") from error
+    except OSError as error:
+        raise WeightsError(f"{path}: {error.strerror or error}") from error
+    # Unpickling broken bytes may raise any exception (pickle's documentation).
+    except Exception as error:
+        raise WeightsError(
+            f"{path.name}: truncated, or no {path.suffix} file of weights "
+            f"({type(error).__name__}: {_first_sentence(error)})"
+        ) from error
+
+
+def _read_torch(content: bytes) -> dict[str, Tensor]:
+    try:
+        state: Any = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        # torch's own message advises to load it all the same.
+        asked = re.search(r"GLOBAL (\S+)", str(error))
+        what = f"its pickle asks for {asked[1]}" if asked else "it holds more or other than weights"
+        raise WeightsError(f"refused, {what}") from error
+    wrapper = next((key for key in ("state_dict", "model") if key in state), None)
+    return _only_tensors(state if wrapper is None else state[wrapper])
+
+
+def _only_tensors(state: Mapping[str, Any]) -> dict[str, Tensor]:
+    others = [str(name) for name, value in state.items() if not isinstance(value, Tensor)]
+    if others:
+        raise WeightsError(f"holds entries that are no tensors: {_some(others)}")
+    return dict(state)
+
+
+_SAFETENSORS_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+}
+
+
+def _read_safetensors(content: bytes) -> dict[str, Tensor]:
+    """The format: 8 bytes for the header's length, the header in JSON, then the raw tensors."""
+    start = 8 + int.from_bytes(content[:8], "little")
+    if len(content) < max(8, start):
+        raise WeightsError(f"truncated, {len(content)} bytes where the header alone ends at {max(8, start)}")
+    header: dict[str, Any] = json.loads(content[8:start])
+    data = memoryview(content)[start:]
+    return {name: _slice(name, entry, data) for name, entry in header.items() if name != "__metadata__"}
+
+
+def _slice(name: str, entry: dict[str, Any], data: memoryview) -> Tensor:
+    if entry["dtype"] not in _SAFETENSORS_DTYPES:
+        raise WeightsError(f"{name} has dtype {entry['dtype']}, known are {', '.join(_SAFETENSORS_DTYPES)}")
+    dtype, shape = _SAFETENSORS_DTYPES[entry["dtype"]], entry["shape"]
+    begin, end = entry["data_offsets"]
+    if not 0 <= begin <= end <= len(data):
+        raise WeightsError(f"truncated, {name} lies at bytes {begin} to {end} of {len(data)}")
+    if min(shape, default=1) < 1 or end - begin != math.prod(shape) * dtype.itemsize:
+        raise WeightsError(f"{name} of shape {shape} and {entry['dtype']} cannot have {end - begin} bytes")
+    return torch.frombuffer(bytearray(data[begin:end]), dtype=dtype).reshape(shape)
+
+
+# A pickle is a program. These are the only names it may call, and none of them is the function it asks for:
+# stand-ins gather what an array is made of, so that not even numpy sees a hand-made state.
+
+
+class _Dtype:
+    """Stands in for `numpy.dtype`."""
+
+    def __init__(self, code: str, *_: object) -> None:
+        self.code = code
+        self.byte_order = "="
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self.byte_order = state[1]
+
+    def to_numpy(self) -> np.dtype[Any]:
+        """The numpy type, numbers only: an array of objects could hold anything."""
+        if not re.fullmatch(r"[<>=|][fi][248]", self.byte_order + self.code):
+            raise WeightsError(f"refused, holds an array of dtype {self.code}, which is no number")
+        return np.dtype(self.byte_order + self.code)
+
+
+class _Array:
+    """Stands in for `numpy.ndarray`, and for `_reconstruct`, which makes an empty one to be filled."""
+
+    tensor: Tensor | None = None
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def __setstate__(self, state: tuple[int, tuple[int, ...], _Dtype, bool, str | bytes]) -> None:
+        _, shape, dtype, fortran, raw = state
+        # Python 2 wrote bytes as text, which encoding="latin1" has read.
+        content = raw.encode("latin1") if isinstance(raw, str) else raw
+        array = np.frombuffer(content, dtype.to_numpy()).reshape(shape, order="F" if fortran else "C")
+        self.tensor = torch.from_numpy(array.astype(array.dtype.newbyteorder("="), order="C"))
+
+
+def _latin1(text: str, _encoding: str) -> bytes:
+    """Stands in for `codecs.encode`, by which Python 3 writes bytes in protocol 2."""
+    return codecs.latin_1_encode(text)[0]
+
+
+_ARRAY_PARTS: dict[str, Callable[..., object]] = {
+    "_reconstruct": _Array,
+    "scalar": _Array,  # stays empty: a learning rate or a step, no weight
+}
+_ALLOWED: dict[tuple[str, str], Callable[..., object]] = {
+    **{("numpy.core.multiarray", name): part for name, part in _ARRAY_PARTS.items()},
+    **{("numpy._core.multiarray", name): part for name, part in _ARRAY_PARTS.items()},
+    ("numpy", "ndarray"): _Array,
+    ("numpy", "dtype"): _Dtype,
+    ("_codecs", "encode"): _latin1,
+    ("collections", "OrderedDict"): collections.OrderedDict,
+}
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Callable[..., object]:
+        """The stand-in of an allowed name."""
+        if (module, name) not in _ALLOWED:
+            raise WeightsError(f"refused, its pickle asks for {module}.{name}, which is not allowed")
+        return _ALLOWED[module, name]
+
+
+def _read_detectron(content: bytes) -> dict[str, Tensor]:
+    """Arrays alone: other values (a step, the training's config) are no weights."""
+    top: Any = _ArrayUnpickler(io.BytesIO(content), encoding="latin1").load()
+    if isinstance(top.get("model"), dict):
+        raise WeightsError(
+            "is of detectron2, whose batch norms are not folded; Detectron's own file of this name is needed"
+        )
+    blobs = top.get("blobs", top)
+    arrays = {str(name): value.tensor for name, value in blobs.items() if isinstance(value, _Array)}
+    return {name: tensor for name, tensor in arrays.items() if tensor is not None}
+
+
+_TORCHVISION_READERS = {".pth": _read_torch, ".pt": _read_torch, ".safetensors": _read_safetensors}
+_READERS = {**_TORCHVISION_READERS, ".pkl": _read_detectron}
+
+
+# --- messages -------------------------------------------------------------------------------------------
+
+
+def _some(names: list[str], limit: int = 6) -> str:
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return (", ".join(names[:limit]) or "nothing") + more
+
+
+def _first_sentence(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].partition(". ")[0]

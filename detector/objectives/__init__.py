@@ -1,0 +1,1 @@
+"""What a training aims at: assignment of ground truth to anchors, and losses."""

@@ -1,0 +1,345 @@
+"""Training as a generator of reports, the same on one process or many.
+
+What a step computes is a function of (config, step): images, flips and sizes come from (seed, step), every
+normaliser is summed over ranks and over the parts that a worker takes one after the other, and so is the
+gradient. On a CPU a resumed run is bit for bit the one that never stopped; CUDA's kernels add in any order.
+Nothing here knows who listens to the reports.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager, closing, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from detector.config import Trial
+from detector.data.coco import CheckedSplit
+from detector.data.dataset import Batch, SplitImages, largest, load_batch
+from detector.data.loader import prefetched
+from detector.data.sampler import Pool, draw_batch, pool_of, rank_slice
+from detector.errors import CheckpointError, DivergedError, WeightsError
+from detector.geometry.transforms import resized_size
+from detector.model.build import build_detector
+from detector.model.dense_detector import DenseDetector
+from detector.model.weights import load_backbone
+from detector.objectives.losses import Targets
+from detector.plain import to_plain
+from detector.training import checkpoint as checkpoints
+from detector.training.optim import build_optimizer, set_learning_rate
+from detector.training.precision import autocast, gradient_scaler
+from detector.training.ranks import Ranks
+
+Validate = Callable[[DenseDetector], dict[str, float]]
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """What decides where and how a training runs, and never its result.
+
+    Attributes:
+        directory: where checkpoints go.
+        device: "cpu" or "cuda".
+        report_every: steps between two reports.
+        checkpoint_every: steps between two checkpoints; rounded up to a multiple of `report_every`, so
+            that a resumed run reports the same means as one that never stopped.
+        micro_batch: images that a worker takes through the network at a time, adding up their gradients;
+            None for its whole share of the batch.
+        loaders: threads that prepare batches ahead; 0 prepares each when it is needed.
+        weights: gives the file that `Trial.weights` describes; asked only where a training starts.
+        validate_every: steps between two calls of `validate`, whose numbers are reported.
+    """
+
+    directory: Path
+    device: str = "cpu"
+    report_every: int = 20
+    checkpoint_every: int = 200
+    micro_batch: int | None = None
+    loaders: int = 0
+    weights: Callable[[], Path] | None = None
+    validate_every: int | None = None
+
+    @property
+    def checkpoint_interval(self) -> int:
+        """Steps between two checkpoints, a multiple of `report_every`."""
+        return math.ceil(self.checkpoint_every / self.report_every) * self.report_every
+
+
+@dataclass(frozen=True, slots=True)
+class StepReport:
+    """Means over the steps since the last report, summed over ranks; `step` counts finished steps."""
+
+    step: int
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointReport:
+    """A checkpoint is on disk."""
+
+    file: checkpoints.CheckpointFile
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """Something a person should know."""
+
+    message: str
+
+
+TrainReport = StepReport | CheckpointReport | Notice
+
+
+@dataclass
+class Training:
+    """A trial in training: what a checkpoint holds, and what is needed to go on."""
+
+    trial: Trial
+    options: RunOptions
+    split: CheckedSplit
+    images: SplitImages
+    model: DenseDetector
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    pool: Pool
+    ranks: Ranks
+    forward: nn.Module
+    step: int = 0
+    saved: int = 0
+    history: list[Tensor] = field(default_factory=list)
+    loss_names: tuple[str, ...] = ()
+
+    @staticmethod
+    def start(trial: Trial, split: CheckedSplit, images: SplitImages, options: RunOptions) -> Training:
+        """A fresh training: weights drawn from the trial's seed, the same on every rank."""
+        ranks, schedule = Ranks.current(), trial.schedule
+        rank_slice(schedule.total_batch, ranks.rank, ranks.size)  # refuses more ranks than images
+        torch.manual_seed(trial.seed)
+        model = build_detector(trial.detector).to(options.device)
+        model.train()
+        forward = DistributedDataParallel(model, broadcast_buffers=False) if ranks.size > 1 else model
+        return Training(
+            trial=trial,
+            options=options,
+            split=split,
+            images=images,
+            model=model,
+            optimizer=build_optimizer(model, schedule),
+            scaler=gradient_scaler(schedule.precision, options.device),
+            pool=pool_of(images.records, trial.data),
+            ranks=ranks,
+            forward=forward,
+        )
+
+    def resume(self) -> list[TrainReport]:
+        """Go on from the newest good checkpoint, else from pretrained weights; say what was passed over."""
+        file, payload, passed_over = checkpoints.load_latest_good(self.options.directory)
+        self.ranks.agree_on(0 if file is None else file.step, self.options.device)
+        reports: list[TrainReport] = [Notice(f"passed over a checkpoint: {why}") for why in passed_over]
+        if file is None or payload is None:
+            self._load_weights()
+            return reports
+        if payload["config"] != to_plain(self.trial):
+            raise CheckpointError(f"{file.path.name}: belongs to another trial config; move it away")
+        self.model.load_state_dict(payload["model"])
+        self.optimizer.load_state_dict(payload["optimizer"])
+        self.scaler.load_state_dict(payload["scaler"])
+        torch.set_rng_state(payload["rng"])
+        self.step = self.saved = file.step
+        return [*reports, Notice(f"goes on from the checkpoint of step {file.step}")]
+
+    def _load_weights(self) -> None:
+        wanted, find = self.trial.weights, self.options.weights
+        if wanted is None:
+            return
+        if find is None:
+            raise WeightsError(f"the file of the pretrained weights {wanted.sha256} is not given")
+        load_backbone(self.model.backbone, find(), wanted)
+
+    def save(self) -> CheckpointReport:
+        """Write a checkpoint (rank 0 alone) and prune old ones.
+
+        Raises:
+            DivergedError: a weight is not finite; losses are computed before the update that did it.
+        """
+        directory, self.saved = self.options.directory, self.step
+        if not all(bool(p.isfinite().all()) for p in self.model.parameters()):
+            raise DivergedError(f"a weight is not finite after step {self.step}; {self._last_checkpoint()}")
+        if self.ranks.rank != 0:
+            return CheckpointReport(checkpoints.CheckpointFile(directory, self.step, ""))
+        payload = {
+            "config": to_plain(self.trial),
+            "class_names": list(self.split.class_names),
+            "category_ids": list(self.split.category_ids),
+            "step": self.step,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            # Nothing draws from it after the weights; a layer that will (dropout) resumes as exactly.
+            "rng": torch.get_rng_state(),
+        }
+        file = checkpoints.save(directory, self.step, payload)
+        checkpoints.prune(directory, file)
+        return CheckpointReport(file)
+
+    def batch(self, step: int) -> Batch:
+        """This rank's part of a step's images."""
+        data, total = self.trial.data, self.trial.schedule.total_batch
+        draw = draw_batch(self.pool, data, total, self.trial.seed, step)
+        records = [self.images.records[i] for i in draw.indices]
+        sizes = [
+            resized_size(record.width, record.height, int(side), data.max_long_side)
+            for record, side in zip(records, draw.short_sides, strict=True)
+        ]
+        own = rank_slice(total, self.ranks.rank, self.ranks.size)
+        return load_batch(self.images, draw.indices[own], draw.flips[own], largest(sizes), sizes[own])
+
+    def batches(self) -> Generator[Batch, None, None]:
+        """This rank's part of the steps that are left, prepared ahead."""
+        return prefetched(self.batch, range(self.step, self.trial.schedule.iterations), self.options.loaders)
+
+    def advance(self, batch: Batch) -> None:
+        """One optimiser step on this rank's part of the current step's images."""
+        set_learning_rate(self.optimizer, self.trial.schedule, self.step)
+        batch = batch.to(self.options.device)
+        canvas = batch.images.shape[2], batch.images.shape[3]
+        targets = self.model.targets(canvas, batch.boxes_NG4, batch.labels_NG, batch.valid_NG)
+        counts = self.ranks.sum(targets.counts())
+        self.optimizer.zero_grad(set_to_none=True)
+        parts = _parts(len(batch.images), self.options.micro_batch)
+        losses = [self._backward(batch, targets, counts, part, last=part is parts[-1]) for part in parts]
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.history.append(torch.stack(losses).sum(dim=0))
+        self.step += 1
+
+    def _backward(self, batch: Batch, targets: Targets, counts: Tensor, part: slice, *, last: bool) -> Tensor:
+        """Add the gradients of some of this rank's images; ranks exchange them after the last."""
+        with self._exchange(last):
+            with autocast(self.trial.schedule.precision, self.options.device):
+                outputs = self.forward(batch.images[part], batch.sizes[part])
+            losses = self.model.losses(outputs, targets[part], counts)
+            total = torch.stack(list(losses.values())).sum()
+            # DistributedDataParallel averages gradients; each rank's loss is its share of the sum.
+            self.scaler.scale(total * self.ranks.size).backward()  # type: ignore[no-untyped-call]
+        self.loss_names = (*(f"loss_{name}" for name in losses), "loss")
+        return torch.stack([*losses.values(), total]).detach()
+
+    def _exchange(self, last: bool) -> AbstractContextManager[None]:
+        if last or not isinstance(self.forward, DistributedDataParallel):
+            return nullcontext()
+        return self.forward.no_sync()
+
+    def validation(self, validate: Validate) -> StepReport:
+        """What `validate` says of the model as it is."""
+        metrics = validate(self.model.eval())
+        self.model.train()
+        return StepReport(self.step, metrics)
+
+    def report(self, seconds: float) -> StepReport:
+        """Means of the losses since the last report.
+
+        Raises:
+            DivergedError: a loss was not finite; names the step and the last checkpoint.
+        """
+        steps = len(self.history)
+        losses = self._finite(self.ranks.sum(torch.stack(self.history)).cpu())
+        self.history.clear()
+        means = losses.double().mean(dim=0).tolist() if len(losses) else []
+        metrics = dict(zip(self.loss_names, means, strict=False))
+        metrics["learning_rate"] = float(self.optimizer.param_groups[0]["lr"])
+        metrics["images_per_second"] = steps * self.trial.schedule.total_batch / max(seconds, 1e-9)
+        return StepReport(self.step, metrics)
+
+    def _finite(self, losses: Tensor) -> Tensor:
+        """The losses, (steps, kinds). In float16 without those of steps that overflowed and were left out."""
+        good = losses.isfinite().all(dim=1)
+        if self.scaler.is_enabled():
+            if self.scaler.get_scale() < 1:
+                raise DivergedError(
+                    f"float16 overflows step after step, up to step {self.step}; {self._last_checkpoint()}"
+                )
+        elif not good.all():
+            step = self.step - len(losses) + int((~good).nonzero()[0]) + 1
+            total = self.trial.schedule.iterations
+            raise DivergedError(
+                f"the loss is not finite at step {step} of {total}; {self._last_checkpoint()}"
+            )
+        return losses[good]
+
+    def _last_checkpoint(self) -> str:
+        found = checkpoints.found(self.options.directory)
+        return f"the last checkpoint is of step {found[0].step}" if found else "there is no checkpoint yet"
+
+
+def _parts(count: int, micro_batch: int | None) -> list[slice]:
+    """Equal shares of at most `micro_batch` images, but for a smaller last one."""
+    size = min(count, micro_batch or count)
+    return [slice(start, min(start + size, count)) for start in range(0, count, size)]
+
+
+def train(
+    trial: Trial,
+    split: CheckedSplit,
+    images: SplitImages,
+    options: RunOptions,
+    validate: Validate | None = None,
+) -> Generator[TrainReport, None, DenseDetector]:
+    """Train to the end, from the newest good checkpoint if there is one.
+
+    Args:
+        trial: what to train.
+        split: the training split; its class names go into the checkpoints.
+        images: the same at the trial's size.
+        options: where and how.
+        validate: numbers to report of the unfinished model, which it gets in eval mode, on every rank.
+
+    Yields:
+        A report every `report_every` steps, one for each checkpoint and validation, and notices. All
+        ranks yield the same sequence; checkpoint reports of ranks other than 0 name no file.
+
+    Returns:
+        The trained model, in eval mode.
+
+    Raises:
+        DivergedError: the loss became NaN or infinite.
+        CheckpointError: a checkpoint could not be written.
+        WeightsError: the pretrained weights do not fit, or are not those that the trial names.
+
+    Closed at a report (`close()`, on every rank at the same one), it writes a checkpoint of that step first.
+    """
+    training = Training.start(trial, split, images, options)
+    yield from training.resume()
+    try:
+        yield from _steps(training, validate)
+    except GeneratorExit:
+        if training.step > training.saved and not training.history:
+            training.save()
+        raise
+    return training.model.eval()
+
+
+def _steps(training: Training, validate: Validate | None) -> Generator[TrainReport, None, None]:
+    """The steps that are left, with their reports, validations and checkpoints."""
+    options, total = training.options, training.trial.schedule.iterations
+    since = time.perf_counter()
+    with closing(training.batches()) as batches:
+        for batch in batches:
+            training.advance(batch)
+            last = training.step == total
+            if last or training.step % options.report_every == 0:
+                now = time.perf_counter()
+                yield training.report(now - since)
+                since = now
+            if validate and not last and training.step % (options.validate_every or total) == 0:
+                yield training.validation(validate)
+                since = time.perf_counter()
+            if last or training.step % options.checkpoint_interval == 0:
+                yield training.save()
+                since = time.perf_counter()

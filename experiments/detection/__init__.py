@@ -1,0 +1,1 @@
+"""What studies of object detection share: data, training, evaluation, cost, profiles."""

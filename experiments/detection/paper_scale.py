@@ -1,0 +1,239 @@
+"""The paper's own scale: COCO 2017, pretrained backbones, 800 pixels, 90,000 iterations of 16 images.
+
+Sec. 4.1 gives the recipe; what it leaves open follows the authors' released configs. Each worker takes its
+share of the 16 images, so eight of them take two each, as the authors' eight GPUs did, and any other number
+computes the same.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ablation.errors import UserError
+from ablation.resources import Resources
+from ablation.study import Overrides, Profile, SeedNoise
+from detector.config import Data, Detector, Evaluation, Precision, Schedule, Trial, Weights
+from detector.errors import WeightsError
+from detector.model.weights import TORCHVISION, as_pretrained, backbone_name, find_all, layout_of, sha256_of
+from experiments.detection.cost import trial_cost
+from experiments.detection.data import (
+    Context,
+    DataSet,
+    changed_name,
+    combined_digest,
+    effective,
+    named_paths,
+    open_data,
+    precision_of,
+)
+from experiments.detection.recipe import Recipe
+
+NAME = "coco"
+SHORT_SIDE, MAX_LONG_SIDE = 800, 1333
+MIN_SHORT_SIDE = 640
+"""Of Table 8's trainings, whose images are resized to a random short side up to `SHORT_SIDE`."""
+
+ITERATIONS = {"1x": 90_000, "2x": 180_000}
+COCO_TRAIN_IMAGES = 118_287
+
+WORKER = Resources(workers=1, cpus=4, gpus=1, memory=12 << 30)
+"""A training on one GPU, which computes what eight do: more trainings at a time use a cluster better than
+more GPUs for each. Four CPUs load its images, as many as a node of eight GPUs has for each; the annotations
+of COCO, images on their way and the processes themselves are 12 GiB."""
+
+SEED_NOISE = SeedNoise(0.1, 5)
+"""Points of AP. Li et al. 2020 (Generalized Focal Loss) and others report trainings of one config that far
+apart; taken as if half a dozen of them had shown it."""
+
+
+@dataclass(frozen=True, slots=True)
+class PaperSetting:
+    """The paper's scale with a data set at hand: an `ablation.study.Setting`.
+
+    Attributes:
+        weights: what each backbone starts from, by torchvision's name of it; nothing for random weights.
+    """
+
+    overrides: Overrides
+    dataset: DataSet
+    weights: Mapping[str, Weights]
+    notices: Sequence[str]
+    context: Context
+
+    @property
+    def profile(self) -> str:
+        """The profile's name, and what the user changed of it."""
+        published = all(w.sha256 == TORCHVISION[name].sha256 for name, w in self.weights.items())
+        own = "" if published else combined_digest(w.sha256 for w in self.weights.values())
+        return changed_name(NAME, self.overrides, own)
+
+    @property
+    def at_paper_scale(self) -> bool:
+        """Whether this is COCO at full size and length, from ImageNet weights, whosever they are."""
+        smaller = self.overrides.max_iterations or self.overrides.short_side or not self.weights
+        return not smaller and len(self.dataset.train.images) == COCO_TRAIN_IMAGES
+
+    @property
+    def seed_noise(self) -> SeedNoise | None:
+        """See `ablation.study.Setting`."""
+        return SEED_NOISE if self.at_paper_scale else None
+
+    @property
+    def data_name(self) -> str:
+        """The data set's name, for people."""
+        return self.dataset.name
+
+    @property
+    def own_data(self) -> str:
+        """Names the data set in folder names."""
+        return self.dataset.folder_name
+
+    @property
+    def whole_gpus(self) -> bool:
+        """See `ablation.study.Setting`."""
+        return True
+
+    @property
+    def caption(self) -> str:
+        """Images, sizes and schedules, for tables."""
+        data, start = self.dataset.data, "pretrained weights" if self.weights else "random weights"
+        once, twice = (f"{self._iterations(schedule):,}" for schedule in ("1x", "2x"))
+        return (
+            f"{self.dataset.summary}, short side {data.short_side} (Table 8: from {self._min_short_side}), "
+            f"{once} iterations of 16 (Table 8: {twice}), {self._precision}, from {start}."
+        )
+
+    def trial(self, training: Recipe, seed: int) -> Trial:
+        """The row as the paper trains it."""
+        detector = replace(training.detector, num_classes=len(self.dataset.train.class_names))
+        weights = self.weights.get(backbone_name(detector.backbone) or "")
+        data = self.dataset.data
+        if training.schedule == "2x":
+            data = replace(data, min_short_side=self._min_short_side)
+        schedule = Schedule(iterations=self._iterations(training.schedule), precision=self._precision)
+        return Trial(starting_from(weights, detector), schedule, data, seed, weights)
+
+    def evaluation(self, evaluation: Evaluation) -> Evaluation:
+        """The paper's test; on the validation images where there are no test images."""
+        if evaluation.split == "val" or self.dataset.test is None:
+            return replace(evaluation, split="val")
+        return replace(evaluation, test_fingerprint=self.dataset.test_fingerprint)
+
+    def resources(self, trial: Trial) -> Resources:
+        """One worker unless the user says otherwise (--resources all=workers:8)."""
+        return WORKER
+
+    def cost(self, trial: Trial, evaluations: Sequence[Evaluation]) -> float:
+        """See `ablation.study.Setting`; in 10^12 multiply-adds."""
+        dataset = self.dataset
+        tested = {"val": len(dataset.val.images), "test": len(dataset.test.images) if dataset.test else 0}
+        return trial_cost(trial, evaluations, tested)
+
+    def _iterations(self, schedule: str) -> int:
+        full = ITERATIONS[schedule]
+        return min(full, self.overrides.max_iterations or full)
+
+    @property
+    def _precision(self) -> Precision:
+        """The paper's, unless the user asks for another."""
+        return precision_of(self.overrides, "fp32")
+
+    @property
+    def _min_short_side(self) -> int:
+        return self.dataset.data.short_side * MIN_SHORT_SIDE // SHORT_SIDE
+
+
+def starting_from(weights: Weights | None, detector: Detector) -> Detector:
+    """The detector that fits its pretrained weights.
+
+    Without any nothing is frozen, and group norm replaces the frozen batch norm, which would leave a random
+    network without normalisation.
+    """
+    if weights:
+        return as_pretrained(detector, weights.layout)
+    scratch = replace(detector.backbone, norm="group_norm", frozen_stages=0, stride_in_1x1=False)
+    return replace(detector, backbone=scratch)
+
+
+# --- preparing a setting -----------------------------------------------------------------------------
+
+
+def prepare(workspace: Path, data: Mapping[str, Path] | None, overrides: Overrides) -> PaperSetting:
+    """The paper's scale bound to a data set.
+
+    Raises:
+        UserError: no data set is named, or it cannot be used, or no weights are where the user said.
+    """
+    if not data:
+        raise UserError(
+            "The coco profile trains on COCO 2017: name its folder with --data DIR (annotations/, train2017/ "
+            "and val2017/ in it; with annotations/image_info_test-dev2017.json and test2017/ Table 8 is "
+            "tested as in the paper)."
+        )
+    overrides = effective(overrides, max(ITERATIONS.values()), SHORT_SIDE, "torchvision", "fp32")
+    cache = workspace / "cache"
+    dataset = open_data(lambda: named_paths(data), lambda digest: _described(digest, overrides), cache)
+    weights, files, said = pretrained(overrides.weights)
+    notices = [*dataset.repairs, *said]
+    if not dataset.test:
+        notices.append("no test-dev images: Table 8 is tested on the validation images")
+    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    context = Context(dataset.paths, cache, 20, 1000, 10_000, loaders=min(8, threads), weights=files)
+    return PaperSetting(overrides, dataset, weights, notices, context)
+
+
+def _described(fingerprint: str, overrides: Overrides) -> Data:
+    side = overrides.short_side or SHORT_SIDE
+    return Data(
+        fingerprint,
+        short_side=side,
+        max_long_side=round(side * MAX_LONG_SIDE / SHORT_SIDE),
+        group_by_aspect=True,
+        skip_unannotated=True,
+    )
+
+
+def pretrained(source: str | None) -> tuple[dict[str, Weights], dict[str, Path | str], list[str]]:
+    """What backbones start from.
+
+    Args:
+        source: None for torchvision's, "none", a file of weights, or a folder of them. What a file or a
+            folder does not have is torchvision's.
+
+    Returns:
+        Weights by backbone; files, or torchvision's names for them, by hash; and what to tell the user.
+
+    Raises:
+        UserError: nothing is found at the path.
+    """
+    if source == "none":
+        return {}, {}, ["no pretrained weights: the backbones start from random ones"]
+    own = {} if source is None else _own_files(Path(source))
+    weights = {name: _described_weights(name, own.get(name)) for name in TORCHVISION}
+    files = {weights[name].sha256: own.get(name, name) for name in TORCHVISION}
+    said = [f"{name}: weights of {path}" for name, path in own.items()]
+    others = [name for name in TORCHVISION if name not in own]
+    return weights, files, [*said, f"{', '.join(others)}: torchvision's ImageNet weights"] if others else said
+
+
+def _own_files(place: Path) -> dict[str, Path]:
+    try:
+        return find_all(place)
+    except WeightsError as error:
+        raise UserError(f"--weights: {error}") from error
+
+
+def _described_weights(name: str, path: Path | None) -> Weights:
+    published = Weights("torchvision", TORCHVISION[name].sha256)
+    if path is None:
+        return published
+    digest = sha256_of(path)
+    return published if digest.startswith(published.sha256) else Weights(layout_of(path), digest)
+
+
+PAPER_PROFILE = Profile(
+    NAME, "the paper's own: COCO 2017 (--data), ImageNet weights, days on 8 GPUs", seeds=1, prepare=prepare
+)

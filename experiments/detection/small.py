@@ -1,0 +1,347 @@
+"""The profiles of a laptop: the paper's rows with small images, small networks and few iterations.
+
+They keep the paper's geometry (five levels, anchors in strides, k, thresholds) and every switch that a
+row turns. `shapes` draws its own COCO-format data set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ablation.errors import UserError
+from ablation.resources import Resources
+from ablation.study import Overrides, Profile, SeedNoise
+from detector.config import (
+    FPN,
+    AdamW,
+    Data,
+    Detector,
+    Evaluation,
+    MultiScale,
+    OneCycle,
+    Precision,
+    ResNet,
+    ScalePass,
+    Schedule,
+    SingleScale,
+    Trial,
+)
+from detector.data.coco import DataPaths
+from detector.data.shapes import ShapesSpec, draw_dataset
+from experiments.detection.cost import trial_cost
+from experiments.detection.data import (
+    Context,
+    DataSet,
+    changed_name,
+    effective,
+    named_paths,
+    open_data,
+    precision_of,
+)
+from experiments.detection.recipe import Recipe
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """A profile's numbers.
+
+    Attributes:
+        shapes: the data set to draw when the user names none.
+        own_short_side, own_max_long_side: what the user's own images are resized to, in pixels.
+            Photographs hold smaller things than the drawings do: on blood cells RetinaNet (#A=1) with
+            the five improvements has AP50 74.6 at 128 and 86.7 at 192 (seed 100).
+        widths, stem_channels, stem_stride, stage_strides: of the small backbone.
+        channels: of the FPN and the head.
+        num_convs: of each tower of the head.
+        report_every, checkpoint_every: in iterations.
+        seed_noise: see `ablation.study.Setting`; what `experiments.atss.seed_noise` prints, with eight seeds.
+    """
+
+    name: str
+    summary: str
+    seeds: int
+    shapes: ShapesSpec
+    own_short_side: int
+    own_max_long_side: int
+    schedule: Schedule
+    widths: tuple[int, int, int, int]
+    stem_channels: int
+    stem_stride: int
+    channels: int
+    num_convs: int
+    report_every: int
+    checkpoint_every: int
+    seed_noise: SeedNoise | None
+
+
+SHAPES = Scale(
+    name="shapes",
+    summary="drawn shapes, the whole grid in 20 minutes on 2 cores (default)",
+    seeds=1,
+    shapes=ShapesSpec(seed=2020, image_size=128, num_train=3000, num_val=300, max_objects=6, min_size=16),
+    own_short_side=192,
+    own_max_long_side=320,
+    schedule=Schedule(iterations=750, total_batch=16, optimizer=AdamW(lr=3e-3), decay=OneCycle()),
+    widths=(16, 32, 64, 96),
+    stem_channels=16,
+    stem_stride=4,
+    channels=32,
+    num_convs=2,
+    report_every=20,
+    checkpoint_every=250,
+    seed_noise=SeedNoise(0.63, 7),
+)
+
+SHAPES_LONG = replace(
+    SHAPES,
+    name="shapes-long",
+    summary="the same shapes, trained longer with three seeds: about 2 hours on 2 cores",
+    seeds=3,
+    schedule=replace(SHAPES.schedule, iterations=2000),
+    seed_noise=None,
+)
+
+SMOKE = replace(
+    SHAPES,
+    name="smoke",
+    summary="every row for a few seconds, to see that everything works: a minute and a half on 2 cores",
+    shapes=ShapesSpec(seed=2020, image_size=64, num_train=64, num_val=16, max_objects=6, min_size=8),
+    own_short_side=64,
+    own_max_long_side=107,
+    schedule=replace(SHAPES.schedule, iterations=10, total_batch=4),
+    widths=(16, 16, 16, 16),
+    stem_channels=16,
+    stem_stride=2,
+    channels=16,
+    num_convs=1,
+    report_every=5,
+    checkpoint_every=5,
+    seed_noise=None,
+)
+
+SCALES = (SHAPES, SHAPES_LONG, SMOKE)
+
+
+PRECISION: Precision = "bf16"
+"""Of all scales, where the machine has it."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScaledSetting:
+    """A scale with its data set at hand: an `ablation.study.Setting`.
+
+    Attributes:
+        num_val: validation images.
+    """
+
+    scale: Scale
+    data: Data
+    data_name: str
+    own_data: str | None
+    num_classes: int
+    num_val: int
+    precision: Precision
+    caption: str
+    notices: Sequence[str]
+    context: Context
+
+    @property
+    def profile(self) -> str:
+        """The profile's name, and what the user changed of it."""
+        return self.scale.name
+
+    @property
+    def at_paper_scale(self) -> bool:
+        """See `ablation.study.Setting`."""
+        return False
+
+    @property
+    def seed_noise(self) -> SeedNoise | None:
+        """See `ablation.study.Setting`. It was measured on the drawings."""
+        return None if self.own_data else self.scale.seed_noise
+
+    @property
+    def whole_gpus(self) -> bool:
+        """See `ablation.study.Setting`."""
+        return False
+
+    def trial(self, training: Recipe, seed: int) -> Trial:
+        """The row at this scale. The paper's 1x and 2x schedules are one here."""
+        detector = shrink(training.detector, self.scale, self.num_classes)
+        schedule = replace(self.scale.schedule, precision=self.precision)
+        return Trial(detector, schedule, self.data, seed)
+
+    def evaluation(self, evaluation: Evaluation) -> Evaluation:
+        """The paper's test on the validation split; 13 sizes become five, each with its areas."""
+        evaluation = replace(evaluation, split="val")
+        match evaluation.scales:
+            case SingleScale():
+                return evaluation
+            case MultiScale():
+                return replace(evaluation, scales=replace(evaluation.scales, passes=SMALL_PASSES))
+
+    def resources(self, trial: Trial) -> Resources | None:
+        """A fair share of the machine: so small a network leaves room beside it on any CPU and GPU."""
+        return None
+
+    def cost(self, trial: Trial, evaluations: Sequence[Evaluation]) -> float:
+        """See `ablation.study.Setting`; in 10^12 multiply-adds."""
+        return trial_cost(trial, evaluations, {"val": self.num_val})
+
+
+SMALL_PASSES = (
+    ScalePass(1.0),
+    ScalePass(0.5, min_side=0.12),
+    ScalePass(0.75, min_side=0.08),
+    ScalePass(1.25, max_scale=3.75),
+    ScalePass(1.5, max_scale=3.75, max_side=0.32),
+)
+"""Multi-scale testing of small images: large objects from small images, small objects from large."""
+
+
+def shrink(detector: Detector, scale: Scale, num_classes: int) -> Detector:
+    """The same detector with a small backbone, few channels and the data set's classes."""
+    return replace(
+        detector,
+        num_classes=num_classes,
+        backbone=small_backbone(detector.backbone, scale),
+        fpn=FPN(scale.channels, detector.fpn.p6_from),
+        head=replace(detector.head, num_convs=scale.num_convs, deformable=False),
+    )
+
+
+def small_backbone(paper: ResNet, scale: Scale) -> ResNet:
+    """A small analogue, from scratch: deeper where the paper's is, grouped and deformable likewise.
+
+    ResNet-50 becomes one block in each of C3 to C5, and the 101-layer networks two in C3 and C4; 32 and 64
+    groups become 4 and 8. Deformable convolutions stay in C5 alone, and out of the head: on a CPU one
+    of them at C5 costs as much as the rest of the step, and at P3 ten times that.
+    """
+    deep = sum(paper.depths) > sum((3, 4, 6, 3))
+    return ResNet(
+        block="basic",
+        depths=(0, 2, 2, 1) if deep else (0, 1, 1, 1),
+        widths=scale.widths,
+        stem="patch",
+        stem_channels=scale.stem_channels,
+        stem_stride=scale.stem_stride,
+        stage_strides=(1, 1, 2, 2),
+        groups={1: 1, 32: 4, 64: 8}[paper.groups],
+        deformable=(False, False, False, paper.deformable[3]),
+        norm="group_norm",
+        frozen_stages=0,
+    )
+
+
+# --- preparing a setting -----------------------------------------------------------------------------
+
+
+def prepare(
+    scale: Scale, workspace: Path, data: Mapping[str, Path] | None, overrides: Overrides
+) -> ScaledSetting:
+    """The scale bound to a data set: drawn on first use, or the user's own, checked and decoded once.
+
+    Args:
+        workspace: holds drawn data sets and decoded images.
+        data: None for drawn shapes, else as `named_paths` takes it.
+        overrides: what the user changed of the scale.
+
+    Raises:
+        UserError: the data set cannot be used, or an override means nothing here.
+    """
+    supported, fallback = supported_precision()
+    if overrides.precision is None:
+        overrides = replace(overrides, precision=supported)
+    else:
+        fallback = []
+    # So the name says what is trained, whichever machine asks.
+    overrides = effective(overrides, scale.schedule.iterations, scale.own_short_side, "none", PRECISION)
+    scale, precision = changed(scale, overrides, own=bool(data)), precision_of(overrides, PRECISION)
+    cache = workspace / "cache"
+
+    def find() -> DataPaths:
+        return named_paths(data) if data else draw_dataset(scale.shapes, cache)
+
+    def described(fingerprint: str) -> Data:
+        return describe(scale, fingerprint, own=bool(data))
+
+    dataset = open_data(find, described, cache, name=None if data else "shapes")
+    return ScaledSetting(
+        scale=scale,
+        data=dataset.data,
+        data_name=dataset.name,
+        own_data=dataset.folder_name if data else None,
+        num_classes=len(dataset.train.class_names),
+        num_val=len(dataset.val.images),
+        precision=precision,
+        caption=_caption(scale, dataset, precision),
+        notices=[*dataset.repairs, *fallback],
+        context=Context(dataset.paths, cache, scale.report_every, scale.checkpoint_every),
+    )
+
+
+def changed(scale: Scale, overrides: Overrides, *, own: bool) -> Scale:
+    """The scale with what the user changed, which its name then says.
+
+    Raises:
+        UserError: pretrained weights, or another size for drawn images.
+    """
+    if overrides.weights:
+        raise UserError(f"The small networks of {scale.name} start from random weights; leave out --weights.")
+    if overrides.short_side and not own:
+        raise UserError(f"{scale.name} draws its images at their size; --short-side needs --data.")
+    schedule, side = scale.schedule, overrides.short_side or scale.own_short_side
+    iterations = overrides.max_iterations or schedule.iterations
+    return replace(
+        scale,
+        name=changed_name(scale.name, overrides),
+        schedule=replace(schedule, iterations=iterations),
+        own_short_side=side,
+        seed_noise=None if overrides.max_iterations else scale.seed_noise,
+        own_max_long_side=round(side * scale.own_max_long_side / scale.own_short_side),
+    )
+
+
+def supported_precision(cpuinfo: Path = Path("/proc/cpuinfo")) -> tuple[Precision, list[str]]:
+    """bf16 where the processor multiplies it natively or a GPU is there, else fp32 and why."""
+    if Path("/dev/nvidiactl").exists():
+        return "bf16", []
+    flags = cpuinfo.read_text() if cpuinfo.is_file() else ""
+    if "avx512_bf16" in flags or "amx_bf16" in flags:
+        return "bf16", []
+    return "fp32", ["this processor has no bf16 arithmetic: training in fp32, about twice as long"]
+
+
+def describe(scale: Scale, fingerprint: str, *, own: bool) -> Data:
+    """What a trial's key holds of a data set: the user's own, or the scale's drawings."""
+    if own:
+        return Data(fingerprint, scale.own_short_side, scale.own_max_long_side)
+    # COCO's limits of 32 and 96 px are 0.83 and 2.5 sides of the finest anchor at the paper's size.
+    finest = 8.0 * scale.stem_stride
+    return Data(
+        fingerprint,
+        short_side=scale.shapes.image_size,
+        max_long_side=scale.shapes.image_size,
+        small_side=finest * 32 * 800 / 480 / 64,
+        medium_side=finest * 96 * 800 / 480 / 64,
+    )
+
+
+def _caption(scale: Scale, dataset: DataSet, precision: Precision) -> str:
+    schedule = scale.schedule
+    return (
+        f"{dataset.summary}, short side {dataset.data.short_side}, {schedule.iterations} iterations of "
+        f"{schedule.total_batch}, {precision}, from scratch."
+    )
+
+
+def _profile(scale: Scale) -> Profile:
+    def bound(workspace: Path, data: Mapping[str, Path] | None, overrides: Overrides) -> ScaledSetting:
+        return prepare(scale, workspace, data, overrides)
+
+    return Profile(scale.name, scale.summary, scale.seeds, bound)
+
+
+SMALL_PROFILES = tuple(_profile(scale) for scale in SCALES)

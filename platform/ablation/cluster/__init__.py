@@ -1,0 +1,1 @@
+"""Ray: starting it, connecting to it, checking its nodes."""

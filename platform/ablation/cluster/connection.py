@@ -1,0 +1,340 @@
+"""The Ray that trials run on: this machine's, ours alone and gone afterwards, or a cluster's."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import random
+import secrets
+import socket
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from ablation.driver.options import Options
+from ablation.errors import UserError
+from ablation.resources import Node, Resources, held
+
+MEMORY_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+"""Files that say what a container may use, of Linux's two ways."""
+OBJECT_STORE_BYTES = 128 << 20  # only reports and small configs pass through it
+CONNECT_S = 2.0
+PORTS = range(20_000, 32_000)
+"""Below those that systems give to whoever asks for any."""
+
+_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",  # the new output prints tables even at verbosity 0
+    "RAY_DEDUP_LOGS_SKIP_REGEX": ".",  # nothing of Ray's own is printed among the display's lines
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_GLOBAL_CHECKPOINT_S": "1000000",  # its snapshots are never read
+    "TUNE_MAX_PENDING_TRIALS_PG": "64",  # what is admitted has its place; nothing else is ever pending
+    "TUNE_WARN_THRESHOLD_S": "1000000",
+}
+_WORKER_ENVIRONMENT = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",  # a group ends 4 s sooner
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "TORCH_NCCL_RETHROW_CUDA_ERRORS": "0",  # or a GPU's error ends its process before it is told
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What there is, and what a trial gets that asks for nothing in particular.
+
+    Attributes:
+        nodes: all machines.
+        limit: trials at a time; None for as many as fit.
+        workers: of every trial, where the user says so.
+    """
+
+    nodes: tuple[Node, ...]
+    default: Resources
+    limit: int | None
+    workers: int | None = None
+
+    def resources(self, wanted: Resources | None) -> Resources:
+        """What a trial holds; where there are no GPUs at all, it needs none."""
+        if wanted is not None:
+            wanted = replace(wanted, workers=self.workers or wanted.workers)
+        return held(wanted, self.default, gpus=any(node.gpus for node in self.nodes))
+
+
+def share(options: Options, cpus: int, gpus: int, *, whole_gpus: bool) -> tuple[int, Resources]:
+    """Divides what there is among trials that ask for nothing in particular.
+
+    The workers of one trial cannot share a GPU; several trials of one worker can, unless `whole_gpus`.
+
+    Args:
+        options: say how many trials and workers.
+        cpus, gpus: of the machine or the cluster.
+        whole_gpus: see `ablation.study.Setting`.
+
+    Returns:
+        Trials at a time, and what each holds.
+
+    Raises:
+        UserError: a trial's group, or so many trials at a time, would never find a place.
+    """
+    workers = options.workers_per_trial or 1
+    whole = gpus > 0 and (whole_gpus or workers > 1)
+    room = gpus if whole or (options.cluster and gpus) else cpus
+    if workers > room and (whole or options.cluster):
+        raise UserError(
+            f"--workers-per-trial {workers} needs {workers} {'GPUs' if gpus else 'CPUs'}; "
+            f"{'the cluster' if options.cluster else 'this machine'} has {room}. Ask for at most that many."
+        )
+    concurrency = options.concurrency or max(1, room // workers)
+    processes = concurrency * workers
+    if whole and processes > gpus:
+        raise UserError(
+            f"--concurrency {concurrency} needs {processes} GPUs, one for each worker of each trial, and "
+            f"there are {gpus}. Ask for at most {gpus // workers}, or leave it out."
+        )
+    each = 0.0 if gpus == 0 else 1 / math.ceil(processes / gpus)
+    return concurrency, Resources(workers=workers, gpus=each)
+
+
+@contextmanager
+def ray_for(
+    options: Options, wanted: Sequence[Resources | None], *, whole_gpus: bool, folder: Path | None = None
+) -> Iterator[Layout]:
+    """A Ray to run on, and what it has.
+
+    Args:
+        options: whether it is a cluster's.
+        wanted: by the trials that will run.
+        whole_gpus: see `ablation.study.Setting`.
+        folder: see `ablation.study.Study`.
+
+    Raises:
+        UserError: it does not start or answer, or a trial would never find a place.
+    """
+    if (options.cluster or "").startswith("ray://"):  # Tune's loop would run there, out of the desk's sight
+        raise UserError(
+            f"--cluster {options.cluster} is an address of Ray Client, which cannot report trials back. On a "
+            "machine of the cluster, give the address of its head (HOST:6379), or --cluster alone to find it."
+        )
+    local: dict[str, str] = {}
+    if not options.cluster:
+        local = _local_environment(_workers(options, wanted))
+        local |= _importing(folder, os.environ.get("PYTHONPATH"))
+    with environment(_ENVIRONMENT | local):
+        # After the environment: Ray reads some of it when it is imported.
+        import ray
+
+        try:
+            if options.cluster:
+                yield _connect(options, whole_gpus, folder)
+            else:
+                yield _start(options, wanted, whole_gpus)
+        finally:
+            ray.shutdown()
+
+
+def here(options: Options, wanted: Sequence[Resources | None], gpus: int, *, whole_gpus: bool) -> Layout:
+    """This machine as Ray will have it, once started for such a run.
+
+    Args:
+        options: how to run.
+        wanted: by the trials that will run. Where one wants more CPUs than there are it gets them all the
+            same: a laptop can show what a cluster does.
+        gpus: of the machine.
+        whole_gpus: see `ablation.study.Setting`.
+
+    Raises:
+        UserError: see `share`.
+    """
+    cpus = len(os.sched_getaffinity(0))
+    limit, default = share(options, cpus, gpus, whole_gpus=whole_gpus)
+    places = math.ceil(max([cpus, limit * default.workers, *(r.workers * r.cpus for r in wanted if r)]))
+    machine = Node("this machine", places, gpus, _memory() - OBJECT_STORE_BYTES)
+    return Layout((machine,), default, limit, options.workers_per_trial)
+
+
+def _memory() -> int:
+    """Bytes that this machine has, or the container that we are in may use."""
+    limits = [path.read_text().strip() for path in MEMORY_LIMITS if path.is_file()]
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min([physical, *(int(limit) for limit in limits if limit.isdecimal())])
+
+
+def _start(options: Options, wanted: Sequence[Resources | None], whole_gpus: bool) -> Layout:
+    """Ray on this machine, for us alone."""
+    layout = here(options, wanted, _gpus_here(), whole_gpus=whole_gpus)
+    (machine,) = layout.nodes
+    at_a_time = (layout.limit or 1) * layout.default.workers
+    threads = str(max(1, len(os.sched_getaffinity(0)) // at_a_time))
+    with environment({"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, **_address_ahead()}):
+        _init(
+            options,
+            address="local",
+            num_cpus=int(machine.cpus),
+            num_gpus=int(machine.gpus),
+            object_store_memory=OBJECT_STORE_BYTES,
+            # Else what happens to be free now, and a plan made an hour later would say something else.
+            _memory=machine.memory,
+            # Only with it does Ray give back the place of a group whose trial's process died.
+            include_dashboard=_workers(options, wanted) > 1,
+            dashboard_host="127.0.0.1",
+        )
+    return replace(layout, nodes=nodes())
+
+
+def _address_ahead() -> dict[str, str]:
+    """Where Ray will listen, for its own processes.
+
+    The one that gives back the places of a group whose trial died looks for Ray on this machine, and
+    dies itself when it finds two.
+    """
+    port = free_port()
+    return {"RAY_GCS_SERVER_PORT": str(port), "RAY_ADDRESS": f"127.0.0.1:{port}"}
+
+
+def free_port() -> int:
+    """A port of loopback that is free, and stays so: not one that the system gives to whoever asks for any.
+
+    Raises:
+        OSError: a hundred in a row are taken.
+    """
+    for port in random.SystemRandom().sample(PORTS, 100):
+        with suppress(OSError), socket.socket() as free:
+            free.bind(("127.0.0.1", port))
+            return port
+    raise OSError(f"no free port found from {PORTS.start} to {PORTS.stop}")
+
+
+def _workers(options: Options, wanted: Sequence[Resources | None]) -> int:
+    """Of the largest trial."""
+    return max([options.workers_per_trial or 1, *(r.workers for r in wanted if r)])
+
+
+def _gpus_here() -> int:
+    """As many as Ray finds by itself when it starts, without a start."""
+    from ray._private.accelerators import get_accelerator_manager_for_resource
+
+    manager = get_accelerator_manager_for_resource("GPU")
+    found = int(manager.get_current_node_num_accelerators())
+    visible = manager.get_current_process_visible_accelerator_ids()
+    return found if visible is None else min(found, len(visible))
+
+
+def _importing(folder: Path | None, besides: str | None) -> dict[str, str]:
+    """What lets Ray's processes import from a folder, besides from those that they know."""
+    return {} if folder is None else {"PYTHONPATH": os.pathsep.join(filter(None, (str(folder), besides)))}
+
+
+def _connect(options: Options, whole_gpus: bool, folder: Path | None) -> Layout:
+    """A cluster that others started."""
+    address = str(options.cluster)
+    host, _, port = address.rpartition(":")
+    # Ray itself would try for many minutes.
+    if port.isdecimal() and not opens((host, int(port))):
+        raise UserError(_no_ray(options, "nothing listens there"))
+    known = {} if address == "auto" else {"RAY_ADDRESS": address}  # why: see `_address_ahead`
+    # The braces are Ray's: what the node itself has there.
+    variables = _WORKER_ENVIRONMENT | known | _importing(folder, "${PYTHONPATH}")
+    _init(options, address=address, runtime_env={"env_vars": variables})
+    there = nodes()
+    cpus, gpus = (int(sum(getattr(node, kind) for node in there)) for kind in ("cpus", "gpus"))
+    _, default = share(options, cpus, gpus, whole_gpus=whole_gpus)
+    return Layout(there, default, options.concurrency, options.workers_per_trial)
+
+
+def nodes() -> tuple[Node, ...]:
+    """The machines that Ray has now."""
+    import ray
+
+    return tuple(
+        Node(
+            node["NodeID"],
+            node["Resources"].get("CPU", 0.0),
+            node["Resources"].get("GPU", 0.0),
+            int(node["Resources"].get("memory", 0)),
+        )
+        for node in ray.nodes()
+        if node["Alive"]
+    )
+
+
+def doors() -> list[tuple[str, int]]:
+    """Addresses of Ray's central process and of this node's."""
+    import ray
+
+    context = ray.get_runtime_context()
+    host, _, port = context.gcs_address.rpartition(":")
+    own = next(node for node in ray.nodes() if node["NodeID"] == context.get_node_id())
+    return [(host, int(port)), (own["NodeManagerAddress"], own["NodeManagerPort"])]
+
+
+def opens(door: tuple[str, int]) -> bool:
+    """Whether something listens at an address."""
+    try:
+        socket.create_connection(door, timeout=CONNECT_S).close()
+    except OSError:
+        return False
+    return True
+
+
+def _init(options: Options, **arguments: Any) -> None:
+    import ray
+
+    try:
+        ray.init(log_to_driver=False, logging_level=logging.CRITICAL, **arguments)
+    except Exception as error:
+        raise UserError(_no_ray(options, error)) from error
+
+
+def _local_environment(workers: int) -> dict[str, str]:
+    local = {
+        **_WORKER_ENVIRONMENT,
+        # Or glibc gives large arrays back to the system at every step, and faults them in again.
+        "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
+        "MALLOC_TRIM_THRESHOLD_": str(4 << 30),
+        "MALLOC_TOP_PAD_": str(64 << 20),
+        # Ray listens on the loopback device alone, and to those who know the token.
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": _token(),
+    }
+    if sys.platform == "linux" and workers > 1:
+        local["GLOO_SOCKET_IFNAME"] = "lo"
+    return local
+
+
+@cache
+def _token() -> str:
+    """One for the life of this process: Ray remembers the first that it sees."""
+    return secrets.token_hex(32)
+
+
+@contextmanager
+def environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Environment variables for the block."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _no_ray(options: Options, reason: object) -> str:
+    if options.cluster is None:
+        return f"Ray does not start on this machine: {reason}"
+    return (
+        f"No Ray cluster answers at {options.cluster!r}: {reason}. Start one with 'ray start --head'; one "
+        "that asks for a token needs RAY_AUTH_MODE=token here too. Without --cluster it runs on this machine."
+    )

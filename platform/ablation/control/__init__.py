@@ -1,0 +1,1 @@
+"""What people do beside a run: pause, cancel, retry, status, logs, gc."""

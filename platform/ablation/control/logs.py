@@ -1,0 +1,132 @@
+"""What one trial has been through: its attempts, its numbers, and what its processes wrote."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from ablation.control.status import host_of
+from ablation.driver.display import duration
+from ablation.plan import PlannedTrial
+from ablation.storage.trial_files import Storage, StorageError
+from ablation.store import AttemptRow, EvaluationRow, Store
+from ablation.worker.watchdog import LOG
+
+TAIL = 20
+"""Lines of the log that are shown."""
+EVERY_S = 1.0
+BRING_EVERY_S = 10.0
+"""Between two questions to a storage elsewhere, which has a new log only with a checkpoint."""
+
+_TIME = "%Y-%m-%d %H:%M:%S"
+
+
+def account(trial: PlannedTrial, store: Store, directory: Path) -> Iterator[str]:
+    """Everything that the store knows of a trial and the end of its log, as lines.
+
+    Args:
+        trial: of the plan.
+        store: what has run.
+        directory: the trial's, with its log.
+    """
+    progress = f" {trial.step}/{trial.total}" if trial.total else ""
+    yield f"{trial.name}  ({trial.key}): {trial.state}{progress}"
+    folders = [row.folder for row in store.trial_states([trial.key]).values()]
+    yield f"cited by {', '.join(trial.tables)}; files in {directory.joinpath(*folders)}"
+    attempts = store.attempts([trial.key])
+    for attempt in attempts:
+        yield from _attempt_lines(attempt)
+    yield from _section("Notices", store.notices(trial.key))
+    if attempts:
+        yield from _section("Last numbers", _last_numbers(store, attempts))
+    yield from _section("Evaluations", _evaluations(trial, store))
+    yield from _section("Results before it was to be done anew", _earlier(trial, store, attempts))
+    if attempts:
+        elsewhere = f"It is not here yet: see {host_of(attempts[-1])}, or name the --storage of the run."
+        yield from _section(f"The end of {LOG}", tail(directory / LOG) or [elsewhere])
+
+
+def _attempt_lines(attempt: AttemptRow) -> Iterator[str]:
+    ended = f"to {attempt.ended:{_TIME}}" if attempt.ended else f"last heard of {attempt.heartbeat:{_TIME}}"
+    commit = str(attempt.provenance.get("commit", "unknown"))[:12]
+    gpus = ", ".join((attempt.environment or {}).get("gpus", ()))
+    yield ""
+    yield f"Attempt {attempt.number}: {attempt.state}, {duration(attempt.seconds)}"
+    yield f"  {attempt.started:{_TIME}} {ended} UTC, on {host_of(attempt)}{f' ({gpus})' if gpus else ''}"
+    yield f"  driver: process {attempt.pid} on {attempt.host}, commit {commit}"
+    yield from (f"  {line}" for line in (attempt.error or "").rstrip().splitlines())
+
+
+def _last_numbers(store: Store, attempts: list[AttemptRow]) -> Iterator[str]:
+    """Of the newest attempt that has any: each name's last value."""
+    for attempt in reversed(attempts):
+        last = {row.name: row for row in store.metrics(attempt.id)}
+        if last:
+            yield from (f"{row.name} {row.value:.4g}  (step {row.step})" for row in last.values())
+            return
+
+
+def _evaluations(trial: PlannedTrial, store: Store) -> Iterator[str]:
+    rows = store.evaluations([evaluation.key for evaluation in trial.evaluations])
+    for evaluation in trial.evaluations:
+        if row := rows.get(evaluation.key):
+            yield f"{evaluation.key}  {evaluation.name}: {_numbers(row) or 'waits for an evaluation server'}"
+
+
+def _earlier(trial: PlannedTrial, store: Store, attempts: list[AttemptRow]) -> Iterator[str]:
+    numbered = {attempt.id: attempt.number for attempt in attempts}
+    for row in store.earlier_results(trial.key):
+        when = f"attempt {numbered[row.attempt_id]}, {row.time:{_TIME}} UTC"
+        yield f"{row.key}  {when}: {_numbers(row) or 'none'}"
+
+
+def _numbers(row: EvaluationRow) -> str:
+    return ", ".join(f"{name} {value:.1f}" for name, value in row.metrics.items())
+
+
+def _section(title: str, found: Iterator[str] | list[str]) -> Iterator[str]:
+    shown = [f"  {line}" for text in found for line in text.splitlines()]
+    if shown:
+        yield from ("", title, *shown)
+
+
+def tail(path: Path, lines: int = TAIL) -> list[str]:
+    """The last lines of a text file; none where there is no file."""
+    if not path.is_file():
+        return []
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - lines * 400))
+        return file.read().decode(errors="replace").splitlines()[-lines:]
+
+
+def brought(storage: Storage, trial_key: str, directory: Path) -> Path:
+    """The log in the trial's directory here; a storage elsewhere has it as of the last checkpoint."""
+    with suppress(StorageError):  # not stored yet, or the storage is away: there may be one from before
+        storage.bring(trial_key, LOG, directory)
+    return directory / LOG
+
+
+def follow(
+    path: Path, going_on: Callable[[], bool], *, start: int, wait: Callable[[float], None] = time.sleep
+) -> Iterator[str]:
+    """What is written to a log from byte `start` on, as it comes, while the trial goes on."""
+    more = True
+    while more:
+        more = going_on()  # before the look at the file, so that the last words are never missed
+        size = path.stat().st_size if path.is_file() else 0
+        start = start if start <= size else 0  # it was written anew
+        if size > start:
+            with path.open("rb") as file:
+                file.seek(start)
+                text = file.read()
+            start += len(text)
+            yield text.decode(errors="replace")
+        elif more:
+            wait(EVERY_S)
+
+
+def printable(text: str) -> str:
+    """Without control characters: what a log holds must not steer the terminal that shows it."""
+    return "".join(c if c in "\n\t" or c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)

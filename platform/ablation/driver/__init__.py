@@ -1,0 +1,1 @@
+"""What runs beside the person: the queue, attempts, Tune, display, estimate."""

@@ -1,0 +1,68 @@
+"""Before launch: what a run will take on the machines at hand."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+from ablation.cluster import connection as cluster
+from ablation.cluster.connection import Layout
+from ablation.driver.estimate import Calibration, Estimate, calibrate, estimate, measured
+from ablation.driver.options import Options
+from ablation.driver.probe import probe
+from ablation.errors import UserError
+from ablation.plan import Plan
+from ablation.session import Session
+
+
+def forecast(session: Session, options: Options, *, timed: bool) -> Estimate:
+    """What is left of a session's plan takes.
+
+    Args:
+        session: its store has the paces of earlier trainings.
+        options: which machines, and how they are shared.
+        timed: train a few steps on this machine first, and rest on their pace.
+
+    Raises:
+        UserError: no cluster answers, a trial would never find a place, or none can be timed here.
+    """
+    plan, layout = session.plan, _layout(session.plan, options)
+    held = tuple(replace(trial, resources=layout.resources(trial.resources)) for trial in plan.trials)
+    plan = replace(plan, trials=held)
+    calibration = _calibration(session, plan, timed=timed)
+    directory = session.workspace.trial_directory
+    return estimate(plan, calibration, layout.nodes, limit=layout.limit, directory=directory)
+
+
+def _calibration(session: Session, plan: Plan, *, timed: bool) -> Calibration | None:
+    """From a probe if there is to be one and it saw something, else from what has run."""
+    work = plan.work()
+    if timed and not gpus_here() and any(trial.resources and trial.resources.gpus for trial in work):
+        raise UserError(
+            "--probe trains a few steps on this machine, and it has no GPU, which the trials want. Ask on a "
+            "machine that has one."
+        )
+    seen = probe(session.study.train, work, plan.setting.context) if timed else None
+    if seen:
+        return calibrate(plan, [seen], probed=True)
+    return calibrate(plan, measured(plan, session.opened)) if session.opened else None
+
+
+def _layout(plan: Plan, options: Options) -> Layout:
+    wanted = [trial.resources for trial in plan.trials]
+    whole = plan.setting.whole_gpus
+    if options.cluster:
+        with cluster.ray_for(options, wanted, whole_gpus=whole) as layout:
+            return layout
+    return cluster.here(options, wanted, gpus_here(), whole_gpus=whole)
+
+
+def gpus_here() -> int:
+    """NVIDIA GPUs of this machine that programs may see.
+
+    Ray is not asked: it must not be imported before a run has set its environment.
+    """
+    there = len(list(Path("/dev").glob("nvidia[0-9]*")))
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return there if visible is None else min(there, len([one for one in visible.split(",") if one.strip()]))

@@ -1,0 +1,83 @@
+"""A few steps of one training, to learn the pace of a machine before anything is launched."""
+
+from __future__ import annotations
+
+import multiprocessing
+import tempfile
+import time
+from collections.abc import Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ablation.driver.estimate import Measured
+from ablation.plan import PlannedTrial
+from ablation.protocol import Progress, Request, TrainFunction
+
+ENOUGH = 5
+"""Reports after the first one that settle the pace."""
+LIMIT_S = 120.0
+
+
+def probe(
+    train: TrainFunction, trials: Sequence[PlannedTrial], context: Any, limit_s: float = LIMIT_S
+) -> Measured | None:
+    """The pace of the trial of middling cost, trained in a process and a folder that are then gone.
+
+    The time of the first report, which holds the start of everything, counts only where there is no second.
+
+    Args:
+        train: the study's.
+        trials: that are to be run.
+        context: of the setting.
+        limit_s: seconds after which what has been seen must do.
+
+    Returns:
+        None where there is no trial, or nothing was reported in time.
+    """
+    if not trials:
+        return None
+    trial = sorted(trials, key=lambda one: one.cost)[len(trials) // 2]
+    with tempfile.TemporaryDirectory(prefix="ablation-probe-") as folder:
+        gpus = trial.resources.gpus if trial.resources else None
+        request = Request(trial.key, trial.config, (), Path(folder), context, gpus=gpus)
+        seen = _seen(train, request, limit_s)
+    last, first = seen[-1], seen[1] if len(seen) > 2 else seen[0]
+    if last.step <= first.step:
+        return None
+    return Measured(trial.key, (last.seconds - first.seconds) / (last.step - first.step), last.total)
+
+
+class _Reached(NamedTuple):
+    """A step, of so many, and the seconds from the start."""
+
+    step: int
+    total: int
+    seconds: float
+
+
+def _seen(train: TrainFunction, request: Request, limit_s: float) -> list[_Reached]:
+    """The start, and then the first reports."""
+    spawn = multiprocessing.get_context("spawn")
+    receiver, sender = spawn.Pipe(duplex=False)
+    process = spawn.Process(target=_tell, args=(train, request, sender), daemon=False)
+    seen, deadline = [_Reached(0, 0, 0.0)], time.monotonic() + limit_s
+    process.start()
+    sender.close()
+    try:
+        while len(seen) < ENOUGH + 2 and receiver.poll(max(0.0, deadline - time.monotonic())):
+            seen.append(receiver.recv())
+    except EOFError:  # the training came to its end, or failed: the run itself will say why
+        pass
+    finally:
+        process.terminate()
+        process.join()
+    return seen
+
+
+def _tell(train: TrainFunction, request: Request, sender: Connection) -> None:
+    """In the process: trains, and sends when which step was reached."""
+    began = time.monotonic()
+    for report in train(request):
+        if isinstance(report, Progress):
+            sender.send(_Reached(report.step, report.total, time.monotonic() - began))

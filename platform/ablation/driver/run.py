@@ -1,0 +1,91 @@
+"""The `run` command: everything between a plan and its tables."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Collection
+
+from rich.console import Console
+
+from ablation.driver import tune as scheduler
+from ablation.driver.display import display
+from ablation.driver.estimate import calibrate, measured, seconds_left
+from ablation.driver.options import Options
+from ablation.driver.tune import Place, Summary
+from ablation.errors import last_line
+from ablation.plan import register
+from ablation.provenance import record as provenance
+from ablation.results.report import print_report, report_console
+from ablation.session import Session
+from ablation.tracking.mirror import Mirror
+
+EXIT_FAILED, EXIT_INTERRUPTED = 1, 130
+
+
+def run_study(
+    session: Session, options: Options, command: str, formats: Collection[str], *, retry_failed: bool
+) -> int:
+    """Train and evaluate what is missing, mirror it to MLflow, print and write the tables.
+
+    The caller holds the workspace's driver lock, unless drivers share the store.
+
+    Returns:
+        Exit code: 0 when every planned trial is complete, 1 when one is not, 130 when a person stopped it.
+    """
+    console, store = report_console(), session.store
+    # First what may be refused, before anything is written.
+    mirror = Mirror.of(store, session.workspace, session.selection.mlflow_uri)
+    storage = session.storage
+    storage.probe()
+    session = _registered(session, retry_failed)
+    print(session.plan.describe(), flush=True)
+    facts = provenance.collect(command)
+    invocation = store.start_invocation(command, facts)
+    mirror.start()
+    try:
+        plan, place = session.plan, Place(store, session.workspace, storage)
+        keys = [evaluation.key for trial in plan.trials for evaluation in trial.evaluations]
+        results = {key: row.metrics for key, row in store.evaluations(keys).items()}
+        with display(plan, results, console) as listener:
+            seconds = seconds_left(plan, calibrate(plan, measured(plan, store)))
+            summary = scheduler.run(
+                plan, place, options, listener, seconds, facts=facts, invocation_id=invocation
+            )
+    finally:
+        store.end_invocation(invocation)
+        mirror.close()
+        if mirror.last_error:
+            console.print(
+                f"MLflow does not have everything yet ({mirror.last_error}); "
+                f"the next run copies it, or `{session.command('sync')}`.",
+                markup=False,
+            )
+    return _conclude(session.replanned(), summary, formats, console)
+
+
+def _registered(session: Session, retry_failed: bool) -> Session:
+    """The session after the store knows its plan, and what lost drivers held is free again."""
+    store = session.store
+    if store.shared:
+        store.reclaim_silent()
+    else:
+        store.reclaim_all()
+    register(session.plan, store)
+    if retry_failed:
+        store.retry([trial.key for trial in session.plan.trials if trial.state == "FAILED"])
+    return session.replanned()
+
+
+def _conclude(session: Session, summary: Summary, formats: Collection[str], console: Console) -> int:
+    """Tables and parting words."""
+    if summary.interrupted:
+        console.print("\nStopped. The same command goes on where this one was.")
+        return EXIT_INTERRUPTED
+    print_report(session, formats, console)
+    incomplete = [trial for trial in session.plan.trials if trial.state != "COMPLETE"]
+    for trial in incomplete:
+        reason = f": {last_line(trial.error)}" if trial.error else ""
+        print(f"{trial.state.lower()}: {trial.name}{reason}", file=sys.stderr)
+    if num_failed := session.plan.counts().failed:
+        print(f"{num_failed} failed; `--retry-failed` runs them again.", file=sys.stderr)
+    return EXIT_FAILED if incomplete else 0

@@ -1,0 +1,124 @@
+"""Where a result comes from: the code, the versions, the command, the machine, the data.
+
+Nothing here is hashed into a key; it is written beside every attempt. Versions are read from installed
+metadata, so that no heavy library is imported for its number. What the process that trains had imported,
+and its GPUs, are in `environment.describe`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import re
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ablation.credentials import hidden
+from ablation.provenance.environment import version
+
+PACKAGES = ("torch", "torchvision", "ray", "mlflow", "pycocotools", "hotcoco", "numpy", "pillow")
+MAX_DIFF_CHARS = 1_000_000
+MAX_UNTRACKED = 20
+GIT_TIMEOUT_S = 20
+UNKNOWN = "unknown"
+
+
+def collect(command: str, source: Path | None = None) -> dict[str, Any]:
+    """Plain data that says what ran.
+
+    Args:
+        command: the command line; passwords in URLs are taken out.
+        source: a folder of the code; this package's own when None.
+
+    Returns:
+        `command`, `host`, `platform`, `cpu`, `python`, `versions` (by package, None when absent), and of
+        the checkout `commit` ("unknown" outside one), `committed` (its day, as "2026-11-20"), `dirty`,
+        `diff` (uncommitted changes, cut at a million characters), `diff_sha256` (of the whole of it) and
+        `untracked` (files git does not know, the first twenty).
+    """
+    return {
+        "command": hidden(command),
+        "host": socket.gethostname(),
+        "platform": platform.platform(),
+        "cpu": _cpu_model(),
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in PACKAGES},
+        **_checkout(source or Path(__file__).resolve().parent),
+    }
+
+
+def inputs(config_json: str) -> dict[str, str]:
+    """Hashes of the data and weights that a config names: its fields `...fingerprint` and `...sha256`.
+
+    Args:
+        config_json: of a trial or an evaluation (`fingerprint.canonical_json`).
+
+    Returns:
+        The hash of each, by the field's path, as {"data.fingerprint": "3f..."}.
+    """
+    return {
+        path: value
+        for path, value in leaves(json.loads(config_json))
+        if isinstance(value, str) and path.endswith(("fingerprint", "sha256"))
+    }
+
+
+def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Every plain value inside decoded JSON with its path, as ("detector.assigner.topk", 9)."""
+    if isinstance(value, dict | list):
+        for name, item in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from leaves(item, f"{path}.{name}" if path else str(name))
+    else:
+        yield path, value
+
+
+def _checkout(source: Path) -> dict[str, Any]:
+    commit = git(source, "rev-parse", "--verify", "HEAD")
+    # An installed copy may lie inside another project's checkout, in an ignored folder of it.
+    tracked = git(source, "ls-files", ".")
+    if not commit or not tracked:
+        # An image has no checkout; who builds it says from which commit.
+        built_from = os.environ.get("ABLATION_COMMIT") or UNKNOWN
+        absent = {"commit": built_from, "committed": "", "dirty": False}
+        return {**absent, "diff": "", "diff_sha256": "", "untracked": []}
+    diff = git(source, "diff", "HEAD")
+    others = git(source, "ls-files", "--others", "--exclude-standard", "--full-name", ":/")
+    untracked = (others or "").splitlines()
+    return {
+        "commit": commit.strip(),
+        "committed": (git(source, "show", "--no-patch", "--format=%cs", "HEAD") or "").strip(),
+        # What git cannot compare may hold any change.
+        "dirty": diff is None or others is None or bool(diff or untracked),
+        "diff": (diff or "")[:MAX_DIFF_CHARS],
+        "diff_sha256": hashlib.sha256(diff.encode()).hexdigest() if diff else "",
+        "untracked": untracked[:MAX_UNTRACKED],
+    }
+
+
+def git(folder: Path, *arguments: str) -> str | None:
+    """What git prints; None when it fails or is not there. Takes no lock in the checkout."""
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), *arguments],
+            capture_output=True,
+            check=True,
+            timeout=GIT_TIMEOUT_S,
+            env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"},
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.decode(errors="replace")
+
+
+def _cpu_model() -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        text = ""
+    found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    return found.group(1) if found else platform.processor() or UNKNOWN

@@ -1,1 +1,0 @@
-"""What people do beside a run: look at it, steer it, and tidy up after it."""

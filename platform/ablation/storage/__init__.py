@@ -1,0 +1,1 @@
+"""Where trials keep their files: a shared folder or a remote file system."""

@@ -1,0 +1,241 @@
+"""Beside a training: the log that a person reads, the watch that ends a hang, the guard where it cannot."""
+
+from __future__ import annotations
+
+import faulthandler
+import itertools
+import mmap
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import ClassVar, Self
+
+from ablation.protocol import Checkpointed, Evaluated, Noticed, Progress, Report
+from ablation.worker import guard
+
+LOG, HANG = "log.txt", "hang.txt"
+"""In a trial's directory: what its attempts said, and where each thread stood when one hung."""
+
+FACTOR = 20
+"""A training hangs when it says nothing for so many times the median time between its reports ..."""
+START = 6
+"""... or, before its first reports, for so many times the least time that counts as hanging."""
+
+
+@contextmanager
+def logged(directory: Path, *, writes: bool = True) -> Iterator[Callable[[Report | str], None]]:
+    """A log of the attempt in the trial's directory; what it prints goes there too.
+
+    Args:
+        directory: the trial's.
+        writes: False writes only what is printed, for ranks whose reports another tells.
+    """
+    with (directory / LOG).open("a", buffering=1) as file, redirect_stdout(file), redirect_stderr(file):
+
+        def log(what: Report | str) -> None:
+            if writes and (text := what if isinstance(what, str) else _line(what)):
+                file.write(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S}  {text}\n")
+
+        log(f"started on {socket.gethostname()}, process {os.getpid()}")
+        try:
+            yield log
+        except Exception as error:
+            log(f"failed: {type(error).__name__}: {error}")
+            raise
+
+
+def _line(report: Report) -> str:
+    """A report in words; nothing for one that tells a person nothing."""
+    match report:
+        case Progress(step, total, metrics):
+            numbers = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+            return f"{step}/{total}  {numbers}".rstrip()
+        case Checkpointed(step, path, _):
+            return f"checkpoint of step {step}: {Path(path).name}"
+        case Evaluated(key, metrics, _):
+            return f"evaluation {key}: " + "  ".join(f"{n} {v:.2f}" for n, v in metrics.items())
+        case Noticed(message):
+            return message
+        case _:
+            return ""
+
+
+class Watch:
+    """Ends the process when the training in it goes silent, so that another attempt can begin.
+
+    The interpreter's own watchdog does it, which needs no lock that a hanging library may hold. It leaves
+    the stack of every thread in `HANG`. Where it cannot, for no thread of this process runs, the guard does.
+
+    Args:
+        directory: the trial's.
+        least: seconds of silence that never count as hanging; 0 watches nothing.
+    """
+
+    _current: ClassVar[Watch | None] = None
+
+    def __init__(self, directory: Path, least: float) -> None:
+        self._path = _hang_file(directory)
+        self._least = least
+        self._paces: deque[float] = deque(maxlen=51)
+
+    def __enter__(self) -> Self:
+        self._file = self._path.open("w")
+        if _Guard.own:
+            _Guard.own.leave_at(self._path)
+        Watch._current = self
+        return self
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        Watch._current = None
+        self._disarm()
+        self._file.close()
+        self._path.unlink(missing_ok=True)
+
+    def over(self, reports: Iterator[Report]) -> Iterator[Report]:
+        """The same reports; time counts only while the next one is being made."""
+        while True:
+            began = time.monotonic()
+            self.arm()
+            try:
+                report = next(reports)
+            except StopIteration:
+                return
+            finally:
+                self._disarm()
+            if isinstance(report, Progress):
+                self._paces.append(time.monotonic() - began)
+            yield report
+
+    def arm(self) -> None:
+        """Starts counting anew."""
+        if self._least:
+            limit = self.limit
+            faulthandler.dump_traceback_later(limit, file=self._file, exit=True)
+            if _Guard.own:
+                _Guard.own.expect(limit)
+
+    def _disarm(self) -> None:
+        faulthandler.cancel_dump_traceback_later()
+        if _Guard.own:
+            _Guard.own.expect(0)
+
+    @property
+    def limit(self) -> float:
+        """Seconds of silence that count as hanging now."""
+        if len(self._paces) < 2:
+            return START * self._least
+        return max(self._least, FACTOR * statistics.median(self._paces))
+
+
+def alive() -> None:
+    """Called by a train function in the middle of something long that reports nothing."""
+    if Watch._current is not None:
+        Watch._current.arm()
+
+
+def _hang_file(directory: Path) -> Path:
+    """Of this process."""
+    return directory / f"{HANG}.{socket.gethostname()}.{os.getpid()}"
+
+
+def hang_of(directory: Path) -> str | None:
+    """Where the last process that hung stood, once: the file goes to the log; None when none did."""
+    for path in directory.glob(f"{HANG}.*"):
+        with suppress(FileNotFoundError):  # of a process that ends at this moment
+            if text := path.read_text(errors="replace").strip():  # an empty one may be in use
+                with (directory / LOG).open("a") as log:
+                    log.write(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S}  hung\n{text}\n")
+                path.unlink()
+                return text
+    return None
+
+
+# --- from outside ------------------------------------------------------------------------------------
+
+
+def guarded(directory: Path, least: float) -> None:
+    """From now on this process is killed from outside once it stands still.
+
+    Only on Linux, and where Python was built with `os.memfd_create`; elsewhere nothing guards it.
+
+    Args:
+        directory: the trial's, for a line in `HANG`; need not be there.
+        least: seconds after which a process counts as standing still that could not even run a thread which
+            does nothing; while a `Watch` is armed, its own limit counts instead. 0 guards nothing.
+    """
+    if not least or sys.platform != "linux" or not hasattr(os, "memfd_create"):
+        return
+    if _Guard.own is None or not _Guard.own.lives():
+        with suppress(OSError, RuntimeError):  # no room for another process or thread: it goes on without
+            _Guard.own = _Guard()
+    if _Guard.own:
+        _Guard.own.leave_at(_hang_file(directory))
+        _Guard.own.beat_within(least)
+
+
+class _Guard:
+    """The process of `guard.py` beside this one, kept until this one ends, and what is said to it.
+
+    What is said is written to memory that both have, which costs less than a microsecond and never waits.
+    """
+
+    own: ClassVar[_Guard | None] = None
+
+    def __init__(self) -> None:
+        memory = os.memfd_create("signs of life")
+        try:
+            os.ftruncate(memory, guard.SIZE)
+            self._shared = mmap.mmap(memory, guard.SIZE)
+            self._process = subprocess.Popen(
+                [sys.executable, "-I", "-S", guard.__file__, str(os.getpid())],
+                stdin=memory,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                cwd="/",
+                start_new_session=True,
+            )
+        finally:
+            os.close(memory)
+        self._numbers = itertools.count(1)
+        self._least = 0.0
+        try:
+            threading.Thread(target=self._beat, name="guard", daemon=True).start()
+        except RuntimeError:
+            self._process.kill()
+            raise
+
+    def lives(self) -> bool:
+        """Whether it has not been ended by somebody else."""
+        return self._process.poll() is None
+
+    def leave_at(self, path: Path) -> None:
+        """The file for the guard's last line."""
+        name = os.fsencode(path.absolute())[: guard.SIZE - guard.PATH - 1] + b"\0"
+        self._shared[guard.PATH : guard.PATH + len(name)] = name
+
+    def expect(self, seconds: float) -> None:
+        """Another word of the training within so many seconds; 0 when it is not its turn."""
+        self._sign(guard.WATCH, seconds)
+
+    def beat_within(self, seconds: float) -> None:
+        """A sign of life of the process within so many seconds while it is not; 0 for none."""
+        self._least = seconds
+        self._sign(guard.BEAT, seconds)
+
+    def _sign(self, place: int, seconds: float) -> None:
+        guard.SIGN.pack_into(self._shared, place, next(self._numbers), seconds)
+
+    def _beat(self) -> None:
+        while self.lives():
+            time.sleep(guard.TICK_S)
+            self._sign(guard.BEAT, self._least)
