@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from ablation.store import Store
-from tests.faults import machines as network
-from tests.faults.machines import Machines
+from tests.support import machines as network
+from tests.support.machines import Machines
 
 
 @pytest.fixture

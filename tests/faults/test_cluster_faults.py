@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from ablation.store import Store
-from tests.faults.driver import Driver, attempts, key_of, newest_step, starts, states
-from tests.faults.machines import Machines
+from tests.support.driver import Driver, attempts, key_of, newest_step, starts, states
+from tests.support.machines import Machines
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 

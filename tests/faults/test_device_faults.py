@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from ablation.store import Store
-from tests.faults.driver import Driver, key_of, starts, states
-from tests.faults.machines import Machines
+from tests.support.driver import Driver, key_of, starts, states
+from tests.support.machines import Machines
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

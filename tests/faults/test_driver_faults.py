@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ablation.store import Store
-from tests.faults.driver import Driver, key_of, newest_step, process_of, starts, states
+from tests.support.driver import Driver, key_of, newest_step, process_of, starts, states
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.soak import soak, toys
+from tests.support.soak import soak, toys
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 

@@ -12,8 +12,8 @@ from ablation.driver.display import Board, PlainDisplay
 from ablation.storage.trial_files import storage_at
 from ablation.store import Store
 from ablation.workspace import Workspace
-from tests.ablation.toy_driver import Toy, planned
-from tests.faults.driver import Driver, attempts, key_of, newest_step, starts, states, wait_until
+from tests.support.driver import Driver, attempts, key_of, newest_step, starts, states, wait_until
+from tests.support.toy_driver import Toy, planned
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

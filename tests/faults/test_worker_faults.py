@@ -10,7 +10,7 @@ import pytest
 from ablation.driver.tune import PROCESS_DIED
 from ablation.store import AttemptRow, Store
 from ablation.worker.watchdog import LOG
-from tests.faults.driver import TRIAL, Driver, attempts, key_of, newest_step, starts, states
+from tests.support.driver import TRIAL, Driver, attempts, key_of, newest_step, starts, states
 
 CONTROLLER = "ray::TrainController"
 """What Train calls the process that looks after the workers of a group."""

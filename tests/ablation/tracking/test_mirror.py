@@ -15,8 +15,8 @@ from mlflow import MlflowClient
 from ablation.errors import UserError
 from ablation.protocol import Checkpointed, Evaluated, Progress
 from ablation.store import AttemptRow, Store, TrialRow
+from ablation.tracking import mirror as tracking
 from ablation.tracking.mirror import Mirror, MirrorBusyError, flatten, metric_name, server_address
-from ablation.tracking.mirror import mirror as tracking
 from ablation.workspace import Workspace
 
 TRIAL, EVALUATION, SECOND = "0123456789ab", "ba9876543210", "000000000002"

@@ -1,7 +1,7 @@
 """Runs a grid with a fault every few seconds, again and again, and compares each result with a quiet run's.
 
-    python tests/faults/soak.py --faults 100                    trials that count, minutes
-    python tests/faults/soak.py --faults 100 --profile smoke    the paper's grid at the smallest scale
+    python tests/support/soak.py --faults 100                    trials that count, minutes
+    python tests/support/soak.py --faults 100 --profile smoke    the paper's grid at the smallest scale
 
 The next fault comes once a trial has saved something since the last one, so that the grid gets on. A run
 that ends badly without a fault to explain it, or with other numbers, is an error. `--seed` chooses faults.
@@ -22,8 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ablation.store import Store
-from tests.ablation import toy_driver
-from tests.faults.driver import TRIAL, Run
+from tests.support import toy_driver
+from tests.support.driver import TRIAL, Run
 
 ROOT = Path(__file__).resolve().parents[2]
 FREEZE_S = 8.0

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from ablation.store import AttemptRow, Store
-from tests.ablation import toy_driver
+from tests.support import toy_driver
 
 PATIENCE_S = 300
 """No wait in these tests is longer; on a busy machine Ray alone takes a minute to start."""

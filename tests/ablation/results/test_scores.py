@@ -10,7 +10,7 @@ import pytest
 from ablation.errors import UserError
 from ablation.results.scores import import_scores, parse_scores, waiting
 from ablation.workspace import Workspace
-from tests.ablation import conftest
+from tests.support import workspaces
 
 SUMMARY = """\
 Loading and preparing results... DONE (t=0.1s)
@@ -29,7 +29,7 @@ Loading and preparing results... DONE (t=0.1s)
 """
 SCORES = {"AP": 43.6, "AP50": 62.1, "AP75": 47.4, "APS": 26.1, "APM": 47.0, "APL": 53.6}
 FRACTIONS = {name: round(value / 100, 3) for name, value in SCORES.items()}
-MakeWorkspace = Callable[..., "conftest.Workspace"]
+MakeWorkspace = Callable[..., "workspaces.Workspace"]
 
 
 # --- reading -----------------------------------------------------------------------------------------
@@ -96,7 +96,7 @@ def test_a_file_without_the_six_numbers_is_refused_with_what_is_wrong(content: s
 # --- waiting and importing ---------------------------------------------------------------------------
 
 
-def _import(workspace: "conftest.Workspace", start: str, content: str, *, replace: bool = False) -> str:
+def _import(workspace: "workspaces.Workspace", start: str, content: str, *, replace: bool = False) -> str:
     file = workspace.root / "returned.txt"
     file.write_text(content)
     return import_scores(workspace.store, Workspace.at(workspace.root), start, file, replace=replace)

@@ -26,7 +26,7 @@ from ablation.store import Store
 from ablation.worker.harness import DEVICE_FAILED, ENDED, STOPPED
 from ablation.worker.quarantine import Place
 from ablation.workspace import Workspace
-from tests.ablation.toy_driver import Toy, planned
+from tests.support.toy_driver import Toy, planned
 
 GPU = Place("a", "host", "10.0.0.1", ("3",), 1)
 

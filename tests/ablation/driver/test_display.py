@@ -18,7 +18,7 @@ from ablation.driver.display import (
 from ablation.plan import Plan
 from ablation.protocol import Checkpointed, Evaluated, Noticed, Progress
 from ablation.store import Store
-from tests.ablation.toy_driver import Toy, planned
+from tests.support.toy_driver import Toy, planned
 
 
 class Clock:

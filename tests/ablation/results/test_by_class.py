@@ -17,7 +17,7 @@ from ablation.results import by_class as by_class_module
 from ablation.results.by_class import by_class
 from ablation.results.render import csv, html, latex, markdown
 from ablation.results.table import FilledTable
-from tests.ablation.conftest import Workspace
+from tests.support.workspaces import Workspace
 
 asked: list[Path] = []
 

@@ -14,20 +14,20 @@ from ablation.plan import make_plan
 from ablation.results.report import print_report
 from ablation.session import Session
 from ablation.workspace import Workspace
-from tests.ablation import conftest
+from tests.support import workspaces
 
 ENDED = Summary((), {}, (), interrupted=False, seconds=1.0)
 
 
-def _session(filled: "conftest.Workspace", folder: Path, tables: list[str] | None = None) -> Session:
+def _session(filled: "workspaces.Workspace", folder: Path, tables: list[str] | None = None) -> Session:
     setting = replace(filled.setting, data_name="shapes")  # one that makes a folder name
     plan = make_plan(filled.study, setting, filled.seeds, tables, filled.store)
     return Session(filled.study, Workspace.at(folder), filled.store, plan)
 
 
 def test_only_a_complete_plan_is_a_success_and_what_is_not_is_listed(
-    full: "conftest.Workspace",
-    partial: "conftest.Workspace",
+    full: "workspaces.Workspace",
+    partial: "workspaces.Workspace",
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -44,7 +44,7 @@ def test_only_a_complete_plan_is_a_success_and_what_is_not_is_listed(
 
 
 def test_a_report_of_one_table_prints_it_and_keeps_the_others_in_the_folder(
-    full: "conftest.Workspace", tmp_path: Path
+    full: "workspaces.Workspace", tmp_path: Path
 ) -> None:
     console = Console(width=120, record=True, file=io.StringIO())
     session = _session(full, tmp_path, ["table2"])

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 
-from tests.faults.driver import command_line
+from tests.support.driver import command_line
 
 INTERFACE = "eth0"
 HEAD, HEAD_PORT = 1, 6379

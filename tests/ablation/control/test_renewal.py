@@ -21,16 +21,16 @@ from ablation.storage.trial_files import Storage, storage_at
 from ablation.store import AttemptRow, Store
 from ablation.worker.harness import Job, messages
 from ablation.workspace import Workspace
-from tests.ablation import conftest
-from tests.ablation.toy_driver import Toy, planned, train
+from tests.support import workspaces
+from tests.support.toy_driver import Toy, planned, train
 
-MakeWorkspace = Callable[..., "conftest.Workspace"]
+MakeWorkspace = Callable[..., "workspaces.Workspace"]
 
 
 # --- which trials ----------------------------------------------------------------------------------------
 
 
-def finish(workspace: "conftest.Workspace", method: str, torch: str | None) -> str:
+def finish(workspace: "workspaces.Workspace", method: str, torch: str | None) -> str:
     """The method's trial is trained and tested with a version of torch, or keeps no record; its key."""
     attempt, trial = workspace.start(method), workspace.plan.trial(workspace.trial_key(method))
     if torch:
@@ -50,7 +50,7 @@ def today() -> str:
 
 
 @pytest.fixture
-def workspace(make_workspace: MakeWorkspace) -> "conftest.Workspace":
+def workspace(make_workspace: MakeWorkspace) -> "workspaces.Workspace":
     """k=3 rests on an old torch, k=5 on today's, and of k=7 nobody can tell."""
     made = make_workspace()
     for method, torch in (("k3", "1.0"), ("k5", today()), ("k7", None)):
@@ -58,7 +58,7 @@ def workspace(make_workspace: MakeWorkspace) -> "conftest.Workspace":
     return made
 
 
-def test_what_was_cancelled_is_done_anew_only_where_it_is_named(workspace: "conftest.Workspace") -> None:
+def test_what_was_cancelled_is_done_anew_only_where_it_is_named(workspace: "workspaces.Workspace") -> None:
     plan = workspace.plan
     trials = tuple(replace(t, state="CANCELLED") if t.state == "COMPLETE" else t for t in plan.trials)
     control = Control(replace(plan, trials=trials), workspace.store)
@@ -66,7 +66,7 @@ def test_what_was_cancelled_is_done_anew_only_where_it_is_named(workspace: "conf
     assert [renewal.trial.name for renewal in control.stale(["table4 k=3"])] == ["table4 k=3, seed 0"]
 
 
-def test_a_stale_cell_is_trained_anew_when_asked(workspace: "conftest.Workspace") -> None:
+def test_a_stale_cell_is_trained_anew_when_asked(workspace: "workspaces.Workspace") -> None:
     control = Control(workspace.plan, workspace.store)
     (renewal,) = control.stale([])
     assert (renewal.trial.name, renewal.runs) == ("table4 k=3, seed 0", False)
@@ -79,7 +79,7 @@ def test_a_stale_cell_is_trained_anew_when_asked(workspace: "conftest.Workspace"
     assert [f.kind for f in staleness.find(workspace.plan, workspace.store)] == ["unrecorded"]
 
 
-def test_what_nobody_can_tell_is_done_anew_only_where_it_is_named(workspace: "conftest.Workspace") -> None:
+def test_what_nobody_can_tell_is_done_anew_only_where_it_is_named(workspace: "workspaces.Workspace") -> None:
     found = Control(workspace.plan, workspace.store).stale(["table4"])
     assert [(renewal.trial.config.method, renewal.changes[0]) for renewal in found] == [
         ("k3", f"torch was 1.0, is {today()}"),
@@ -88,7 +88,7 @@ def test_what_nobody_can_tell_is_done_anew_only_where_it_is_named(workspace: "co
     assert Control(workspace.plan, workspace.store).stale(["table4 k=5"]) == []
 
 
-def test_a_trial_at_which_somebody_has_begun_since_is_left_alone(workspace: "conftest.Workspace") -> None:
+def test_a_trial_at_which_somebody_has_begun_since_is_left_alone(workspace: "workspaces.Workspace") -> None:
     control = Control(workspace.plan, workspace.store)
     found = control.stale([])
     assert len(control.renew(found)) == 1
@@ -123,7 +123,7 @@ class Lab:
         trials = {trial.key: trial for trial in plan.trials if trial.missing}
         listener = PlainDisplay(Board(plan), lambda line: None)
         desk = Desk(trials, self.store, self.storage, self.workspace, listener, {}, max_retries=0, grace=0.0)
-        resources = {key: conftest.Resources() for key in trials}
+        resources = {key: workspaces.Resources() for key in trials}
         seconds = dict.fromkeys(trials, 1.0)
         dispatcher = Dispatcher(plan, desk, Admission(nodes), seconds, resources, None, lambda: nodes)
         requests = {key: _request(trial, plan, self.workspace) for key, trial in trials.items()}

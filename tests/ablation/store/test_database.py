@@ -29,7 +29,7 @@ from ablation.store.database import Database, NoStoreError, Transaction
 KEY = "a" * 12
 SETTING = ("atss", "smoke", "shapes-1")
 OLD = {
-    version: (Path(__file__).resolve().parents[1] / "data" / f"store_v{version}.sql").read_text()
+    version: (Path(__file__).resolve().parents[2] / "data" / f"store_v{version}.sql").read_text()
     for version in (1, 2)
 }
 """What makes a store of each older version."""

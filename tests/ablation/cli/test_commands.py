@@ -28,10 +28,10 @@ from ablation.study import Cell, Overrides, Profile, Row, Study, Table, Variant
 from ablation.tracking.mirror import Mirror
 from ablation.workspace import Workspace
 from dashboards import __main__ as dashboard
-from tests.ablation import conftest
-from tests.ablation.test_renewal import finish, today
-from tests.ablation.test_scores import SUMMARY
-from tests.ablation.toy_driver import Count, Toy, toy_study
+from tests.ablation.control.test_renewal import finish, today
+from tests.ablation.results.test_scores import SUMMARY
+from tests.support import workspaces
+from tests.support.toy_driver import Count, Toy, toy_study
 
 
 def _run(*arguments: str) -> int:
@@ -203,7 +203,7 @@ def test_the_hint_for_the_ui_names_a_workspace_of_ones_own(
         selection = Selection(workspace=folder)
         return Session(load_study("atss"), Workspace.at(folder), None, None, selection).ui_hint  # type: ignore[arg-type]
 
-    monkeypatch.chdir(Path(__file__).parents[2])
+    monkeypatch.chdir(Path(__file__).parents[3])
     assert hint(None) == "make ui"
     monkeypatch.chdir(tmp_path)
     assert hint(None) == "ablation ui"
@@ -219,7 +219,7 @@ def test_the_ui_says_when_there_is_nothing_to_show(
 
 # --- a toy study on the command line -------------------------------------------------------------------
 
-MakeWorkspace = Callable[..., "conftest.Workspace"]
+MakeWorkspace = Callable[..., "workspaces.Workspace"]
 Use = Callable[[Study], None]
 
 
@@ -235,7 +235,7 @@ def use(monkeypatch: pytest.MonkeyPatch) -> Use:
 
 
 def _toy(
-    study: Study, prepare: Callable[[Path, Mapping[str, Path] | None, Overrides], conftest.Setting]
+    study: Study, prepare: Callable[[Path, Mapping[str, Path] | None, Overrides], workspaces.Setting]
 ) -> Study:
     return replace(study, profiles={"shapes": Profile("shapes", "toys", 1, prepare)})
 
@@ -245,10 +245,10 @@ def test_what_a_user_changes_reaches_the_profile_and_keeps_its_results_apart(
 ) -> None:
     given: list[Overrides] = []
 
-    def prepare(folder: Path, data: object, overrides: Overrides) -> conftest.Setting:
+    def prepare(folder: Path, data: object, overrides: Overrides) -> workspaces.Setting:
         given.append(overrides)
         changed = f"-{overrides.max_iterations}its" if overrides.max_iterations else ""
-        return conftest.Setting(profile=f"shapes{changed}")
+        return workspaces.Setting(profile=f"shapes{changed}")
 
     workspace = make_workspace()
     use(_toy(workspace.study, prepare))
@@ -267,7 +267,7 @@ def test_tables_by_class_are_printed_and_written_beside_the_others(
     make_workspace: MakeWorkspace, use: Use, capsys: pytest.CaptureFixture[str]
 ) -> None:
     workspace = make_workspace()
-    study = replace(_toy(workspace.study, lambda *_: conftest.Setting()), by_class=lambda *_: {"cat": 37.5})
+    study = replace(_toy(workspace.study, lambda *_: workspaces.Setting()), by_class=lambda *_: {"cat": 37.5})
     use(study)
     options = ("tables", "--by-class", "--workspace", str(workspace.root), "--format", "md,csv")
     assert _run(*options) == 0
@@ -289,7 +289,7 @@ def test_a_profile_that_makes_no_folder_name_is_refused_before_anything_runs(
     name: str, make_workspace: MakeWorkspace, use: Use, capsys: pytest.CaptureFixture[str]
 ) -> None:
     workspace = make_workspace()
-    use(_toy(workspace.study, lambda *_: conftest.Setting(profile=name)))
+    use(_toy(workspace.study, lambda *_: workspaces.Setting(profile=name)))
     assert _run("plan", "--workspace", str(workspace.root)) == 2
     assert "become folder names" in capsys.readouterr().err
 
@@ -297,7 +297,7 @@ def test_a_profile_that_makes_no_folder_name_is_refused_before_anything_runs(
 def test_a_profile_that_cannot_take_a_change_says_so(
     make_workspace: MakeWorkspace, use: Use, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def prepare(folder: Path, data: object, overrides: Overrides) -> conftest.Setting:
+    def prepare(folder: Path, data: object, overrides: Overrides) -> workspaces.Setting:
         raise UserError(f"shapes trains from scratch: --weights {overrides.weights} has no use.")
 
     workspace = make_workspace()
@@ -315,7 +315,7 @@ def test_status_says_what_to_upload_and_the_command_that_takes_the_numbers_in(
 ) -> None:
     monkeypatch.setattr(Mirror, "try_sync", lambda mirror, patience=0: True)
     workspace = make_workspace()
-    use(_toy(workspace.study, lambda *_: conftest.Setting()))
+    use(_toy(workspace.study, lambda *_: workspaces.Setting()))
     (key,) = workspace.submit("k5")
     where = ("--workspace", str(workspace.root))
     assert _run("status", *where) == 0
@@ -356,7 +356,7 @@ def test_where_nothing_has_run_there_is_nothing_to_steer_and_nothing_is_made(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    use(_toy(make_workspace().study, lambda *_: conftest.Setting()))
+    use(_toy(make_workspace().study, lambda *_: workspaces.Setting()))
     folder = tmp_path / "empty"
     assert _run(*command, "--workspace", str(folder)) == 2
     assert "Nothing has run" in capsys.readouterr().err
@@ -367,21 +367,21 @@ def test_where_nothing_has_run_there_is_nothing_to_steer_and_nothing_is_made(
 
 
 @pytest.fixture
-def driven(make_workspace: MakeWorkspace, use: Use) -> Iterator["conftest.Workspace"]:
+def driven(make_workspace: MakeWorkspace, use: Use) -> Iterator["workspaces.Workspace"]:
     """A workspace whose driver is at work: it holds the lock, and a trial runs."""
     workspace = make_workspace()
-    use(_toy(workspace.study, lambda *_: conftest.Setting()))
+    use(_toy(workspace.study, lambda *_: workspaces.Setting()))
     with Workspace.at(workspace.root).driver_lock("ablation run"):
         workspace.store.record(workspace.start("gn"), [Progress(20, 100, {"loss": 1.0})])
         yield workspace
 
 
-def _states(workspace: "conftest.Workspace") -> dict[str, str]:
+def _states(workspace: "workspaces.Workspace") -> dict[str, str]:
     return {row.name: row.state for row in workspace.store.trial_states().values()}
 
 
 def test_trials_are_cancelled_and_brought_back_beside_a_running_driver(
-    driven: "conftest.Workspace", capsys: pytest.CaptureFixture[str]
+    driven: "workspaces.Workspace", capsys: pytest.CaptureFixture[str]
 ) -> None:
     where = ("--workspace", str(driven.root))
     driven.store.fail(driven.start("k3"), "the loss is NaN")
@@ -401,7 +401,7 @@ def test_trials_are_cancelled_and_brought_back_beside_a_running_driver(
 
 
 def test_a_retry_without_names_is_of_what_failed_and_leaves_what_was_cancelled(
-    driven: "conftest.Workspace", capsys: pytest.CaptureFixture[str]
+    driven: "workspaces.Workspace", capsys: pytest.CaptureFixture[str]
 ) -> None:
     where = ("--workspace", str(driven.root))
     driven.store.fail(driven.start("k3"), "the loss is NaN")
@@ -413,7 +413,7 @@ def test_a_retry_without_names_is_of_what_failed_and_leaves_what_was_cancelled(
 
 
 def test_a_stale_cell_is_shown_and_set_back_beside_a_running_driver(
-    driven: "conftest.Workspace", capsys: pytest.CaptureFixture[str]
+    driven: "workspaces.Workspace", capsys: pytest.CaptureFixture[str]
 ) -> None:
     where = ("--workspace", str(driven.root))
     finish(driven, "k3", "1.0")
@@ -429,7 +429,7 @@ def test_a_stale_cell_is_shown_and_set_back_beside_a_running_driver(
 
 
 def test_a_plan_counts_what_is_stale(
-    driven: "conftest.Workspace", capsys: pytest.CaptureFixture[str]
+    driven: "workspaces.Workspace", capsys: pytest.CaptureFixture[str]
 ) -> None:
     where = ("--workspace", str(driven.root))
     finish(driven, "k5", today())
@@ -442,7 +442,7 @@ def test_a_plan_counts_what_is_stale(
 
 
 def test_nothing_happens_without_a_yes(
-    driven: "conftest.Workspace", monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    driven: "workspaces.Workspace", monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     where = ("--workspace", str(driven.root))
     finish(driven, "k3", "1.0")
@@ -456,7 +456,7 @@ def test_nothing_happens_without_a_yes(
 
 
 def test_an_ambiguous_name_changes_nothing_and_lists_what_it_may_be(
-    driven: "conftest.Workspace", capsys: pytest.CaptureFixture[str]
+    driven: "workspaces.Workspace", capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = _states(driven)
     assert _run("cancel", "table3", "table4 k", "--workspace", str(driven.root)) == 2
@@ -465,7 +465,7 @@ def test_an_ambiguous_name_changes_nothing_and_lists_what_it_may_be(
 
 
 def test_a_study_is_paused_prioritised_and_resumed_beside_a_running_driver(
-    driven: "conftest.Workspace", capsys: pytest.CaptureFixture[str]
+    driven: "workspaces.Workspace", capsys: pytest.CaptureFixture[str]
 ) -> None:
     where = ("--workspace", str(driven.root))
     assert _run("pause", *where) == 0
@@ -485,7 +485,7 @@ def test_a_study_is_paused_prioritised_and_resumed_beside_a_running_driver(
 
 
 def test_a_trial_can_be_looked_into_beside_a_running_driver(
-    driven: "conftest.Workspace", capsys: pytest.CaptureFixture[str]
+    driven: "workspaces.Workspace", capsys: pytest.CaptureFixture[str]
 ) -> None:
     log = driven.root / "artifacts" / driven.trial_key("gn") / "log.txt"
     log.parent.mkdir(parents=True)
@@ -497,7 +497,7 @@ def test_a_trial_can_be_looked_into_beside_a_running_driver(
 
 
 def test_status_is_watched_until_it_is_interrupted(
-    driven: "conftest.Workspace", monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    driven: "workspaces.Workspace", monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def wait(seconds: float) -> None:
         raise KeyboardInterrupt
@@ -508,7 +508,7 @@ def test_status_is_watched_until_it_is_interrupted(
 
 
 def test_gc_shows_what_it_would_remove_and_removes_nothing_unasked(
-    driven: "conftest.Workspace", capsys: pytest.CaptureFixture[str]
+    driven: "workspaces.Workspace", capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = driven.root / "artifacts" / driven.trial_key("k5")
     folder.mkdir(parents=True)
@@ -526,7 +526,7 @@ def test_gc_shows_what_it_would_remove_and_removes_nothing_unasked(
 
 
 def test_a_sync_that_cannot_reach_mlflow_says_that_nothing_is_lost_and_no_password(
-    driven: "conftest.Workspace", monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    driven: "workspaces.Workspace", monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def away(mirror: Mirror, patience: float = 0) -> int:
         raise ConnectionError("http://me:secret@host:5000 does not answer")

@@ -15,7 +15,7 @@ from ablation.store import Store
 from ablation.worker.harness import ENDED, FAILED, OUT_OF_MEMORY, STOPPED
 from ablation.worker.watchdog import HANG
 from ablation.workspace import Workspace
-from tests.ablation.toy_driver import Toy, planned
+from tests.support.toy_driver import Toy, planned
 
 
 @pytest.fixture

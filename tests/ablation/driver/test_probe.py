@@ -6,7 +6,7 @@ import pytest
 
 from ablation.driver.probe import probe
 from ablation.plan import Plan, make_plan
-from tests.ablation.toy_driver import Toy, ToySetting, toy_study, train
+from tests.support.toy_driver import Toy, ToySetting, toy_study, train
 
 
 def _plan(*toys: Toy) -> Plan:

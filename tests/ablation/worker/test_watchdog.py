@@ -14,7 +14,7 @@ import pytest
 from ablation.protocol import Checkpointed, Described, Evaluated, Noticed, Progress, Report
 from ablation.worker.guard import LATER_S, TICK_S
 from ablation.worker.watchdog import FACTOR, HANG, LOG, START, Watch, _Guard, alive, guarded, hang_of, logged
-from tests.faults.driver import wait_until
+from tests.support.driver import wait_until
 
 
 def test_the_log_has_what_was_reported_and_what_was_printed(tmp_path: Path) -> None:

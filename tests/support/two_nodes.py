@@ -1,7 +1,7 @@
 """The paper's grid on two machines of one CPU each, one of which dies in the middle and another joins.
 
-    python tests/faults/two_nodes.py                      all of it, trials of table 2 across both machines
-    python tests/faults/two_nodes.py --tables 2 3         only these tables
+    python tests/support/two_nodes.py                      all of it, trials of table 2 across both machines
+    python tests/support/two_nodes.py --tables 2 3         only these tables
 
 The machines are network namespaces, so it needs root. The numbers must be those of a run on this machine
 alone with as many workers, bit for bit.
@@ -16,9 +16,9 @@ from pathlib import Path
 
 from ablation.store import Store, TrialRow
 from ablation.store.database import NoStoreError
-from tests.faults.driver import Run
-from tests.faults.machines import lacking, machines
-from tests.faults.soak import PATIENCE_S, ROOT, complete, outcome, study
+from tests.support.driver import Run
+from tests.support.machines import lacking, machines
+from tests.support.soak import PATIENCE_S, ROOT, complete, outcome, study
 
 PAIRS = "table2=workers:2,gpus:0"
 

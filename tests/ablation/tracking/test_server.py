@@ -15,8 +15,8 @@ from mlflow.entities import Run
 
 from ablation.protocol import Checkpointed, Evaluated, Progress
 from ablation.store import Store
+from ablation.tracking import mirror as tracking
 from ablation.tracking.mirror import Mirror
-from ablation.tracking.mirror import mirror as tracking
 from ablation.workspace import Workspace
 from benchmarks.mlflow_server import PASSWORD, Proxy, Server
 

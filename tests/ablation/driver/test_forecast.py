@@ -15,11 +15,13 @@ from ablation.errors import UserError
 from ablation.resources import Node, Resources
 from ablation.session import Session
 from ablation.workspace import Workspace
-from tests.ablation import conftest
+from tests.support import workspaces
 
 
 @pytest.fixture
-def session(make_workspace: Callable[..., "conftest.Workspace"], monkeypatch: pytest.MonkeyPatch) -> Session:
+def session(
+    make_workspace: Callable[..., "workspaces.Workspace"], monkeypatch: pytest.MonkeyPatch
+) -> Session:
     workspace = make_workspace()
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(4)))
     monkeypatch.setattr(forecast, "gpus_here", lambda: 0)
