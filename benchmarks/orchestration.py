@@ -129,7 +129,7 @@ def plain(trials: int, concurrency: int, workers: int) -> Cost:
     times: list[float] = []
     with (
         tempfile.TemporaryDirectory() as folder,
-        cluster.ray_for(options, [Resources(workers)], whole_gpus=False),
+        cluster.ray_for(options, [Resources(workers)], exclusive_gpus=False),
     ):
         from ray import tune
 

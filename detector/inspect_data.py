@@ -29,7 +29,7 @@ from detector.data.coco import (
 from detector.data.dataset import unusable_images
 from detector.data.decode import load_resized
 from detector.errors import DataError
-from detector.evaluation.coco_eval import told_apart
+from detector.evaluation.coco_eval import disambiguate
 from detector.pictures import contact_sheet, draw_by_class
 
 MAX_OPENED = 20_000
@@ -153,7 +153,7 @@ def _problems(splits: dict[str, CheckedSplit]) -> Iterator[str]:
 def _unclear_names(split: CheckedSplit) -> list[str]:
     """Of all splits, which have the same categories."""
     names = dict(zip(split.category_ids, split.class_names, strict=True))
-    return [label for category, label in told_apart(names).items() if label != names[category]]
+    return [label for category, label in disambiguate(names).items() if label != names[category]]
 
 
 def _not_opened() -> str:

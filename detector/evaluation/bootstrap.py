@@ -80,7 +80,7 @@ class MatchData:
 
 
 def match_data(judged: Any) -> MatchData:
-    """Take out of a finished `COCOeval` (of `coco_eval.judge`) what its accumulation used."""
+    """Take out of a finished `COCOeval` (of `coco_eval.run_cocoeval`) what its accumulation used."""
     params = judged.params
     num_classes, num_images = len(params.catIds), len(params.imgIds)
     # One entry per class, area range and image, in this order; None without objects and detections.

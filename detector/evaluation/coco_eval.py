@@ -150,7 +150,7 @@ def evaluate(
     small_side: float = 32.0,
     medium_side: float = 96.0,
 ) -> CocoScores:
-    """Score detections against a split; `judge` and `scores` in one.
+    """Score detections against a split; `run_cocoeval` and `scores` in one.
 
     Args:
         ground_truth: COCO-format dict with images, annotations and categories; it is not changed.
@@ -159,12 +159,12 @@ def evaluate(
         medium_side: original pixels; areas from there to its square are medium.
 
     Raises:
-        ValueError, DataError: as `judge`.
+        ValueError, DataError: as `run_cocoeval`.
     """
-    return scores(judge(ground_truth, results, small_side, medium_side))
+    return scores(run_cocoeval(ground_truth, results, small_side, medium_side))
 
 
-def judge(
+def run_cocoeval(
     ground_truth: Mapping[str, Any],
     results: Results,
     small_side: float = 32.0,
@@ -195,8 +195,8 @@ def quick_scores(
 ) -> CocoScores:
     """The numbers of `evaluate`, to the last bit, by hotcoco where it is installed.
 
-    For what is looked at while a model trains; what a table shows comes from `judge`. Arguments and errors
-    are those of `evaluate`, which answers where hotcoco is absent.
+    For what is looked at while a model trains; what a table shows comes from `run_cocoeval`. Arguments and
+    errors are those of `evaluate`, which answers where hotcoco is absent.
     """
     if find_spec("hotcoco") is None:
         return evaluate(ground_truth, results, small_side, medium_side)
@@ -210,7 +210,9 @@ def scores(judged: Any) -> CocoScores:
     """The numbers of a finished COCOeval, of either library, in percent."""
     metrics = zip(METRIC_NAMES, judged.stats.tolist(), strict=True)
     precision_TRK = judged.eval["precision"][..., 0, -1]  # all areas, 100 detections
-    labels = told_apart({category: judged.cocoGt.cats[category]["name"] for category in judged.params.catIds})
+    labels = disambiguate(
+        {category: judged.cocoGt.cats[category]["name"] for category in judged.params.catIds}
+    )
     class_ap = {
         labels[category]: 100 * float(precision_TRK[..., k].mean())
         if precision_TRK[0, 0, k] != _ABSENT
@@ -220,7 +222,7 @@ def scores(judged: Any) -> CocoScores:
     return CocoScores({name: 100 * value for name, value in metrics if value != _ABSENT}, class_ap)
 
 
-def told_apart(names: Mapping[int, str]) -> dict[int, str]:
+def disambiguate(names: Mapping[int, str]) -> dict[int, str]:
     """Names of categories by id, no two alike, also where spaces count for nothing.
 
     One that several share, or that is empty, has its id beside it; all have, where that would give a name
@@ -300,7 +302,7 @@ def _columns(ground_truth: Mapping[str, Any], results: Results) -> tuple[Any, An
 
     image_ids = sorted({image["id"] for image in ground_truth["images"]})
     # Told apart here already, by the ids that people know.
-    names = told_apart({category["id"]: category["name"] for category in ground_truth["categories"]})
+    names = disambiguate({category["id"]: category["name"] for category in ground_truth["categories"]})
     class_ids = sorted(names)
     objects = _listed(ground_truth)
     truth = COCO.from_arrays(

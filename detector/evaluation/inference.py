@@ -37,7 +37,7 @@ def detect_split(
     evaluation: Evaluation,
     precision: str,
     loaders: int = 0,
-    alive: Callable[[], None] = lambda: None,
+    heartbeat: Callable[[], None] = lambda: None,
 ) -> Results | None:
     """Detections on every image of a split; with several ranks each of them must call it.
 
@@ -48,7 +48,7 @@ def detect_split(
         evaluation: thresholds and sizes.
         precision: as in training.
         loaders: threads that read images ahead.
-        alive: called before each batch.
+        heartbeat: called before each batch.
 
     Returns:
         Columns in original pixels, images in the split's order and best first in each; None on all ranks
@@ -65,7 +65,7 @@ def detect_split(
     with autocast(precision, device), closing(prefetched(load, own, loaders)) as loaded:
         found = []
         for batch in loaded:
-            alive()
+            heartbeat()
             found.append(_detections(model, batch.to(device), evaluation, images.short_side))
     parts = ranks.gather(found)
     if ranks.rank != 0:

@@ -92,7 +92,7 @@ class PaperSetting:
         return self.dataset.folder_name
 
     @property
-    def whole_gpus(self) -> bool:
+    def exclusive_gpus(self) -> bool:
         """See `ablation.study.Setting`."""
         return True
 

@@ -38,14 +38,18 @@ def by_class(setting: Setting, trial: Trial, evaluation: Evaluation, detections:
 
 
 def _scored(
-    judge: Callable[..., CocoScores], setting: Setting, trial: Trial, evaluation: Evaluation, detections: Path
+    evaluator: Callable[..., CocoScores],
+    setting: Setting,
+    trial: Trial,
+    evaluation: Evaluation,
+    detections: Path,
 ) -> CocoScores:
     if evaluation.split == "test":
         raise UserError("the annotations of the test images are not public")
     try:
         ground_truth = _ground_truth(setting.context.paths)
         results, data = Results.load(detections), trial.data
-        return judge(ground_truth, results, data.small_side, data.medium_side)
+        return evaluator(ground_truth, results, data.small_side, data.medium_side)
     except (DataError, ValueError) as error:
         raise UserError(str(error)) from error
 

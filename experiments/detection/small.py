@@ -163,7 +163,7 @@ class ScaledSetting:
         return None if self.own_data else self.scale.seed_noise
 
     @property
-    def whole_gpus(self) -> bool:
+    def exclusive_gpus(self) -> bool:
         """See `ablation.study.Setting`."""
         return False
 

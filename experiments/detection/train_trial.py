@@ -24,13 +24,13 @@ from ablation.protocol import (
     Report,
     Request,
 )
-from ablation.worker.watchdog import alive
+from ablation.worker.watchdog import heartbeat
 from detector import device_check
 from detector.config import Evaluation, Trial, Weights
 from detector.data.coco import CheckedSplit, DataPaths, read_data, read_test, to_coco_dict
 from detector.data.dataset import SplitImages, open_split
 from detector.evaluation.bootstrap import bootstrap, match_data
-from detector.evaluation.coco_eval import Results, judge, quick_scores, save_arrays, scores
+from detector.evaluation.coco_eval import Results, quick_scores, run_cocoeval, save_arrays, scores
 from detector.evaluation.inference import detect_split
 from detector.geometry.transforms import scale_boxes, xywh_to_xyxy
 from detector.model.dense_detector import DenseDetector
@@ -114,7 +114,7 @@ def _out_of_memory(error: Exception, trial: Trial, request: Request) -> OutOfMem
 
 
 def _device_error(error: Exception, index: int) -> DeviceError:
-    alive()  # a check may take longer than a step
+    heartbeat()  # a check may take longer than a step
     fault = device_check.fault(index)
     first = str(error).partition("\n")[0]
     said = f"{first}; asked again by a new process: {fault}" if fault else first
@@ -199,7 +199,7 @@ def _validation(trial: Trial, split: CheckedSplit, context: Context) -> Validate
 
     def validate(model: DenseDetector) -> dict[str, float]:
         results = detect_split(
-            model, images, split, Evaluation(), trial.schedule.precision, context.loaders, alive
+            model, images, split, Evaluation(), trial.schedule.precision, context.loaders, heartbeat
         )
         if results is None:
             return {}
@@ -231,7 +231,9 @@ def _evaluate(
     context: Context = request.context
     split = splits[evaluation.split]
     images = open_split(split, evaluation.split, trial.data, context.cache)
-    results = detect_split(model, images, split, evaluation, trial.schedule.precision, context.loaders, alive)
+    results = detect_split(
+        model, images, split, evaluation, trial.schedule.precision, context.loaders, heartbeat
+    )
     if results is None:
         return Evaluated(wanted.key, {})
     folder = request.directory / "evaluations" / wanted.key
@@ -243,7 +245,7 @@ def _evaluate(
         paths["submission"] = folder / SUBMISSION
         results.write_json(paths["submission"])
         return Evaluated(wanted.key, {}, _as_text(paths))
-    judged = judge(to_coco_dict(split), results, trial.data.small_side, trial.data.medium_side)
+    judged = run_cocoeval(to_coco_dict(split), results, trial.data.small_side, trial.data.medium_side)
     paths |= {"matches": folder / "matches.npz", "bootstrap": folder / "bootstrap.npz"}
     matches = match_data(judged)
     matches.save(paths["matches"])

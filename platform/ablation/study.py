@@ -189,7 +189,7 @@ class Setting(Protocol):
         own_data: names the user's data set in folder names, no other data set likewise; None when the
             data set is the profile's own. Tables of different data sets never mix.
         seed_noise: what is taken where a claim has one seed; None for unknown.
-        whole_gpus: whether each worker holds a GPU of its own, where there are GPUs; else trials may share
+        exclusive_gpus: whether each worker holds a GPU of its own, where there are GPUs; else trials share
             them.
         caption: one sentence for table captions: images, size, schedule, precision.
         notices: what a person should know before starting (counted repairs, precision fallback).
@@ -212,7 +212,7 @@ class Setting(Protocol):
     def seed_noise(self) -> SeedNoise | None:  # noqa: D102
         ...
     @property
-    def whole_gpus(self) -> bool:  # noqa: D102
+    def exclusive_gpus(self) -> bool:  # noqa: D102
         ...
     @property
     def caption(self) -> str:  # noqa: D102
@@ -275,7 +275,7 @@ class PlainSetting:
     own_data: str | None = None
     seed_noise: SeedNoise | None = None
     at_paper_scale: bool = False
-    whole_gpus: bool = False
+    exclusive_gpus: bool = False
 
     def trial(self, training: Any, seed: int) -> Any:
         """The training with its seed."""

@@ -40,7 +40,7 @@ def workspace(tmp_path):
     study = Study("paper", "A <paper>", (table,), claims, {}, "shapes", lambda request: iter(()))
     setting = SimpleNamespace(
         profile="shapes", data_name="shapes", caption="Small.", notices=(), context=None,
-        at_paper_scale=False, own_data=None, seed_noise=None, whole_gpus=False,
+        at_paper_scale=False, own_data=None, seed_noise=None, exclusive_gpus=False,
         trial=lambda training, seed: Trial(training.method, seed), evaluation=lambda evaluation: evaluation,
         resources=lambda trial: None, cost=lambda trial, evaluations: 1.0,
     )  # fmt: skip

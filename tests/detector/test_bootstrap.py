@@ -9,7 +9,7 @@ import pytest
 
 from detector.errors import DataError
 from detector.evaluation.bootstrap import MatchData, average_precision, bootstrap, image_weights, match_data
-from detector.evaluation.coco_eval import AP_NAMES, Results, judge
+from detector.evaluation.coco_eval import AP_NAMES, Results, run_cocoeval
 
 EXACT = {"rtol": 0, "atol": 1e-12}
 
@@ -80,7 +80,7 @@ def ones(match: MatchData) -> Any:
 def test_unit_weights_give_the_published_aps(shared: Path) -> None:
     folder = shared / "data" / "eval_refs" / "val2014_100"
     truth = json.loads((folder / "gt.json").read_text())
-    judged = judge(truth, Results.from_coco(json.loads((folder / "dets.json").read_text())))
+    judged = run_cocoeval(truth, Results.from_coco(json.loads((folder / "dets.json").read_text())))
     match = match_data(judged)
     np.testing.assert_allclose(average_precision(match, ones(match)), six(judged), **EXACT)
 
@@ -88,7 +88,7 @@ def test_unit_weights_give_the_published_aps(shared: Path) -> None:
 @pytest.mark.parametrize("ties", [False, True])
 @pytest.mark.parametrize("seed", range(6))
 def test_unit_weights_give_what_pycocotools_gives(seed: int, ties: bool) -> None:
-    judged = judge(*scene(seed, ties=ties))
+    judged = run_cocoeval(*scene(seed, ties=ties))
     match = match_data(judged)
     np.testing.assert_allclose(average_precision(match, ones(match)), six(judged), **EXACT)
 
@@ -96,45 +96,45 @@ def test_unit_weights_give_what_pycocotools_gives(seed: int, ties: bool) -> None
 @pytest.mark.parametrize("seed", range(6))
 def test_weights_give_what_pycocotools_gives_for_literally_repeated_images(seed: int) -> None:
     truth, results = scene(seed)
-    match = match_data(judge(truth, results))
+    match = match_data(run_cocoeval(truth, results))
     weights = image_weights(len(match.image_ids), 1, seed)[0]
     assert weights.max() > 1
-    judged = judge(*repeated(truth, results, weights))
+    judged = run_cocoeval(*repeated(truth, results, weights))
     np.testing.assert_allclose(average_precision(match, weights), six(judged), **EXACT)
 
 
 def test_a_weight_of_two_everywhere_is_not_a_weight_of_one() -> None:
     # Repeating everything moves the places where recall thresholds fall: no weighting may be normalised.
     truth, results = scene(0)
-    match = match_data(judge(truth, results))
-    judged = judge(*repeated(truth, results, 2 * ones(match)))
+    match = match_data(run_cocoeval(truth, results))
+    judged = run_cocoeval(*repeated(truth, results, 2 * ones(match)))
     np.testing.assert_allclose(average_precision(match, 2 * ones(match)), six(judged), **EXACT)
 
 
 def test_no_detections_give_zero() -> None:
     truth, _ = scene(0)
-    match = match_data(judge(truth, Results.from_coco([])))
+    match = match_data(run_cocoeval(truth, Results.from_coco([])))
     np.testing.assert_array_equal(average_precision(match, ones(match)), np.zeros(6))
 
 
 def test_an_area_range_without_objects_is_nan() -> None:
     truth, results = scene(0)
-    match = match_data(judge(truth, results, small_side=1, medium_side=2))
+    match = match_data(run_cocoeval(truth, results, small_side=1, medium_side=2))
     np.testing.assert_array_equal(np.isnan(average_precision(match, ones(match))), [0, 0, 0, 1, 1, 0])
 
 
 def test_a_class_that_the_weights_leave_out_is_left_out_of_the_mean() -> None:
     truth, results = scene(1, images=12)
-    match = match_data(judge(truth, results))
+    match = match_data(run_cocoeval(truth, results))
     of_class_1 = {a["image_id"] for a in truth["annotations"] if a["category_id"] == 1}
     weights = np.array([int(i not in of_class_1) for i in match.image_ids])
     assert 0 < weights.sum() < len(weights)
-    judged = judge(*repeated(truth, results, weights))
+    judged = run_cocoeval(*repeated(truth, results, weights))
     np.testing.assert_allclose(average_precision(match, weights), six(judged), **EXACT)
 
 
 def test_rows_of_weights_are_independent_of_each_other() -> None:
-    match = match_data(judge(*scene(2)))
+    match = match_data(run_cocoeval(*scene(2)))
     weights = image_weights(len(match.image_ids), 5, seed=1)
     one_by_one = np.stack([average_precision(match, row) for row in weights])
     np.testing.assert_allclose(average_precision(match, weights), one_by_one, **EXACT)
@@ -154,14 +154,14 @@ def test_replicates_depend_on_the_seed_and_the_number_of_images_alone() -> None:
 def test_paired_differences_vary_less_than_unpaired_ones() -> None:
     truth, results = scene(3)
     worse = Results(results.image_ids, results.category_ids, results.boxes_xywh * 1.01, results.scores)
-    match, other = match_data(judge(truth, results)), match_data(judge(truth, worse))
+    match, other = match_data(run_cocoeval(truth, results)), match_data(run_cocoeval(truth, worse))
     paired = bootstrap(match, seed=0)[:, 0] - bootstrap(other, seed=0)[:, 0]
     unpaired = bootstrap(match, seed=0)[:, 0] - bootstrap(other, seed=1)[:, 0]
     assert paired.std() < 0.5 * unpaired.std()
 
 
 def test_the_same_seed_gives_the_same_replicates_after_saving_and_loading(tmp_path: Path) -> None:
-    match = match_data(judge(*scene(4)))
+    match = match_data(run_cocoeval(*scene(4)))
     match.save(tmp_path / "match.npz")
     loaded = MatchData.load(tmp_path / "match.npz")
     for field in fields(MatchData):
@@ -173,20 +173,20 @@ def test_the_same_seed_gives_the_same_replicates_after_saving_and_loading(tmp_pa
 
 def test_a_truncated_file_is_named(tmp_path: Path) -> None:
     path = tmp_path / "match.npz"
-    match_data(judge(*scene(0, images=3))).save(path)
+    match_data(run_cocoeval(*scene(0, images=3))).save(path)
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(DataError, match=r"match\.npz"):
         MatchData.load(path)
 
 
 def test_weights_of_another_data_set_are_refused() -> None:
-    match = match_data(judge(*scene(0, images=5)))
+    match = match_data(run_cocoeval(*scene(0, images=5)))
     with pytest.raises(ValueError, match=r"one weight for each of 5 images, got \(2, 6\)"):
         average_precision(match, np.ones((2, 6), dtype=np.int64))
 
 
 def test_two_hundred_replicates_of_a_validation_split_take_a_moment() -> None:
-    match = match_data(judge(*scene(0, images=500, classes=6, per_image=40)))
+    match = match_data(run_cocoeval(*scene(0, images=500, classes=6, per_image=40)))
     start = time.process_time()
     assert bootstrap(match, replicates=200).shape == (200, 6)
     assert time.process_time() - start < 5.0  # 0.7 on a quiet core

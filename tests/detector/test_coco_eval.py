@@ -16,11 +16,11 @@ from detector.evaluation.coco_eval import (
     METRIC_NAMES,
     CocoScores,
     Results,
+    disambiguate,
     evaluate,
     load_arrays,
     quick_scores,
     save_arrays,
-    told_apart,
 )
 
 BOX = [10.0, 10.0, 40.0, 40.0]
@@ -95,7 +95,7 @@ def test_classes_of_one_name_or_none_are_told_apart_by_their_ids(score: Score) -
 def test_no_two_classes_are_called_alike_whatever_their_names(
     names: dict[int, str], labels: dict[int, str]
 ) -> None:
-    assert told_apart(names) == labels
+    assert disambiguate(names) == labels
 
 
 def test_detections_with_any_byte_changed_are_either_read_or_named(tmp_path: Path) -> None:

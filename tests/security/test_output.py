@@ -43,7 +43,7 @@ def _setting() -> Any:
         data_name=SCRIPT,
         own_data=None,
         seed_noise=None,
-        whole_gpus=False,
+        exclusive_gpus=False,
         caption=f"{SCRIPT} {TEX}",
         notices=(),
         context=None,

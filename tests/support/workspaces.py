@@ -54,7 +54,7 @@ class Setting:
     data_name: str = "shapes_v1 & co"
     own_data: str | None = None
     seed_noise: SeedNoise | None = LITTLE
-    whole_gpus: bool = False
+    exclusive_gpus: bool = False
     caption: str = "96x96 images, 50 % drawn, #1."
     notices: Sequence[str] = ()
     context: object = None

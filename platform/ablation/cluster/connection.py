@@ -68,15 +68,15 @@ class Layout:
         return held(wanted, self.default, gpus=any(node.gpus for node in self.nodes))
 
 
-def share(options: Options, cpus: int, gpus: int, *, whole_gpus: bool) -> tuple[int, Resources]:
+def share(options: Options, cpus: int, gpus: int, *, exclusive_gpus: bool) -> tuple[int, Resources]:
     """Divides what there is among trials that ask for nothing in particular.
 
-    The workers of one trial cannot share a GPU; several trials of one worker can, unless `whole_gpus`.
+    The workers of one trial cannot share a GPU; several trials of one worker can, unless `exclusive_gpus`.
 
     Args:
         options: say how many trials and workers.
         cpus, gpus: of the machine or the cluster.
-        whole_gpus: see `ablation.study.Setting`.
+        exclusive_gpus: see `ablation.study.Setting`.
 
     Returns:
         Trials at a time, and what each holds.
@@ -85,7 +85,7 @@ def share(options: Options, cpus: int, gpus: int, *, whole_gpus: bool) -> tuple[
         UserError: a trial's group, or so many trials at a time, would never find a place.
     """
     workers = options.workers_per_trial or 1
-    whole = gpus > 0 and (whole_gpus or workers > 1)
+    whole = gpus > 0 and (exclusive_gpus or workers > 1)
     room = gpus if whole or (options.cluster and gpus) else cpus
     if workers > room and (whole or options.cluster):
         raise UserError(
@@ -105,14 +105,14 @@ def share(options: Options, cpus: int, gpus: int, *, whole_gpus: bool) -> tuple[
 
 @contextmanager
 def ray_for(
-    options: Options, wanted: Sequence[Resources | None], *, whole_gpus: bool, folder: Path | None = None
+    options: Options, wanted: Sequence[Resources | None], *, exclusive_gpus: bool, folder: Path | None = None
 ) -> Iterator[Layout]:
     """A Ray to run on, and what it has.
 
     Args:
         options: whether it is a cluster's.
         wanted: by the trials that will run.
-        whole_gpus: see `ablation.study.Setting`.
+        exclusive_gpus: see `ablation.study.Setting`.
         folder: see `ablation.study.Study`.
 
     Raises:
@@ -133,14 +133,14 @@ def ray_for(
 
         try:
             if options.cluster:
-                yield _connect(options, whole_gpus, folder)
+                yield _connect(options, exclusive_gpus, folder)
             else:
-                yield _start(options, wanted, whole_gpus)
+                yield _start(options, wanted, exclusive_gpus)
         finally:
             ray.shutdown()
 
 
-def here(options: Options, wanted: Sequence[Resources | None], gpus: int, *, whole_gpus: bool) -> Layout:
+def here(options: Options, wanted: Sequence[Resources | None], gpus: int, *, exclusive_gpus: bool) -> Layout:
     """This machine as Ray will have it, once started for such a run.
 
     Args:
@@ -148,13 +148,13 @@ def here(options: Options, wanted: Sequence[Resources | None], gpus: int, *, who
         wanted: by the trials that will run. Where one wants more CPUs than there are it gets them all the
             same: a laptop can show what a cluster does.
         gpus: of the machine.
-        whole_gpus: see `ablation.study.Setting`.
+        exclusive_gpus: see `ablation.study.Setting`.
 
     Raises:
         UserError: see `share`.
     """
     cpus = len(os.sched_getaffinity(0))
-    limit, default = share(options, cpus, gpus, whole_gpus=whole_gpus)
+    limit, default = share(options, cpus, gpus, exclusive_gpus=exclusive_gpus)
     places = math.ceil(max([cpus, limit * default.workers, *(r.workers * r.cpus for r in wanted if r)]))
     machine = Node("this machine", places, gpus, _memory() - OBJECT_STORE_BYTES)
     return Layout((machine,), default, limit, options.workers_per_trial)
@@ -167,9 +167,9 @@ def _memory() -> int:
     return min([physical, *(int(limit) for limit in limits if limit.isdecimal())])
 
 
-def _start(options: Options, wanted: Sequence[Resources | None], whole_gpus: bool) -> Layout:
+def _start(options: Options, wanted: Sequence[Resources | None], exclusive_gpus: bool) -> Layout:
     """Ray on this machine, for us alone."""
-    layout = here(options, wanted, _gpus_here(), whole_gpus=whole_gpus)
+    layout = here(options, wanted, _gpus_here(), exclusive_gpus=exclusive_gpus)
     (machine,) = layout.nodes
     at_a_time = (layout.limit or 1) * layout.default.workers
     threads = str(max(1, len(os.sched_getaffinity(0)) // at_a_time))
@@ -232,7 +232,7 @@ def _importing(folder: Path | None, besides: str | None) -> dict[str, str]:
     return {} if folder is None else {"PYTHONPATH": os.pathsep.join(filter(None, (str(folder), besides)))}
 
 
-def _connect(options: Options, whole_gpus: bool, folder: Path | None) -> Layout:
+def _connect(options: Options, exclusive_gpus: bool, folder: Path | None) -> Layout:
     """A cluster that others started."""
     address = str(options.cluster)
     host, _, port = address.rpartition(":")
@@ -245,7 +245,7 @@ def _connect(options: Options, whole_gpus: bool, folder: Path | None) -> Layout:
     _init(options, address=address, runtime_env={"env_vars": variables})
     there = nodes()
     cpus, gpus = (int(sum(getattr(node, kind) for node in there)) for kind in ("cpus", "gpus"))
-    _, default = share(options, cpus, gpus, whole_gpus=whole_gpus)
+    _, default = share(options, cpus, gpus, exclusive_gpus=exclusive_gpus)
     return Layout(there, default, options.concurrency, options.workers_per_trial)
 
 
@@ -265,7 +265,7 @@ def nodes() -> tuple[Node, ...]:
     )
 
 
-def doors() -> list[tuple[str, int]]:
+def endpoints() -> list[tuple[str, int]]:
     """Addresses of Ray's central process and of this node's."""
     import ray
 

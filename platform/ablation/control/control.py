@@ -108,7 +108,7 @@ class Renewal:
 
 @dataclass(frozen=True, slots=True)
 class Control:
-    """Wishes about one plan.
+    """DesiredStates about one plan.
 
     Args:
         store: opened for writing; a driver may be at work on it.
@@ -163,8 +163,8 @@ class Control:
 
     def prioritise(self, trials: Collection[PlannedTrial], by: int) -> dict[str, int]:
         """They start before those of lower priority; returns the new priority of each, by key."""
-        wishes = self.store.wishes(*self._setting, self._known(trials)).trials
-        levels = {key: wish.priority + by for key, wish in wishes.items()}
+        desired = self.store.desired_states(*self._setting, self._known(trials)).trials
+        levels = {key: wish.priority + by for key, wish in desired.items()}
         for level in set(levels.values()):
             self.store.prioritise([key for key in levels if levels[key] == level], level)
         return levels

@@ -19,7 +19,7 @@ from ablation.errors import last_line
 from ablation.plan import Plan, PlannedTrial
 from ablation.results.scores import Waiting, waiting
 from ablation.session import Session
-from ablation.store import AttemptRow, Store, Wish, Wishes
+from ablation.store import AttemptRow, DesiredState, DesiredStates, Store
 from ablation.store.schema import TrialState
 from ablation.study import data_id
 
@@ -105,8 +105,8 @@ def status_of(session: Session, now: datetime | None = None) -> Status:
         now: the time that it is.
     """
     plan, store = session.plan, session.opened
-    wishes, live, left = _known(plan, store) if store else (Wishes(paused=False, trials={}), {}, {})
-    trials = tuple(_trial_status(trial, wishes.trials.get(trial.key), live, left) for trial in plan.trials)
+    desired, live, left = _known(plan, store) if store else (DesiredStates(paused=False, trials={}), {}, {})
+    trials = tuple(_trial_status(trial, desired.trials.get(trial.key), live, left) for trial in plan.trials)
     running = [trial for trial in trials if trial.state == "RUNNING"]
     going = [trial.key for trial in plan.trials if trial.state in ("RUNNING", "WAITING")]
     return Status(
@@ -116,7 +116,7 @@ def status_of(session: Session, now: datetime | None = None) -> Status:
         data_name=plan.setting.data_name,
         seeds=plan.seeds,
         workspace=str(session.workspace.root),
-        paused=wishes.paused,
+        paused=desired.paused,
         last_sign=max((trial.last_sign for trial in running if trial.last_sign), default=None),
         seconds_left=_wall([left[key] for key in going if key in left], len(running)),
         trials=tuple(sorted(trials, key=lambda trial: _ORDER[trial.state])),
@@ -124,14 +124,14 @@ def status_of(session: Session, now: datetime | None = None) -> Status:
     )
 
 
-def _known(plan: Plan, store: Store) -> tuple[Wishes, dict[str, AttemptRow], dict[str, float]]:
+def _known(plan: Plan, store: Store) -> tuple[DesiredStates, dict[str, AttemptRow], dict[str, float]]:
     """What is wanted, and by trial the attempt that has not ended and the seconds left."""
     where = plan.study.name, plan.setting.profile, data_id(plan.setting)
-    wishes = store.wishes(*where, [trial.key for trial in plan.trials])
-    busy = [key for key, wish in wishes.trials.items() if wish.state in ("RUNNING", "CANCELLED")]
+    desired = store.desired_states(*where, [trial.key for trial in plan.trials])
+    busy = [key for key, wanted in desired.trials.items() if wanted.state in ("RUNNING", "CANCELLED")]
     live = {a.trial_key: a for a in store.attempts(busy) if a.state == "RUNNING"} if busy else {}
     calibration = calibrate(plan, measured(plan, store)) if live else None
-    return wishes, live, seconds_left(plan, calibration) if calibration else {}
+    return desired, live, seconds_left(plan, calibration) if calibration else {}
 
 
 def _wall(seconds: list[float], at_a_time: int) -> float | None:
@@ -140,7 +140,10 @@ def _wall(seconds: list[float], at_a_time: int) -> float | None:
 
 
 def _trial_status(
-    trial: PlannedTrial, wish: Wish | None, live: Mapping[str, AttemptRow], left: Mapping[str, float]
+    trial: PlannedTrial,
+    wanted: DesiredState | None,
+    live: Mapping[str, AttemptRow],
+    left: Mapping[str, float],
 ) -> TrialStatus:
     attempt = live.get(trial.key)
     return TrialStatus(
@@ -151,8 +154,8 @@ def _trial_status(
         state=trial.state,
         step=trial.step,
         total=trial.total,
-        priority=wish.priority if wish else 0,
-        micro_batch=wish.micro_batch if wish else None,
+        priority=wanted.priority if wanted else 0,
+        micro_batch=wanted.micro_batch if wanted else None,
         host=host_of(attempt) if attempt else None,
         started=attempt.started if attempt else None,
         last_sign=attempt.heartbeat if attempt else None,

@@ -15,7 +15,7 @@ from ablation.errors import UserError
 from ablation.plan import Plan, PlannedTrial
 from ablation.resources import Node, Resources
 from ablation.storage.trial_files import StorageError
-from ablation.store import Wishes
+from ablation.store import DesiredStates
 from ablation.study import data_id
 from ablation.worker.harness import Order
 
@@ -63,7 +63,7 @@ class Dispatcher:
     nodes: Callable[[], tuple[Node, ...]]
     more_may_join: bool = True
     clock: Callable[[], float] = time.monotonic
-    wishes: Wishes = field(default_factory=lambda: Wishes(paused=False, trials={}))
+    desired: DesiredStates = field(default_factory=lambda: DesiredStates(paused=False, trials={}))
     _looked: float | None = None
     _reclaimed: float = 0.0
     _there: tuple[Node, ...] = ()
@@ -118,9 +118,9 @@ class Dispatcher:
 
         What ended without a result may wait again: the store is asked first.
         """
-        if self._looked is None or self.desk.running or self.admission.waiting or self.wishes.paused:
+        if self._looked is None or self.desk.running or self.admission.waiting or self.desired.paused:
             return False
-        return all(wish.state != "RUNNING" for wish in self.wishes.trials.values())
+        return all(wanted.state != "RUNNING" for wanted in self.desired.trials.values())
 
     def start(self, key: str) -> None:
         """A running trial's process has its place; the workers of a group have their own, and tell of it."""
@@ -155,8 +155,8 @@ class Dispatcher:
         if key in self.desk.finished:
             if began is not None:
                 self._ratios.append((self.clock() - began) / self.seconds[key])
-            done = replace(self.wishes.trials[key], state="COMPLETE")
-            self.wishes = replace(self.wishes, trials={**self.wishes.trials, key: done})
+            done = replace(self.desired.trials[key], state="COMPLETE")
+            self.desired = replace(self.desired, trials={**self.desired.trials, key: done})
         else:
             self._looked = None
         self.admission.release(key)
@@ -177,8 +177,12 @@ class Dispatcher:
             self.admission.set_nodes(there)
         setting = self.plan.setting
         keys = list(self.desk.trials)
-        self.wishes = self.desk.store.wishes(self.plan.study.name, setting.profile, data_id(setting), keys)
-        self._first = self._first or {key: wish.first_attempt for key, wish in self.wishes.trials.items()}
+        self.desired = self.desk.store.desired_states(
+            self.plan.study.name, setting.profile, data_id(setting), keys
+        )
+        self._first = self._first or {
+            key: wanted.first_attempt for key, wanted in self.desired.trials.items()
+        }
         waiting = self.admission.waiting
         pace = statistics.median(self._ratios) if self._ratios else 1.0
         for trial in self.desk.trials.values():
@@ -187,16 +191,16 @@ class Dispatcher:
 
     def _apply(self, trial: PlannedTrial, offered: Candidate | None, pace: float) -> None:
         """Offers a trial, takes it back, or stops it; trials here take `pace` times as long as estimated."""
-        wish, key = self.wishes.trials[trial.key], trial.key
+        wanted, key = self.desired.trials[trial.key], trial.key
         if key in self.desk.running:
-            unwanted = self.wishes.paused or wish.state == "CANCELLED"
+            unwanted = self.desired.paused or wanted.state == "CANCELLED"
             if key not in self.desk.heard and (unwanted or self._has_no_machine(key)):
                 self.desk.give_up(key)  # should its process start after all, it is not listened to
                 self.ended(key)
             elif unwanted:
                 self.desk.ask_to_stop(key)
-        elif wish.state == "WAITING" and not self.wishes.paused and self._lacks(trial):
-            priority = wish.priority * SEEDS - self.plan.seeds.index(trial.seed)
+        elif wanted.state == "WAITING" and not self.desired.paused and self._lacks(trial):
+            priority = wanted.priority * SEEDS - self.plan.seeds.index(trial.seed)
             candidate = Candidate(key, self.resources[key], self.seconds[key] * pace, priority)
             if candidate != offered:
                 self.admission.offer(candidate)
@@ -215,7 +219,7 @@ class Dispatcher:
 
         What is to be done anew since this run began is for the next one, with the code of today.
         """
-        if self.wishes.trials[trial.key].first_attempt != self._first[trial.key]:
+        if self.desired.trials[trial.key].first_attempt != self._first[trial.key]:
             return False
         return bool({e.key for e in trial.missing} - set(self.desk.done.get(trial.key, ())))
 
@@ -247,10 +251,10 @@ class Dispatcher:
             raise UserError("\n".join(["What waits has no place any more.", *why]))
 
     def _order(self, key: str) -> Order:
-        wish = self.wishes.trials[key]
-        sizes = [size for size in (self.micro_batch, wish.micro_batch) if size is not None]
+        wanted = self.desired.trials[key]
+        sizes = [size for size in (self.micro_batch, wanted.micro_batch) if size is not None]
         start = self.desk.store.start_of(key)  # claimed, it does not change any more
-        wanted = [evaluation.key for evaluation in self.desk.trials[key].missing]
-        done = tuple(evaluation for evaluation in wanted if evaluation in start.done)  # by other drivers too
+        missing = [evaluation.key for evaluation in self.desk.trials[key].missing]
+        done = tuple(evaluation for evaluation in missing if evaluation in start.done)  # by other drivers too
         self.desk.done[key] = list(done)
         return Order(key, done, min(sizes, default=None), self.resources[key], start.folder)

@@ -51,11 +51,11 @@ def _calibration(session: Session, plan: Plan, *, timed: bool) -> Calibration | 
 
 def _layout(plan: Plan, options: Options) -> Layout:
     wanted = [trial.resources for trial in plan.trials]
-    whole = plan.setting.whole_gpus
+    whole = plan.setting.exclusive_gpus
     if options.cluster:
-        with cluster.ray_for(options, wanted, whole_gpus=whole) as layout:
+        with cluster.ray_for(options, wanted, exclusive_gpus=whole) as layout:
             return layout
-    return cluster.here(options, wanted, gpus_here(), whole_gpus=whole)
+    return cluster.here(options, wanted, gpus_here(), exclusive_gpus=whole)
 
 
 def gpus_here() -> int:

@@ -142,8 +142,8 @@ def _run_on_ray(
     plan: Plan, desk: Desk, options: Options, seconds: Mapping[str, float], scratch: Path
 ) -> None:
     wanted = [trial.resources for trial in desk.trials.values()]
-    whole_gpus = plan.setting.whole_gpus
-    with cluster.ray_for(options, wanted, whole_gpus=whole_gpus, folder=plan.study.folder) as layout:
+    exclusive_gpus = plan.setting.exclusive_gpus
+    with cluster.ray_for(options, wanted, exclusive_gpus=exclusive_gpus, folder=plan.study.folder) as layout:
         resources = {key: layout.resources(trial.resources) for key, trial in desk.trials.items()}
         needs = {trial.name: resources[trial.key] for trial in plan.work()}
         if options.cluster:
@@ -396,7 +396,7 @@ def _pulse(desk: Desk, layout: Layout, patience: int) -> Iterator[_Pulse]:
     the node's is.
     """
     pulse = _Pulse(layout.nodes, patience)
-    thread = threading.Thread(target=_beat, args=(desk, cluster.doors(), pulse), daemon=True)
+    thread = threading.Thread(target=_beat, args=(desk, cluster.endpoints(), pulse), daemon=True)
     thread.start()
     try:
         yield pulse
@@ -405,11 +405,11 @@ def _pulse(desk: Desk, layout: Layout, patience: int) -> Iterator[_Pulse]:
         thread.join()
 
 
-def _beat(desk: Desk, doors: Sequence[tuple[str, int]], pulse: _Pulse) -> None:
+def _beat(desk: Desk, endpoints: Sequence[tuple[str, int]], pulse: _Pulse) -> None:
     missed = 0
     while not pulse.over.wait(PULSE_S):
         desk.guard(desk.beat)
-        missed = 0 if all(map(cluster.opens, doors)) else missed + 1
+        missed = 0 if all(map(cluster.opens, endpoints)) else missed + 1
         if not missed:
             with suppress(Exception):  # of Ray, which may just be going; the doors tell
                 pulse.nodes = cluster.nodes()

@@ -16,14 +16,14 @@ from ablation.store.records import (
     SUBMISSION,
     ArtifactRow,
     AttemptRow,
+    DesiredState,
+    DesiredStates,
     EvaluationRow,
     InvocationRow,
     MetricRow,
     PaceRow,
     Start,
     TrialRow,
-    Wish,
-    Wishes,
 )
 from ablation.store.store import AttemptOverError, Store
 
@@ -36,6 +36,8 @@ __all__ = [
     "ArtifactRow",
     "AttemptOverError",
     "AttemptRow",
+    "DesiredState",
+    "DesiredStates",
     "EvaluationRow",
     "InvocationRow",
     "MetricRow",
@@ -43,6 +45,4 @@ __all__ = [
     "Start",
     "Store",
     "TrialRow",
-    "Wish",
-    "Wishes",
 ]

@@ -19,14 +19,14 @@ from ablation.store.records import (
     SILENCE,
     ArtifactRow,
     AttemptRow,
+    DesiredState,
+    DesiredStates,
     EvaluationRow,
     InvocationRow,
     MetricRow,
     PaceRow,
     Start,
     TrialRow,
-    Wish,
-    Wishes,
 )
 
 MIRRORS = "mirrors"
@@ -81,15 +81,15 @@ class Reader:
     # --- what people want ------------------------------------------------------------------------
 
     @reads
-    def wishes(
+    def desired_states(
         self, t: Transaction, study: str, profile: str, data_name: str, trial_keys: Collection[str]
-    ) -> Wishes:
+    ) -> DesiredStates:
         """What people want of a study and of those of the trials that are known."""
         r = schema.trials
-        names = [field.name for field in fields(Wish)]
-        rows = t.rows_among(select(r.c.key, *_columns(r, Wish)), r.c.key, trial_keys)
-        trials = {row["key"]: Wish(**{name: row[name] for name in names}) for row in rows}
-        return Wishes(_paused(t, study, profile, data_name), trials)
+        names = [field.name for field in fields(DesiredState)]
+        rows = t.rows_among(select(r.c.key, *_columns(r, DesiredState)), r.c.key, trial_keys)
+        trials = {row["key"]: DesiredState(**{name: row[name] for name in names}) for row in rows}
+        return DesiredStates(_paused(t, study, profile, data_name), trials)
 
     @reads
     def paused(self, t: Transaction, study: str, profile: str, data_name: str) -> bool:

@@ -211,7 +211,7 @@ class PaceRow:
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class DesiredState:
     """What is wanted of a trial, its state as written: RUNNING whether its driver lives or not."""
 
     state: TrialState
@@ -221,8 +221,8 @@ class Wish:
 
 
 @dataclass(frozen=True, slots=True)
-class Wishes:
+class DesiredStates:
     """What people want of a running study; a driver looks every few seconds."""
 
     paused: bool
-    trials: Mapping[str, Wish]
+    trials: Mapping[str, DesiredState]

@@ -137,7 +137,7 @@ class Watch:
         return max(self._least, FACTOR * statistics.median(self._paces))
 
 
-def alive() -> None:
+def heartbeat() -> None:
     """Called by a train function in the middle of something long that reports nothing."""
     if Watch._current is not None:
         Watch._current.arm()

@@ -34,11 +34,11 @@ def test_options_refuse_what_could_never_run(field: str) -> None:
 def test_what_there_is_is_shared_among_the_trials(
     options: Options, cpus: int, gpus: int, shared: tuple[int, Resources]
 ) -> None:
-    assert share(options, cpus, gpus, whole_gpus=False) == shared
+    assert share(options, cpus, gpus, exclusive_gpus=False) == shared
 
 
 @pytest.mark.parametrize(
-    ("workers", "concurrency", "whole_gpus", "shared"),
+    ("workers", "concurrency", "exclusive_gpus", "shared"),
     [
         (1, None, True, (8, Resources(1, gpus=1.0))),
         (2, None, True, (4, Resources(2, gpus=1.0))),
@@ -53,19 +53,19 @@ def test_what_there_is_is_shared_among_the_trials(
     ],
 )
 def test_64_cpus_and_8_gpus_are_shared_by_what_a_worker_needs(
-    workers: int, concurrency: int | None, whole_gpus: bool, shared: tuple[int, Resources]
+    workers: int, concurrency: int | None, exclusive_gpus: bool, shared: tuple[int, Resources]
 ) -> None:
     options = Options(concurrency=concurrency, workers_per_trial=workers)
-    assert share(options, 64, 8, whole_gpus=whole_gpus) == shared
+    assert share(options, 64, 8, exclusive_gpus=exclusive_gpus) == shared
 
 
 @pytest.mark.parametrize("options", [Options(), Options(workers_per_trial=2), Options(concurrency=3)])
 def test_whole_gpus_mean_nothing_where_there_are_none(options: Options) -> None:
-    assert share(options, 8, 0, whole_gpus=True) == share(options, 8, 0, whole_gpus=False)
+    assert share(options, 8, 0, exclusive_gpus=True) == share(options, 8, 0, exclusive_gpus=False)
 
 
 @pytest.mark.parametrize(
-    ("options", "whole_gpus", "said"),
+    ("options", "exclusive_gpus", "said"),
     [
         (Options(cluster="auto", workers_per_trial=16), True, "needs 16 GPUs; the cluster has 8"),
         (Options(workers_per_trial=16), True, "needs 16 GPUs; this machine has 8"),
@@ -76,14 +76,14 @@ def test_whole_gpus_mean_nothing_where_there_are_none(options: Options) -> None:
         (Options(concurrency=5, workers_per_trial=2), False, "needs 10 GPUs.*at most 4"),
     ],
 )
-def test_what_would_never_find_its_gpus_is_refused(options: Options, whole_gpus: bool, said: str) -> None:
+def test_what_would_never_find_its_gpus_is_refused(options: Options, exclusive_gpus: bool, said: str) -> None:
     with pytest.raises(UserError, match=said):
-        share(options, 64, 8, whole_gpus=whole_gpus)
+        share(options, 64, 8, exclusive_gpus=exclusive_gpus)
 
 
 def test_a_cluster_without_room_for_a_group_is_refused() -> None:
     with pytest.raises(UserError, match="needs 9 CPUs; the cluster has 8"):
-        share(Options(cluster="auto", workers_per_trial=9), 8, 0, whole_gpus=False)
+        share(Options(cluster="auto", workers_per_trial=9), 8, 0, exclusive_gpus=False)
 
 
 @pytest.mark.parametrize(("visible", "count"), [(None, 4), (["0", "2"], 2), ([], 0), (list("012345"), 4)])
@@ -123,7 +123,7 @@ def test_no_trial_waits_for_a_gpu_where_there_is_none_at_all() -> None:
 def test_an_address_of_ray_client_is_refused_with_what_to_give_instead() -> None:
     with (
         pytest.raises(UserError, match=r"ray://head:10001 .* \(HOST:6379\)"),
-        cluster.ray_for(Options(cluster="ray://head:10001"), [], whole_gpus=False),
+        cluster.ray_for(Options(cluster="ray://head:10001"), [], exclusive_gpus=False),
     ):
         pass
 
@@ -134,7 +134,7 @@ def test_a_cluster_that_does_not_answer_is_an_error_at_once() -> None:
         address = f"127.0.0.1:{unused.getsockname()[1]}"
         with (
             pytest.raises(UserError, match=f"No Ray cluster answers at '{address}': nothing listens there"),
-            cluster.ray_for(Options(cluster=address), [], whole_gpus=False),
+            cluster.ray_for(Options(cluster=address), [], exclusive_gpus=False),
         ):
             pass
 
@@ -155,5 +155,5 @@ def test_a_container_has_the_memory_that_it_may_use(
     (file := tmp_path / "memory.max").write_text(said)
     monkeypatch.setattr(cluster, "MEMORY_LIMITS", (file, tmp_path / "absent"))
     monkeypatch.setattr(os, "sysconf", {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 16 << 18}.__getitem__)
-    (machine,) = cluster.here(Options(), [], 0, whole_gpus=False).nodes
+    (machine,) = cluster.here(Options(), [], 0, exclusive_gpus=False).nodes
     assert machine.memory == (limit or 16 << 30) - cluster.OBJECT_STORE_BYTES

@@ -86,8 +86,8 @@ def test_an_old_store_keeps_its_results_when_it_is_upgraded(old: Path | str, tmp
     assert (upgraded.earlier_results(KEY), upgraded.trial_states()[KEY].first_attempt) == ([], 1)
     assert upgraded.curve(KEY, "loss")[:3] == [(10, 2.0), (20, 1.5), (30, 1.0)]
     assert not upgraded.paused(*SETTING)
-    wish = upgraded.wishes(*SETTING, [KEY]).trials[KEY]
-    assert (wish.priority, wish.micro_batch) == (0, None)
+    wanted = upgraded.desired_states(*SETTING, [KEY]).trials[KEY]
+    assert (wanted.priority, wanted.micro_batch) == (0, None)
     paces = {row.attempt_id: (row.steps, row.train_seconds) for row in upgraded.pace(*SETTING)}
     assert paces == {1: (10, 10.0), 2: (10, 30.0), 4: (0, 0.0)}
     assert [row.id for row in upgraded.attempts_to_mirror()] == [2, 3, 4]

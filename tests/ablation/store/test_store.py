@@ -20,7 +20,7 @@ import pytest
 from sqlalchemy.exc import IntegrityError
 
 from ablation.protocol import Checkpointed, Described, Evaluated, Noticed, Progress
-from ablation.store import AttemptOverError, Start, Store, Wish, Wishes, schema
+from ablation.store import AttemptOverError, DesiredState, DesiredStates, Start, Store, schema
 
 KEY = "a" * 12
 EVALUATION = "e" * 12
@@ -235,24 +235,28 @@ def test_nobody_can_start_a_retried_trial_whose_cancelled_attempt_still_goes_on(
 
 def test_wishes_are_what_people_asked_for(opened: Store) -> None:
     (other,) = add_trials(opened, 1)
-    assert opened.wishes(*SETTING, [KEY]) == Wishes(False, {KEY: Wish("WAITING", 0, None)})
+    assert opened.desired_states(*SETTING, [KEY]) == DesiredStates(
+        False, {KEY: DesiredState("WAITING", 0, None)}
+    )
     opened.set_paused(*SETTING, True)
     assert opened.prioritise([KEY, "b" * 12], 5) == [KEY]
     opened.set_micro_batch(KEY, 4)
     opened.cancel([other])
-    wanted = {KEY: Wish("WAITING", 5, 4), other: Wish("CANCELLED", 0, None)}
-    assert opened.wishes(*SETTING, [KEY, other, "b" * 12]) == Wishes(True, wanted)
+    wanted = {KEY: DesiredState("WAITING", 5, 4), other: DesiredState("CANCELLED", 0, None)}
+    assert opened.desired_states(*SETTING, [KEY, other, "b" * 12]) == DesiredStates(True, wanted)
     row = opened.trial_states()[KEY]
     assert (row.priority, row.micro_batch) == (5, 4)
     opened.set_paused(*SETTING, False)
     opened.set_micro_batch(KEY, None)
-    assert opened.wishes(*SETTING, [KEY]) == Wishes(False, {KEY: Wish("WAITING", 5, None)})
+    assert opened.desired_states(*SETTING, [KEY]) == DesiredStates(
+        False, {KEY: DesiredState("WAITING", 5, None)}
+    )
 
 
 def test_a_wish_says_running_even_when_the_driver_is_silent(opened: Store) -> None:
     claimed(opened)
     fall_silent(opened, 3600)
-    assert opened.wishes(*SETTING, [KEY]).trials[KEY].state == "RUNNING"
+    assert opened.desired_states(*SETTING, [KEY]).trials[KEY].state == "RUNNING"
 
 
 def test_a_study_can_be_paused_before_anything_has_run(opened: Store) -> None:
@@ -267,7 +271,7 @@ def test_more_keys_than_a_statement_takes_are_found(opened: Store) -> None:
     many = [f"{number:012d}" for number in range(40_000)]
     assert list(opened.trial_states([*many, KEY])) == [KEY]
     assert opened.prioritise([*many, KEY], 1) == [KEY]
-    assert list(opened.wishes(*SETTING, [*many, KEY]).trials) == [KEY]
+    assert list(opened.desired_states(*SETTING, [*many, KEY]).trials) == [KEY]
 
 
 # --- results -------------------------------------------------------------------------------------
@@ -507,7 +511,9 @@ def test_a_trial_that_runs_or_was_taken_up_since_is_not_done_anew(opened: Store)
     opened.release(attempt)
     assert opened.renew({KEY: 1}) == []
     assert opened.renew({KEY: 2}) == [KEY]
-    assert opened.wishes(*SETTING, [KEY]) == Wishes(False, {KEY: Wish("WAITING", 0, None, 3)})
+    assert opened.desired_states(*SETTING, [KEY]) == DesiredStates(
+        False, {KEY: DesiredState("WAITING", 0, None, 3)}
+    )
 
 
 # --- life and death ------------------------------------------------------------------------------

@@ -13,7 +13,18 @@ import pytest
 
 from ablation.protocol import Checkpointed, Described, Evaluated, Noticed, Progress, Report
 from ablation.worker.guard import LATER_S, TICK_S
-from ablation.worker.watchdog import FACTOR, HANG, LOG, START, Watch, _Guard, alive, guarded, hang_of, logged
+from ablation.worker.watchdog import (
+    FACTOR,
+    HANG,
+    LOG,
+    START,
+    Watch,
+    _Guard,
+    guarded,
+    hang_of,
+    heartbeat,
+    logged,
+)
 from tests.support.driver import wait_until
 
 
@@ -85,13 +96,13 @@ def test_a_hanging_process_is_ended_and_leaves_where_it_stood(tmp_path: Path) ->
         import sys, time
         from pathlib import Path
         from ablation.protocol import Progress
-        from ablation.worker.watchdog import Watch, alive
+        from ablation.worker.watchdog import Watch, heartbeat
 
         def training():
             yield Progress(1, 3)
             for _ in range(4):
                 time.sleep(1.0)
-                alive()
+                heartbeat()
             yield Progress(2, 3)
             print("lived", flush=True)
             time.sleep(60)
@@ -115,7 +126,7 @@ def test_a_hanging_process_is_ended_and_leaves_where_it_stood(tmp_path: Path) ->
 
 
 def test_a_sign_of_life_where_nothing_is_watched_does_nothing() -> None:
-    alive()
+    heartbeat()
 
 
 # --- from outside ---------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ down_revision = "1"
 
 
 def upgrade(op: Operations) -> None:
-    """Wishes, priorities and environments; where progress began and is, worked out from the metrics."""
+    """Desired states, priorities and environments; first and last progress, from the metrics."""
     op.add_column("studies", sa.Column("paused", sa.Boolean, nullable=False, server_default=sa.false()))
     op.add_column("trials", sa.Column("priority", sa.Integer, nullable=False, server_default="0"))
     op.add_column("trials", sa.Column("micro_batch", sa.Integer))
