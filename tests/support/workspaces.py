@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from ablation.plan import Plan, make_plan, register
-from ablation.protocol import Evaluated, Progress
+from ablation.protocol import Checkpointed, Described, Evaluated, Progress
+from ablation.provenance import environment
 from ablation.resources import Resources
 from ablation.results.statistics import METRICS
 from ablation.store import Store
@@ -179,6 +180,19 @@ class Workspace:
             self.store.record(attempt, [Evaluated(evaluation.key, numbers, {"bootstrap": str(path)})])
         self.store.finish(attempt)
 
+    def train_with(self, method: str, torch: str | None) -> str:
+        """The method's trial is trained and tested with a version of torch, or keeps no record; its key."""
+        attempt, trial = self.start(method), self.plan.trial(self.trial_key(method))
+        if torch:
+            found = environment.describe([])
+            packages = found["packages"] | {"torch": torch}
+            self.store.record(attempt, [Described(found | {"packages": packages})])
+        self.store.record(attempt, [Progress(100, 100), Checkpointed(100, "artifacts/100.pt", "0" * 64)])
+        numbers = dict.fromkeys(METRICS, 40.0)
+        self.store.record(attempt, [Evaluated(evaluation.key, numbers) for evaluation in trial.missing])
+        self.store.finish(attempt)
+        return trial.key
+
     def submit(self, method: str, seed: int = 0) -> list[str]:
         """The trial of `method` runs and leaves what an evaluation server takes; keys of its evaluations."""
         attempt = self.start(method, seed)
@@ -196,6 +210,11 @@ class Workspace:
         path = self.root / "artifacts" / "scores.txt"
         path.write_text(str(value))
         self.store.import_scores(key, dict.fromkeys(METRICS, value), str(path))
+
+
+def torch_today() -> str:
+    """The version of torch that is installed."""
+    return environment.package_versions()["torch"] or ""
 
 
 def make(root: Path, seeds: Sequence[int]) -> Workspace:

@@ -28,9 +28,8 @@ from ablation.study import Cell, Overrides, Profile, Row, Study, Table, Variant
 from ablation.tracking.mirror import Mirror
 from ablation.workspace import Workspace
 from dashboards import __main__ as dashboard
-from tests.ablation.control.test_renewal import finish, today
-from tests.ablation.results.test_scores import SUMMARY
 from tests.support import workspaces
+from tests.support.coco_summary import SUMMARY
 from tests.support.toy_driver import Count, Toy, toy_study
 
 
@@ -219,7 +218,7 @@ def test_the_ui_says_when_there_is_nothing_to_show(
 
 # --- a toy study on the command line -------------------------------------------------------------------
 
-MakeWorkspace = Callable[..., "workspaces.Workspace"]
+MakeWorkspace = Callable[..., workspaces.Workspace]
 Use = Callable[[Study], None]
 
 
@@ -367,7 +366,7 @@ def test_where_nothing_has_run_there_is_nothing_to_steer_and_nothing_is_made(
 
 
 @pytest.fixture
-def driven(make_workspace: MakeWorkspace, use: Use) -> Iterator["workspaces.Workspace"]:
+def driven(make_workspace: MakeWorkspace, use: Use) -> Iterator[workspaces.Workspace]:
     """A workspace whose driver is at work: it holds the lock, and a trial runs."""
     workspace = make_workspace()
     use(_toy(workspace.study, lambda *_: workspaces.Setting()))
@@ -376,12 +375,12 @@ def driven(make_workspace: MakeWorkspace, use: Use) -> Iterator["workspaces.Work
         yield workspace
 
 
-def _states(workspace: "workspaces.Workspace") -> dict[str, str]:
+def _states(workspace: workspaces.Workspace) -> dict[str, str]:
     return {row.name: row.state for row in workspace.store.trial_states().values()}
 
 
 def test_trials_are_cancelled_and_brought_back_beside_a_running_driver(
-    driven: "workspaces.Workspace", capsys: pytest.CaptureFixture[str]
+    driven: workspaces.Workspace, capsys: pytest.CaptureFixture[str]
 ) -> None:
     where = ("--workspace", str(driven.root))
     driven.store.fail(driven.start("k3"), "the loss is NaN")
@@ -401,7 +400,7 @@ def test_trials_are_cancelled_and_brought_back_beside_a_running_driver(
 
 
 def test_a_retry_without_names_is_of_what_failed_and_leaves_what_was_cancelled(
-    driven: "workspaces.Workspace", capsys: pytest.CaptureFixture[str]
+    driven: workspaces.Workspace, capsys: pytest.CaptureFixture[str]
 ) -> None:
     where = ("--workspace", str(driven.root))
     driven.store.fail(driven.start("k3"), "the loss is NaN")
@@ -413,10 +412,10 @@ def test_a_retry_without_names_is_of_what_failed_and_leaves_what_was_cancelled(
 
 
 def test_a_stale_cell_is_shown_and_set_back_beside_a_running_driver(
-    driven: "workspaces.Workspace", capsys: pytest.CaptureFixture[str]
+    driven: workspaces.Workspace, capsys: pytest.CaptureFixture[str]
 ) -> None:
     where = ("--workspace", str(driven.root))
-    finish(driven, "k3", "1.0")
+    driven.train_with("k3", "1.0")
     assert _run("retry", "--stale", "--yes", "table4 k=3", "table4 k=7", *where) == 0
     said = capsys.readouterr().out
     assert re.search(r"torch was 1\.0, is .*\n +\w{12}  table4 k=3, seed 0\n", said)
@@ -429,23 +428,23 @@ def test_a_stale_cell_is_shown_and_set_back_beside_a_running_driver(
 
 
 def test_a_plan_counts_what_is_stale(
-    driven: "workspaces.Workspace", capsys: pytest.CaptureFixture[str]
+    driven: workspaces.Workspace, capsys: pytest.CaptureFixture[str]
 ) -> None:
     where = ("--workspace", str(driven.root))
-    finish(driven, "k5", today())
+    driven.train_with("k5", workspaces.torch_today())
     assert _run("plan", *where) == 0
     assert "Stale" not in capsys.readouterr().out
-    finish(driven, "k3", "1.0")
+    driven.train_with("k3", "1.0")
     assert _run("plan", *where) == 0
     told = f"Stale: 1 of the results here; `ablation status --stale --workspace {driven.root}` says what"
     assert told in capsys.readouterr().out
 
 
 def test_nothing_happens_without_a_yes(
-    driven: "workspaces.Workspace", monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    driven: workspaces.Workspace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     where = ("--workspace", str(driven.root))
-    finish(driven, "k3", "1.0")
+    driven.train_with("k3", "1.0")
     assert _run("retry", "--stale", *where) == 2  # nobody is there to ask
     assert "--yes does it unasked" in capsys.readouterr().err
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
@@ -456,7 +455,7 @@ def test_nothing_happens_without_a_yes(
 
 
 def test_an_ambiguous_name_changes_nothing_and_lists_what_it_may_be(
-    driven: "workspaces.Workspace", capsys: pytest.CaptureFixture[str]
+    driven: workspaces.Workspace, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = _states(driven)
     assert _run("cancel", "table3", "table4 k", "--workspace", str(driven.root)) == 2
@@ -465,7 +464,7 @@ def test_an_ambiguous_name_changes_nothing_and_lists_what_it_may_be(
 
 
 def test_a_study_is_paused_prioritised_and_resumed_beside_a_running_driver(
-    driven: "workspaces.Workspace", capsys: pytest.CaptureFixture[str]
+    driven: workspaces.Workspace, capsys: pytest.CaptureFixture[str]
 ) -> None:
     where = ("--workspace", str(driven.root))
     assert _run("pause", *where) == 0
@@ -485,7 +484,7 @@ def test_a_study_is_paused_prioritised_and_resumed_beside_a_running_driver(
 
 
 def test_a_trial_can_be_looked_into_beside_a_running_driver(
-    driven: "workspaces.Workspace", capsys: pytest.CaptureFixture[str]
+    driven: workspaces.Workspace, capsys: pytest.CaptureFixture[str]
 ) -> None:
     log = driven.root / "artifacts" / driven.trial_key("gn") / "log.txt"
     log.parent.mkdir(parents=True)
@@ -497,7 +496,7 @@ def test_a_trial_can_be_looked_into_beside_a_running_driver(
 
 
 def test_status_is_watched_until_it_is_interrupted(
-    driven: "workspaces.Workspace", monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    driven: workspaces.Workspace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def wait(seconds: float) -> None:
         raise KeyboardInterrupt
@@ -508,7 +507,7 @@ def test_status_is_watched_until_it_is_interrupted(
 
 
 def test_gc_shows_what_it_would_remove_and_removes_nothing_unasked(
-    driven: "workspaces.Workspace", capsys: pytest.CaptureFixture[str]
+    driven: workspaces.Workspace, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = driven.root / "artifacts" / driven.trial_key("k5")
     folder.mkdir(parents=True)
@@ -526,7 +525,7 @@ def test_gc_shows_what_it_would_remove_and_removes_nothing_unasked(
 
 
 def test_a_sync_that_cannot_reach_mlflow_says_that_nothing_is_lost_and_no_password(
-    driven: "workspaces.Workspace", monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    driven: workspaces.Workspace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def away(mirror: Mirror, patience: float = 0) -> int:
         raise ConnectionError("http://me:secret@host:5000 does not answer")

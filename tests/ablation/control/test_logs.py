@@ -14,7 +14,7 @@ from tests.support import workspaces
 
 
 def test_an_account_has_attempts_errors_notices_numbers_and_the_end_of_the_log(
-    make_workspace: Callable[..., "workspaces.Workspace"],
+    make_workspace: Callable[..., workspaces.Workspace],
 ) -> None:
     workspace = make_workspace()
     first = workspace.start("k5")
@@ -45,7 +45,7 @@ def test_an_account_has_attempts_errors_notices_numbers_and_the_end_of_the_log(
 
 
 def test_the_number_of_before_can_be_read_while_a_trial_waits_to_be_done_anew(
-    make_workspace: Callable[..., "workspaces.Workspace"],
+    make_workspace: Callable[..., workspaces.Workspace],
 ) -> None:
     workspace = make_workspace()
     workspace.measure("k5", 49.5)
@@ -58,7 +58,7 @@ def test_the_number_of_before_can_be_read_while_a_trial_waits_to_be_done_anew(
     assert re.search(r"Results before .*\n  \w{12}  attempt 1, .* UTC: AP 49\.5", text)
 
 
-def test_a_trial_that_never_ran_has_a_short_account(full: "workspaces.Workspace", tmp_path: Path) -> None:
+def test_a_trial_that_never_ran_has_a_short_account(full: workspaces.Workspace, tmp_path: Path) -> None:
     trial = make_plan(full.study, full.setting, (7,)).trials[0]
     assert len(list(account(trial, full.store, tmp_path))) == 2
 

@@ -13,10 +13,8 @@ from ablation.driver.display import Board, PlainDisplay
 from ablation.driver.scheduler import Admission
 from ablation.driver.tune import _request
 from ablation.plan import Plan
-from ablation.protocol import Checkpointed, Described, Evaluated, Progress
-from ablation.provenance import environment, staleness
+from ablation.provenance import staleness
 from ablation.resources import Node
-from ablation.results.statistics import METRICS
 from ablation.storage.trial_files import Storage, storage_at
 from ablation.store import AttemptRow, Store
 from ablation.worker.harness import Job, messages
@@ -24,41 +22,22 @@ from ablation.workspace import Workspace
 from tests.support import workspaces
 from tests.support.toy_driver import Toy, planned, train
 
-MakeWorkspace = Callable[..., "workspaces.Workspace"]
+MakeWorkspace = Callable[..., workspaces.Workspace]
 
 
 # --- which trials ----------------------------------------------------------------------------------------
 
 
-def finish(workspace: "workspaces.Workspace", method: str, torch: str | None) -> str:
-    """The method's trial is trained and tested with a version of torch, or keeps no record; its key."""
-    attempt, trial = workspace.start(method), workspace.plan.trial(workspace.trial_key(method))
-    if torch:
-        found = environment.describe([])
-        workspace.store.record(
-            attempt, [Described(found | {"packages": found["packages"] | {"torch": torch}})]
-        )
-    workspace.store.record(attempt, [Progress(100, 100), Checkpointed(100, "artifacts/100.pt", "0" * 64)])
-    numbers = dict.fromkeys(METRICS, 40.0)
-    workspace.store.record(attempt, [Evaluated(e.key, numbers) for e in trial.missing])
-    workspace.store.finish(attempt)
-    return trial.key
-
-
-def today() -> str:
-    return environment.package_versions()["torch"] or ""
-
-
 @pytest.fixture
-def workspace(make_workspace: MakeWorkspace) -> "workspaces.Workspace":
+def workspace(make_workspace: MakeWorkspace) -> workspaces.Workspace:
     """k=3 rests on an old torch, k=5 on today's, and of k=7 nobody can tell."""
     made = make_workspace()
-    for method, torch in (("k3", "1.0"), ("k5", today()), ("k7", None)):
-        finish(made, method, torch)
+    for method, torch in (("k3", "1.0"), ("k5", workspaces.torch_today()), ("k7", None)):
+        made.train_with(method, torch)
     return made
 
 
-def test_what_was_cancelled_is_done_anew_only_where_it_is_named(workspace: "workspaces.Workspace") -> None:
+def test_what_was_cancelled_is_done_anew_only_where_it_is_named(workspace: workspaces.Workspace) -> None:
     plan = workspace.plan
     trials = tuple(replace(t, state="CANCELLED") if t.state == "COMPLETE" else t for t in plan.trials)
     control = Control(replace(plan, trials=trials), workspace.store)
@@ -66,29 +45,29 @@ def test_what_was_cancelled_is_done_anew_only_where_it_is_named(workspace: "work
     assert [renewal.trial.name for renewal in control.stale(["table4 k=3"])] == ["table4 k=3, seed 0"]
 
 
-def test_a_stale_cell_is_trained_anew_when_asked(workspace: "workspaces.Workspace") -> None:
+def test_a_stale_cell_is_trained_anew_when_asked(workspace: workspaces.Workspace) -> None:
     control = Control(workspace.plan, workspace.store)
     (renewal,) = control.stale([])
     assert (renewal.trial.name, renewal.runs) == ("table4 k=3, seed 0", False)
-    assert renewal.changes == (f"torch was 1.0, is {today()}",)
+    assert renewal.changes == (f"torch was 1.0, is {workspaces.torch_today()}",)
     assert control.renew([renewal]) == [renewal.trial]
     trial = workspace.plan.trial(renewal.trial.key)
     assert (trial.state, trial.missing, trial.step) == ("WAITING", trial.evaluations, 0)
     assert Control(workspace.plan, workspace.store).stale([]) == []
-    finish(workspace, "k3", today())
+    workspace.train_with("k3", workspaces.torch_today())
     assert [f.kind for f in staleness.find(workspace.plan, workspace.store)] == ["unrecorded"]
 
 
-def test_what_nobody_can_tell_is_done_anew_only_where_it_is_named(workspace: "workspaces.Workspace") -> None:
+def test_what_nobody_can_tell_is_done_anew_only_where_it_is_named(workspace: workspaces.Workspace) -> None:
     found = Control(workspace.plan, workspace.store).stale(["table4"])
     assert [(renewal.trial.config.method, renewal.changes[0]) for renewal in found] == [
-        ("k3", f"torch was 1.0, is {today()}"),
+        ("k3", f"torch was 1.0, is {workspaces.torch_today()}"),
         ("k7", UNRECORDED),
     ]
     assert Control(workspace.plan, workspace.store).stale(["table4 k=5"]) == []
 
 
-def test_a_trial_at_which_somebody_has_begun_since_is_left_alone(workspace: "workspaces.Workspace") -> None:
+def test_a_trial_at_which_somebody_has_begun_since_is_left_alone(workspace: workspaces.Workspace) -> None:
     control = Control(workspace.plan, workspace.store)
     found = control.stale([])
     assert len(control.renew(found)) == 1

@@ -18,10 +18,10 @@ from ablation.store import schema
 from ablation.workspace import Workspace
 from tests.support import workspaces
 
-MakeWorkspace = Callable[..., "workspaces.Workspace"]
+MakeWorkspace = Callable[..., workspaces.Workspace]
 
 
-def _session(filled: "workspaces.Workspace") -> Session:
+def _session(filled: workspaces.Workspace) -> Session:
     return Session(filled.study, Workspace.at(filled.root), filled.store, filled.plan)
 
 
@@ -30,7 +30,7 @@ def _text(session: Session, now: datetime | None = None) -> str:
 
 
 @pytest.fixture
-def running(make_workspace: MakeWorkspace) -> "workspaces.Workspace":
+def running(make_workspace: MakeWorkspace) -> workspaces.Workspace:
     """One trial complete, one at a step in the second of two reports a minute apart, the rest waiting."""
     workspace = make_workspace()
     workspace.measure("base", 42.5)
@@ -46,7 +46,7 @@ def running(make_workspace: MakeWorkspace) -> "workspaces.Workspace":
 
 
 def test_a_running_trial_is_shown_with_its_host_its_last_sign_of_life_and_the_time_left(
-    running: "workspaces.Workspace",
+    running: workspaces.Workspace,
 ) -> None:
     host = running.store.attempts([running.trial_key("gn")])[0].host
     text = _text(_session(running), datetime.now(UTC) + timedelta(seconds=5))
@@ -59,7 +59,7 @@ def test_a_running_trial_is_shown_with_its_host_its_last_sign_of_life_and_the_ti
     assert "4 min" in line  # 80 steps at 3 s, and a little for the evaluation
 
 
-def test_a_pause_priorities_and_cancelled_trials_are_shown(running: "workspaces.Workspace") -> None:
+def test_a_pause_priorities_and_cancelled_trials_are_shown(running: workspaces.Workspace) -> None:
     control = Control(running.plan, running.store)
     control.set_paused(True)
     control.prioritise(chosen(running.plan, ["table4 k=7"]), 3)
@@ -71,7 +71,7 @@ def test_a_pause_priorities_and_cancelled_trials_are_shown(running: "workspaces.
     assert "table1 base+gn, seed 0  (stopping on" in text
 
 
-def test_a_driver_that_went_silent_is_told_from_one_that_lives(running: "workspaces.Workspace") -> None:
+def test_a_driver_that_went_silent_is_told_from_one_that_lives(running: workspaces.Workspace) -> None:
     with running.store._transaction(writes=True) as t:
         t.execute(schema.attempts.update().values(heartbeat=datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)))
     text = _text(_session(running))
@@ -80,12 +80,12 @@ def test_a_driver_that_went_silent_is_told_from_one_that_lives(running: "workspa
     assert "Last sign" not in text
 
 
-def test_clocks_that_differ_make_no_sign_of_life_in_the_future(running: "workspaces.Workspace") -> None:
+def test_clocks_that_differ_make_no_sign_of_life_in_the_future(running: workspaces.Workspace) -> None:
     assert "(on " in (text := _text(_session(running), datetime.now(UTC) - timedelta(hours=1)))
     assert "0 s ago" in text
 
 
-def test_programs_get_one_object_of_plain_values(running: "workspaces.Workspace") -> None:
+def test_programs_get_one_object_of_plain_values(running: workspaces.Workspace) -> None:
     Control(running.plan, running.store).prioritise(chosen(running.plan, ["table4 k=7"]), 3)
     status = status_of(_session(running))
     data = json.loads(json.dumps(status.data(), allow_nan=False))
@@ -104,7 +104,7 @@ def test_programs_get_one_object_of_plain_values(running: "workspaces.Workspace"
 
 
 def test_a_workspace_where_nothing_has_run_has_a_status(
-    running: "workspaces.Workspace", tmp_path: Path
+    running: workspaces.Workspace, tmp_path: Path
 ) -> None:
     plan = make_plan(running.study, running.setting, (0,))
     session = Session(running.study, Workspace.at(tmp_path / "none"), None, plan)

@@ -22,7 +22,7 @@ from ablation.plan import Plan, make_plan, register
 from ablation.protocol import Evaluated, Progress
 from ablation.resources import Node, Resources, parse_overrides
 from ablation.store import Store
-from tests.ablation.test_plan import STUDY, TinySetting
+from tests.support.tiny_study import STUDY, TinySetting
 
 GPU = Resources(cpus=4, gpus=1)
 

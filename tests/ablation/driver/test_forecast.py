@@ -19,9 +19,7 @@ from tests.support import workspaces
 
 
 @pytest.fixture
-def session(
-    make_workspace: Callable[..., "workspaces.Workspace"], monkeypatch: pytest.MonkeyPatch
-) -> Session:
+def session(make_workspace: Callable[..., workspaces.Workspace], monkeypatch: pytest.MonkeyPatch) -> Session:
     workspace = make_workspace()
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(4)))
     monkeypatch.setattr(forecast, "gpus_here", lambda: 0)

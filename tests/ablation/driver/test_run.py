@@ -19,15 +19,15 @@ from tests.support import workspaces
 ENDED = Summary((), {}, (), interrupted=False, seconds=1.0)
 
 
-def _session(filled: "workspaces.Workspace", folder: Path, tables: list[str] | None = None) -> Session:
+def _session(filled: workspaces.Workspace, folder: Path, tables: list[str] | None = None) -> Session:
     setting = replace(filled.setting, data_name="shapes")  # one that makes a folder name
     plan = make_plan(filled.study, setting, filled.seeds, tables, filled.store)
     return Session(filled.study, Workspace.at(folder), filled.store, plan)
 
 
 def test_only_a_complete_plan_is_a_success_and_what_is_not_is_listed(
-    full: "workspaces.Workspace",
-    partial: "workspaces.Workspace",
+    full: workspaces.Workspace,
+    partial: workspaces.Workspace,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -44,7 +44,7 @@ def test_only_a_complete_plan_is_a_success_and_what_is_not_is_listed(
 
 
 def test_a_report_of_one_table_prints_it_and_keeps_the_others_in_the_folder(
-    full: "workspaces.Workspace", tmp_path: Path
+    full: workspaces.Workspace, tmp_path: Path
 ) -> None:
     console = Console(width=120, record=True, file=io.StringIO())
     session = _session(full, tmp_path, ["table2"])

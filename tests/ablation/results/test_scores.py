@@ -11,25 +11,11 @@ from ablation.errors import UserError
 from ablation.results.scores import import_scores, parse_scores, waiting
 from ablation.workspace import Workspace
 from tests.support import workspaces
+from tests.support.coco_summary import SUMMARY
 
-SUMMARY = """\
-Loading and preparing results... DONE (t=0.1s)
- Average Precision  (AP) @[ IoU=0.50:0.95 | area=   all | maxDets=100 ] = 0.436
- Average Precision  (AP) @[ IoU=0.50      | area=   all | maxDets=100 ] = 0.621
- Average Precision  (AP) @[ IoU=0.75      | area=   all | maxDets=100 ] = 0.474
- Average Precision  (AP) @[ IoU=0.50:0.95 | area= small | maxDets=100 ] = 0.261
- Average Precision  (AP) @[ IoU=0.50:0.95 | area=medium | maxDets=100 ] = 0.470
- Average Precision  (AP) @[ IoU=0.50:0.95 | area= large | maxDets=100 ] = 0.536
- Average Recall     (AR) @[ IoU=0.50:0.95 | area=   all | maxDets=  1 ] = 0.352
- Average Recall     (AR) @[ IoU=0.50:0.95 | area=   all | maxDets= 10 ] = 0.583
- Average Recall     (AR) @[ IoU=0.50:0.95 | area=   all | maxDets=100 ] = 0.622
- Average Recall     (AR) @[ IoU=0.50:0.95 | area= small | maxDets=100 ] = 0.424
- Average Recall     (AR) @[ IoU=0.50:0.95 | area=medium | maxDets=100 ] = 0.665
- Average Recall     (AR) @[ IoU=0.50:0.95 | area= large | maxDets=100 ] = 0.784
-"""
 SCORES = {"AP": 43.6, "AP50": 62.1, "AP75": 47.4, "APS": 26.1, "APM": 47.0, "APL": 53.6}
 FRACTIONS = {name: round(value / 100, 3) for name, value in SCORES.items()}
-MakeWorkspace = Callable[..., "workspaces.Workspace"]
+MakeWorkspace = Callable[..., workspaces.Workspace]
 
 
 # --- reading -----------------------------------------------------------------------------------------
@@ -96,7 +82,7 @@ def test_a_file_without_the_six_numbers_is_refused_with_what_is_wrong(content: s
 # --- waiting and importing ---------------------------------------------------------------------------
 
 
-def _import(workspace: "workspaces.Workspace", start: str, content: str, *, replace: bool = False) -> str:
+def _import(workspace: workspaces.Workspace, start: str, content: str, *, replace: bool = False) -> str:
     file = workspace.root / "returned.txt"
     file.write_text(content)
     return import_scores(workspace.store, Workspace.at(workspace.root), start, file, replace=replace)
