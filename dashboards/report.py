@@ -16,9 +16,9 @@ from pathlib import Path
 
 from ablation.files import write_whole
 from ablation.plan import Plan, PlannedTrial
+from ablation.render import html
+from ablation.render.files import writing_to
 from ablation.results.claims import verdicts
-from ablation.results.render import html
-from ablation.results.render.results import writing_to
 from ablation.results.table import assemble
 from ablation.store import AttemptRow, Store
 from ablation.store.schema import TrialState

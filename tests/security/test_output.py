@@ -14,7 +14,7 @@ import pytest
 
 from ablation.plan import Plan, make_plan, register
 from ablation.protocol import Noticed
-from ablation.results.render import csv, html, latex, markdown
+from ablation.render import csv, html, latex, markdown
 from ablation.results.table import assemble
 from ablation.store import Store
 from ablation.study import Cell, CellRef, Greater, Row, Study, Table, Variant

@@ -25,7 +25,7 @@ from ablation.control.logs import BRING_EVERY_S, account, brought, follow, print
 from ablation.control.status import lines, status_of, watch
 from ablation.driver.forecast import forecast
 from ablation.provenance import staleness
-from ablation.results.report import print_by_class, print_report
+from ablation.render.report import print_by_class, print_report
 from ablation.session import Session
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from ablation.driver.options import Options
-from ablation.results.render.results import FORMATS
+from ablation.render.files import FORMATS
 from ablation.session import SPLIT_PATHS, Selection, Session
 from ablation.study import Overrides
 from ablation.workspace import Workspace

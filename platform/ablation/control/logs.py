@@ -8,10 +8,10 @@ from contextlib import suppress
 from pathlib import Path
 
 from ablation.control.status import host_of
-from ablation.driver.display import duration
 from ablation.plan import PlannedTrial
 from ablation.storage.trial_files import Storage, StorageError
 from ablation.store import AttemptRow, EvaluationRow, Store
+from ablation.wording import duration
 from ablation.worker.watchdog import LOG
 
 TAIL = 20

@@ -13,7 +13,6 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from ablation.driver.display import duration
 from ablation.driver.estimate import calibrate, measured, seconds_left
 from ablation.errors import last_line
 from ablation.plan import Plan, PlannedTrial
@@ -22,6 +21,7 @@ from ablation.session import Session
 from ablation.store import AttemptRow, DesiredState, DesiredStates, Store
 from ablation.store.schema import TrialState
 from ablation.study import data_id
+from ablation.wording import duration
 
 FORMAT = 1
 """Version of `Status.data`: raised when something of it goes or changes its meaning, not for additions."""

@@ -22,6 +22,7 @@ from rich.text import Text
 from ablation.errors import last_line
 from ablation.plan import Plan, PlannedTrial
 from ablation.protocol import Evaluated, Noticed, Progress, Report
+from ablation.wording import duration
 
 Results = Mapping[str, Mapping[str, float]]
 """Numbers of evaluations by name, by key of the evaluation."""
@@ -200,18 +201,6 @@ def _cells(plan: Plan) -> dict[str, list[tuple[str, list[str]]]]:
 
 
 # --- words --------------------------------------------------------------------------------------------
-
-
-def duration(seconds: float | None) -> str:
-    """ "48 s", "3 min 20 s", "2 h 05 min"; "?" for None."""
-    if seconds is None:
-        return "?"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
 def facts(active: Active) -> list[str]:

@@ -14,12 +14,12 @@ from heapq import heappop, heappush
 from pathlib import Path
 from statistics import median, quantiles
 
-from ablation.driver.display import duration
 from ablation.driver.scheduler import Admission, Candidate
 from ablation.plan import Plan, PlannedTrial, counted
 from ablation.resources import Node, Resources, held
 from ablation.store import Store
 from ablation.study import data_id
+from ablation.wording import duration
 
 DISK_OF_A_TRIAL = 1 << 30
 """Bytes taken for a trial while none has finished here: two checkpoints of 100 million numbers and their

@@ -15,7 +15,7 @@ from ablation.driver.tune import Place, Summary
 from ablation.errors import last_line
 from ablation.plan import register
 from ablation.provenance import record as provenance
-from ablation.results.report import print_report, report_console
+from ablation.render.report import print_report, report_console
 from ablation.session import Session
 from ablation.tracking.mirror import Mirror
 

@@ -1,1 +1,1 @@
-"""From the store to what people read: tables, statistics, claims, figures, and files of them."""
+"""From the store to filled tables, statistics and verdicts on claims."""

@@ -10,7 +10,6 @@ from ablation.driver.display import (
     LiveDisplay,
     PlainDisplay,
     display,
-    duration,
     facts,
     filled,
     overall,
@@ -38,14 +37,6 @@ def plan(tmp_path: Path) -> Plan:
 def screen(*, terminal: bool) -> tuple[Console, io.StringIO]:
     text = io.StringIO()
     return Console(file=text, force_terminal=terminal, width=120, color_system=None), text
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(None, "?"), (0.4, "0 s"), (59.6, "1 min 00 s"), (200, "3 min 20 s"), (7500, "2 h 05 min")],
-)
-def test_durations_read_well(seconds: float | None, text: str) -> None:
-    assert duration(seconds) == text
 
 
 def test_time_left_follows_the_pace_since_the_attempt_began_and_not_since_the_trial_did(plan: Plan) -> None:

@@ -11,7 +11,7 @@ from rich.console import Console
 from ablation.driver import run
 from ablation.driver.tune import Summary
 from ablation.plan import make_plan
-from ablation.results.report import print_report
+from ablation.render.report import print_report
 from ablation.session import Session
 from ablation.workspace import Workspace
 from tests.support import workspaces

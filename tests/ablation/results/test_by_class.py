@@ -13,9 +13,9 @@ import pytest
 from ablation.errors import UserError
 from ablation.plan import make_plan
 from ablation.protocol import Evaluated
+from ablation.render import csv, html, latex, markdown
 from ablation.results import by_class as by_class_module
 from ablation.results.by_class import by_class
-from ablation.results.render import csv, html, latex, markdown
 from ablation.results.table import FilledTable
 from tests.support.workspaces import Workspace
 

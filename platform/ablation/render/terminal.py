@@ -9,8 +9,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from ablation.render import text
 from ablation.results.claims import Verdict, summary
-from ablation.results.render import text
 from ablation.results.statistics import UNKNOWN_SPREAD
 from ablation.results.table import FilledCell, FilledTable, Item, grid, num_heading_columns
 

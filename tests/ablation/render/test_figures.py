@@ -1,8 +1,8 @@
 import pytest
 from PIL import Image
 
-from ablation.results.drawing import draw
-from ablation.results.figures import write_figures
+from ablation.render.drawing import draw
+from ablation.render.figures import write_figures
 from ablation.results.statistics import t_quantile
 from ablation.results.table import assemble
 from ablation.study import SeedNoise

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
+from ablation.render import text
+from ablation.render.markdown import CLAIMS_NOTE
 from ablation.results.claims import Verdict, summary
-from ablation.results.render import text
-from ablation.results.render.markdown import CLAIMS_NOTE
 from ablation.results.table import FilledCell, FilledTable, Item, grid, num_heading_columns, spans
 
 STYLE = """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 
-from ablation.results.render import text
+from ablation.render import text
 from ablation.results.table import FilledCell, FilledTable
 
 VALUE_COLUMNS = ("column", "metric", "ours", "spread", "seeds", "paper", "difference", "state", "trial_keys")

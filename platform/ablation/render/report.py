@@ -6,10 +6,10 @@ from collections.abc import Collection
 
 from rich.console import Console
 
+from ablation.render import terminal
+from ablation.render.files import write_results, write_tables
 from ablation.results.by_class import by_class
 from ablation.results.claims import references, verdicts
-from ablation.results.render import terminal
-from ablation.results.render.results import write_results, write_tables
 from ablation.results.table import assemble
 from ablation.session import Session
 from ablation.study import Claim

@@ -11,9 +11,9 @@ import pytest
 from rich.console import Console
 
 from ablation.errors import UserError
+from ablation.render import csv, html, latex, markdown, terminal, text
+from ablation.render.files import write_results
 from ablation.results.claims import verdicts
-from ablation.results.render import csv, html, latex, markdown, terminal, text
-from ablation.results.render.results import write_results
 from ablation.results.table import assemble
 
 # The title of a table holds a sign that matplotlib's font lacks.

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from ablation.render import text
 from ablation.results.claims import Verdict, summary
-from ablation.results.render import text
 from ablation.results.table import FilledCell, FilledTable, Item, grid, num_heading_columns
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
+from inspect import getsource
 from io import BytesIO
 from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
 from ablation.files import write_whole
+from ablation.results import claims, statistics
 from ablation.results.table import FilledTable
 
 KINDS = ("pdf", "png")
@@ -37,9 +39,8 @@ def write_figures(directory: Path, tables: Sequence[FilledTable]) -> list[Path]:
 
 def _source(filled: FilledTable) -> str:
     """Names all that a figure shows, and what draws it."""
-    code = [
-        Path(__file__).with_name(f"{name}.py").read_text() for name in ("drawing", "claims", "statistics")
-    ]
+    code = [getsource(module) for module in (claims, statistics)]
+    code.append(Path(__file__).with_name("drawing.py").read_text())  # not imported: matplotlib takes a second
     return hashlib.sha256(f"{filled!r} {version('matplotlib')} {code}".encode()).hexdigest()
 
 
@@ -56,7 +57,7 @@ def _drawn_from(files: Sequence[Path]) -> str | None:
 
 def _drawn(filled: FilledTable, source: str) -> Iterator[bytes]:
     """The bytes of each kind. Nothing in them changes from run to run: equal results are equal files."""
-    from ablation.results.drawing import draw  # matplotlib takes a second to import
+    from ablation.render.drawing import draw
 
     figure = draw(filled)
     for kind, metadata in (("pdf", {"CreationDate": None}), ("png", {"Software": None, _DRAWN_FROM: source})):

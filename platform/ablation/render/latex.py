@@ -10,7 +10,7 @@ import unicodedata
 from collections.abc import Sequence
 from itertools import pairwise
 
-from ablation.results.render import text
+from ablation.render import text
 from ablation.results.table import FilledCell, FilledTable, Item, grid, num_heading_columns, spans
 
 PREAMBLE = r"""\documentclass[10pt]{article}

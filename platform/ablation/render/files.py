@@ -11,9 +11,9 @@ from typing import Any
 
 from ablation.errors import UserError
 from ablation.files import write_whole
+from ablation.render import csv, html, latex, markdown
+from ablation.render.figures import write_figures
 from ablation.results.claims import Verdict, summary
-from ablation.results.figures import write_figures
-from ablation.results.render import csv, html, latex, markdown
 from ablation.results.table import FilledCell, FilledTable
 from ablation.study import Study
 
