@@ -1,0 +1,41 @@
+"""What the pages name exists: links, headings that links point at, files."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = sorted(path.relative_to(ROOT).as_posix() for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+# Where a path in a page may start: most at the root, a table of tests in tests/, a walk in the platform.
+STARTS = (ROOT, ROOT / "tests", ROOT / "platform/ablation")
+
+
+def _anchor(heading: str) -> str:
+    """What a link to a heading looks like: "## What is in it" is #what-is-in-it."""
+    return re.sub(r"[^\w -]", "", heading.strip().lower()).replace(" ", "-")
+
+
+def _anchors(page: Path) -> set[str]:
+    return {_anchor(heading) for heading in re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_links_of_a_page_lead_somewhere(page: str) -> None:
+    here = ROOT / page
+    for link in re.findall(r"\]\(([^)\s]+)\)", here.read_text()):
+        if link.startswith("https://"):
+            continue
+        path, _, anchor = link.partition("#")
+        target = here.parent / path if path else here
+        assert target.exists(), link
+        assert not anchor or anchor in _anchors(target), link
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_files_that_a_page_names_exist(page: str) -> None:
+    named = re.findall(
+        r"(?<![\w./*-])((?:[\w.]+/)+[\w.]+\.(?:py|yaml|sh|sbatch|ini))\b", (ROOT / page).read_text()
+    )
+    starts = (*STARTS, (ROOT / page).parent)
+    assert [name for name in named if not any((start / name).exists() for start in starts)] == []
