@@ -1,7 +1,6 @@
 """Who listens, and where: every socket of a run on this machine is on its loopback device."""
 
 import ast
-import os
 import re
 import signal
 import subprocess
@@ -73,7 +72,6 @@ def test_a_run_on_this_machine_listens_on_the_loopback_device_alone(tmp_path: Pa
         [ABLATION, "run", *options, "--workspace", str(tmp_path)],
         stdout=subprocess.DEVNULL,
         start_new_session=True,
-        env={**os.environ, "RAY_worker_niceness": "0"},
     )
     seen: set[str] = set()
     try:

@@ -30,10 +30,9 @@ class Run:
 
     def __init__(self, command: Sequence[str], log: Path) -> None:
         self.log = log
-        environment = {**os.environ, "RAY_worker_niceness": "0"}
         with log.open("w") as file:
             self.process = subprocess.Popen(
-                command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True, env=environment
+                command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
             )
 
     def __enter__(self) -> Self:

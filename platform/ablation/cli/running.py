@@ -57,6 +57,14 @@ def add_commands(commands: Commands) -> None:
         "result (default: its whole share of a batch)",
     )
     run.add_argument(
+        "--niceness",
+        type=int,
+        choices=range(20),
+        metavar="N",
+        help="niceness of the trials' processes on this machine: 0 gives them a fair share of its CPUs, 19 "
+        "what other programs leave (default: 0)",
+    )
+    run.add_argument(
         "--hang-after",
         type=amount,
         metavar="S",

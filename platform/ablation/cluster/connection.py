@@ -72,6 +72,8 @@ def share(options: Options, cpus: int, gpus: int, *, exclusive_gpus: bool) -> tu
     """Divides what there is among trials that ask for nothing in particular.
 
     The workers of one trial cannot share a GPU; several trials of one worker can, unless `exclusive_gpus`.
+    On this machine each worker holds an equal part of the CPUs, at least one. In a cluster, whose nodes may
+    differ, it holds one.
 
     Args:
         options: say how many trials and workers.
@@ -99,8 +101,9 @@ def share(options: Options, cpus: int, gpus: int, *, exclusive_gpus: bool) -> tu
             f"--concurrency {concurrency} needs {processes} GPUs, one for each worker of each trial, and "
             f"there are {gpus}. Ask for at most {gpus // workers}, or leave it out."
         )
-    each = 0.0 if gpus == 0 else 1 / math.ceil(processes / gpus)
-    return concurrency, Resources(workers=workers, gpus=each)
+    cpus_each = 1 if options.cluster else max(1, cpus // processes)
+    gpus_each = 0.0 if gpus == 0 else 1 / math.ceil(processes / gpus)
+    return concurrency, Resources(workers, cpus_each, gpus_each)
 
 
 @contextmanager
@@ -123,9 +126,9 @@ def ray_for(
             f"--cluster {options.cluster} is an address of Ray Client, which cannot report trials back. On a "
             "machine of the cluster, give the address of its head (HOST:6379), or --cluster alone to find it."
         )
-    local: dict[str, str] = {}
+    local: dict[str, str | None] = {}
     if not options.cluster:
-        local = _local_environment(_workers(options, wanted))
+        local = _local_environment(options, _workers(options, wanted))
         local |= _importing(folder, os.environ.get("PYTHONPATH"))
     with environment(_ENVIRONMENT | local):
         # After the environment: Ray reads some of it when it is imported.
@@ -155,7 +158,8 @@ def here(options: Options, wanted: Sequence[Resources | None], gpus: int, *, exc
     """
     cpus = len(os.sched_getaffinity(0))
     limit, default = share(options, cpus, gpus, exclusive_gpus=exclusive_gpus)
-    places = math.ceil(max([cpus, limit * default.workers, *(r.workers * r.cpus for r in wanted if r)]))
+    sizes = [limit * default.workers * default.cpus, *(r.workers * r.cpus for r in wanted if r)]
+    places = math.ceil(max([cpus, *sizes]))
     machine = Node("this machine", places, gpus, _memory() - OBJECT_STORE_BYTES)
     return Layout((machine,), default, limit, options.workers_per_trial)
 
@@ -171,9 +175,7 @@ def _start(options: Options, wanted: Sequence[Resources | None], exclusive_gpus:
     """Ray on this machine, for us alone."""
     layout = here(options, wanted, _gpus_here(), exclusive_gpus=exclusive_gpus)
     (machine,) = layout.nodes
-    at_a_time = (layout.limit or 1) * layout.default.workers
-    threads = str(max(1, len(os.sched_getaffinity(0)) // at_a_time))
-    with environment({"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, **_address_ahead()}):
+    with environment(_address_ahead()):
         _init(
             options,
             address="local",
@@ -235,6 +237,11 @@ def _importing(folder: Path | None, besides: str | None) -> dict[str, str]:
 def _connect(options: Options, exclusive_gpus: bool, folder: Path | None) -> Layout:
     """A cluster that others started."""
     address = str(options.cluster)
+    if options.niceness is not None:
+        raise UserError(
+            f"--niceness {options.niceness} is for the Ray that a run starts by itself. In a cluster the "
+            f"niceness of trials is set where a node starts: RAY_worker_niceness={options.niceness} ray start"
+        )
     host, _, port = address.rpartition(":")
     # Ray itself would try for many minutes.
     if port.isdecimal() and not opens((host, int(port))):
@@ -293,9 +300,15 @@ def _init(options: Options, **arguments: Any) -> None:
         raise UserError(_no_ray(options, error)) from error
 
 
-def _local_environment(workers: int) -> dict[str, str]:
-    local = {
+def _local_environment(options: Options, workers: int) -> dict[str, str | None]:
+    local: dict[str, str | None] = {
         **_WORKER_ENVIRONMENT,
+        # Unset, Ray sets it in the process of each worker to the number of CPUs that the worker holds.
+        "OMP_NUM_THREADS": None,
+        "MKL_NUM_THREADS": None,
+        # Ray's own default is 15. Beside one busy program a trial of two threads then gets 3 % of a core for
+        # the second thread, for which the first waits at every step.
+        "RAY_worker_niceness": str(options.niceness or 0),
         # Or glibc gives large arrays back to the system at every step, and faults them in again.
         "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
         "MALLOC_TRIM_THRESHOLD_": str(4 << 30),
@@ -317,18 +330,22 @@ def _token() -> str:
 
 
 @contextmanager
-def environment(values: Mapping[str, str]) -> Iterator[None]:
-    """Environment variables for the block."""
+def environment(values: Mapping[str, str | None]) -> Iterator[None]:
+    """Sets environment variables for the block; None unsets one."""
     before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
+    _set(values)
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+        _set(before)
+
+
+def _set(values: Mapping[str, str | None]) -> None:
+    for name, value in values.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
 
 
 def _no_ray(options: Options, reason: object) -> str:

@@ -19,6 +19,8 @@ class Options:
         grace: seconds that running trials get to write a checkpoint when the run is stopped: at their next
             report, and not in an evaluation.
         hang_after: see `watch.Watch`.
+        niceness: of the trials' processes, 0 (a fair share of the CPUs) to 19 (what other programs leave);
+            0 when None. For this machine's own Ray: a cluster's nodes set it when they start.
     """
 
     concurrency: int | None = None
@@ -28,6 +30,7 @@ class Options:
     max_retries: int = 2
     grace: float = 60.0
     hang_after: float = 600.0
+    niceness: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("concurrency", "workers_per_trial", "micro_batch"):
@@ -37,3 +40,5 @@ class Options:
         for name in ("max_retries", "grace", "hang_after"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}")
+        if self.niceness is not None and not 0 <= self.niceness <= 19:
+            raise ValueError(f"niceness must be from 0 to 19, got {self.niceness}")

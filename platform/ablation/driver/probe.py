@@ -10,9 +10,11 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ablation.cluster.connection import environment
 from ablation.driver.estimate import Measured
 from ablation.plan import PlannedTrial
 from ablation.protocol import Progress, Request, TrainFunction
+from ablation.resources import Resources
 
 ENOUGH = 5
 """Reports after the first one that settle the pace."""
@@ -38,9 +40,12 @@ def probe(
     if not trials:
         return None
     trial = sorted(trials, key=lambda one: one.cost)[len(trials) // 2]
-    with tempfile.TemporaryDirectory(prefix="ablation-probe-") as folder:
-        gpus = trial.resources.gpus if trial.resources else None
-        request = Request(trial.key, trial.config, (), Path(folder), context, gpus=gpus)
+    held = trial.resources or Resources()
+    with (
+        tempfile.TemporaryDirectory(prefix="ablation-probe-") as folder,
+        environment({"OMP_NUM_THREADS": str(max(1, int(held.cpus)))}),  # as in a run: see `connection`
+    ):
+        request = Request(trial.key, trial.config, (), Path(folder), context, gpus=held.gpus)
         seen = _seen(train, request, limit_s)
     last, first = seen[-1], seen[1] if len(seen) > 2 else seen[0]
     if last.step <= first.step:

@@ -23,10 +23,11 @@ def test_options_refuse_what_could_never_run(field: str) -> None:
     ("options", "cpus", "gpus", "shared"),
     [
         (Options(), 8, 0, (8, Resources(1, gpus=0.0))),
+        (Options(concurrency=1), 8, 0, (1, Resources(1, cpus=8))),
         (Options(workers_per_trial=2), 8, 0, (4, Resources(2, gpus=0.0))),
         (Options(workers_per_trial=4), 2, 0, (1, Resources(4, gpus=0.0))),
-        (Options(concurrency=3), 8, 1, (3, Resources(1, gpus=1 / 3))),
-        (Options(concurrency=2), 8, 4, (2, Resources(1, gpus=1.0))),
+        (Options(concurrency=3), 8, 1, (3, Resources(1, cpus=2, gpus=1 / 3))),
+        (Options(concurrency=2), 8, 4, (2, Resources(1, cpus=4, gpus=1.0))),
         (Options(cluster="auto"), 96, 8, (8, Resources(1, gpus=1.0))),
         (Options(cluster="auto", workers_per_trial=4), 96, 8, (2, Resources(4, gpus=1.0))),
     ],
@@ -40,16 +41,16 @@ def test_what_there_is_is_shared_among_the_trials(
 @pytest.mark.parametrize(
     ("workers", "concurrency", "exclusive_gpus", "shared"),
     [
-        (1, None, True, (8, Resources(1, gpus=1.0))),
-        (2, None, True, (4, Resources(2, gpus=1.0))),
-        (8, None, True, (1, Resources(8, gpus=1.0))),
-        (1, 3, True, (3, Resources(1, gpus=1.0))),
-        (2, 4, True, (4, Resources(2, gpus=1.0))),
-        (1, None, False, (64, Resources(1, gpus=1 / 8))),
-        (2, None, False, (4, Resources(2, gpus=1.0))),
-        (8, None, False, (1, Resources(8, gpus=1.0))),
-        (1, 16, False, (16, Resources(1, gpus=1 / 2))),
-        (2, 3, False, (3, Resources(2, gpus=1.0))),
+        (1, None, True, (8, Resources(1, cpus=8, gpus=1.0))),
+        (2, None, True, (4, Resources(2, cpus=8, gpus=1.0))),
+        (8, None, True, (1, Resources(8, cpus=8, gpus=1.0))),
+        (1, 3, True, (3, Resources(1, cpus=21, gpus=1.0))),
+        (2, 4, True, (4, Resources(2, cpus=8, gpus=1.0))),
+        (1, None, False, (64, Resources(1, cpus=1, gpus=1 / 8))),
+        (2, None, False, (4, Resources(2, cpus=8, gpus=1.0))),
+        (8, None, False, (1, Resources(8, cpus=8, gpus=1.0))),
+        (1, 16, False, (16, Resources(1, cpus=4, gpus=1 / 2))),
+        (2, 3, False, (3, Resources(2, cpus=10, gpus=1.0))),
     ],
 )
 def test_64_cpus_and_8_gpus_are_shared_by_what_a_worker_needs(
@@ -142,10 +143,25 @@ def test_a_cluster_that_does_not_answer_is_an_error_at_once() -> None:
 def test_the_environment_is_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ONE", "before")
     monkeypatch.delenv("TWO", raising=False)
-    with cluster.environment({"ONE": "1", "TWO": "2"}):
+    monkeypatch.setenv("THREE", "before")
+    with cluster.environment({"ONE": "1", "TWO": "2", "THREE": None}):
         assert os.environ["ONE"] + os.environ["TWO"] == "12"
-    assert os.environ["ONE"] == "before"
+        assert "THREE" not in os.environ
+    assert os.environ["ONE"] == os.environ["THREE"] == "before"
     assert "TWO" not in os.environ
+
+
+def test_the_niceness_of_a_cluster_that_is_there_cannot_be_given() -> None:
+    with (
+        pytest.raises(UserError, match=r"RAY_worker_niceness=5 ray start"),
+        cluster.ray_for(Options(cluster="auto", niceness=5), [], exclusive_gpus=False),
+    ):
+        pass
+
+
+def test_options_refuse_a_niceness_that_there_is_not() -> None:
+    with pytest.raises(ValueError, match="niceness must be from 0 to 19, got 20"):
+        Options(niceness=20)
 
 
 @pytest.mark.parametrize(("said", "limit"), [("8589934592\n", 8 << 30), ("max\n", None)])
