@@ -68,7 +68,7 @@ def _cpu(work: Callable[[], object]) -> float:
 
 def _cost(store: Store, attempts: Sequence[int], mirror: Mirror, passes: int) -> Row:
     """CPU seconds of tracking for each second that a trial trains; of this process, so without a server's."""
-    mirror._connect()  # imports MLflow and makes its tables, once
+    assert mirror.client  # imports MLflow and makes its tables, once
     opening = _cpu(mirror.sync)
     recording = copying = 0.0
     step = 0
@@ -103,7 +103,7 @@ def _drive(store: Store, attempts: Sequence[int], steps: range) -> tuple[float, 
 
 def _beside_slow(store: Store, attempts: Sequence[int], steps: range, proxy: Proxy) -> tuple[float, float]:
     mirror = Mirror(store, proxy.uri, interval=0.1)
-    mirror._connect()  # its import takes a second, once
+    assert mirror.client  # its import takes a second, once
     proxy.delay = SLOW_SECONDS
     mirror.start()
     timed = _drive(store, attempts, steps)

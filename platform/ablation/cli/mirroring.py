@@ -10,7 +10,8 @@ from ablation.cli.parts import Commands, add, places_of, places_parser, port
 from ablation.credentials import hidden
 from ablation.errors import UserError
 from ablation.session import existing_store
-from ablation.tracking.mirror import Mirror, server_address
+from ablation.tracking.client import server_address
+from ablation.tracking.mirror import Mirror
 from ablation.workspace import Workspace
 
 PATIENCE_S = 60.0
@@ -38,7 +39,7 @@ def sync_command(arguments: argparse.Namespace) -> int:
     places = places_of(arguments)
     mirror = Mirror.of(existing_store(places), Workspace.at(places.workspace), places.mlflow_uri)
     try:
-        number = mirror.sync(PATIENCE_S)
+        number = mirror.sync(PATIENCE_S, rebuild=arguments.rebuild)
     except UserError:
         raise
     except Exception as error:  # MLflow and its transports raise anything
@@ -53,7 +54,9 @@ def sync_command(arguments: argparse.Namespace) -> int:
 
 def add_commands(commands: Commands) -> None:
     """The parsers of this module's commands."""
-    add(commands, "sync", sync_command, [places_parser()], "--mlflow-uri http://mlflow:5000")
+    sync = add(commands, "sync", sync_command, [places_parser()], "--mlflow-uri http://mlflow:5000")
+    rebuild = "copy everything anew, into the MLflow that is configured now"
+    sync.add_argument("--rebuild", action="store_true", help=rebuild)
     ui = add(commands, "ui", ui_command, [places_parser()], "--port 5001")
     ui.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     ui.add_argument("--port", type=port, default=5000, help="port to listen on (default: %(default)s)")

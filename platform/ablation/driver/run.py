@@ -56,8 +56,8 @@ def run_study(
         mirror.close()
         if mirror.last_error:
             console.print(
-                f"MLflow does not have everything yet ({mirror.last_error}); "
-                f"the next run copies it, or `{session.command('sync')}`.",
+                f"MLflow does not have everything yet: {mirror.last_error.rstrip('.')}. "
+                f"The next run copies it, or `{session.command('sync')}`.",
                 markup=False,
             )
     return _conclude(session.replanned(), summary, formats, console)

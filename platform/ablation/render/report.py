@@ -13,7 +13,7 @@ from ablation.results.claims import references, verdicts
 from ablation.results.table import assemble
 from ablation.session import Session
 from ablation.study import Claim
-from ablation.tracking.mirror import server_address
+from ablation.tracking.client import server_address
 
 PLAIN_WIDTH = 120
 """Columns where the output is no terminal, and nothing says how wide its reader is."""

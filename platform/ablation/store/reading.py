@@ -29,8 +29,8 @@ from ablation.store.records import (
     TrialRow,
 )
 
-MIRRORS = "mirrors"
-"""Name of the note that tells which MLflow experiment has the copy of what."""
+EXPERIMENTS = "mirrors"
+"""Name of the note that says which MLflow experiment has the copy of each study and profile."""
 
 
 class Reader:
@@ -179,9 +179,9 @@ class Reader:
         return [(row["name"], row["profile"]) for row in t.rows(query)]
 
     @reads
-    def mirror(self, t: Transaction, study: str, profile: str) -> str | None:
-        """The MLflow experiment that has the copy of a study and profile, as `Store.set_mirror` named it."""
-        return mirrors(t).get(f"{study} {profile}")
+    def experiment(self, t: Transaction, study: str, profile: str) -> str | None:
+        """The MLflow experiment that has the copy of a study and profile (`Store.set_experiment`)."""
+        return experiments(t).get(f"{study} {profile}")
 
     @reads
     def attempts_to_mirror(self, t: Transaction) -> list[AttemptRow]:
@@ -220,9 +220,9 @@ def meta_value(t: Transaction, name: str) -> str | None:
     return next(iter(t.keys(select(m.c.value).where(m.c.name == name))), None)
 
 
-def mirrors(t: Transaction) -> dict[str, str]:
+def experiments(t: Transaction) -> dict[str, str]:
     """MLflow experiment of every "study profile" that is mirrored."""
-    return dict(json.loads(meta_value(t, MIRRORS) or "{}"))
+    return dict(json.loads(meta_value(t, EXPERIMENTS) or "{}"))
 
 
 def to_null(value: float) -> float | None:

@@ -35,7 +35,7 @@ from sqlalchemy import Table as SqlTable
 from ablation.protocol import Checkpointed, Described, Evaluated, Noticed, Progress, Report
 from ablation.store import schema, statements
 from ablation.store.database import Database, Transaction, in_parts, tells, writes
-from ablation.store.reading import MIRRORS, Reader, evaluations_by_key, mirrors, to_null
+from ablation.store.reading import EXPERIMENTS, Reader, evaluations_by_key, experiments, to_null
 from ablation.store.records import (
     CHECKPOINT,
     SCORES,
@@ -457,21 +457,24 @@ class Store(Reader):
         return True
 
     @writes
-    def set_mirror(self, t: Transaction, study: str, profile: str, experiment: str) -> None:
-        """Notes which experiment has the copy of a study and profile; it has nothing yet.
+    def set_experiment(self, t: Transaction, study: str, profile: str, experiment: str) -> None:
+        """Notes which MLflow experiment has the copy of a study and profile."""
+        m = schema.meta
+        t.insert_new(m, {"name": EXPERIMENTS, "value": "{}"})
+        noted = experiments(t) | {f"{study} {profile}": experiment}
+        t.execute(m.update().where(m.c.name == EXPERIMENTS).values(value=json.dumps(noted)))
 
-        What was deleted from another on purpose (`forget_mlflow_runs`) is not copied to this one.
+    @writes
+    def forget_mirror(self, t: Transaction) -> None:
+        """Notes that nothing has been copied to MLflow, so that everything is copied again.
+
+        What was deleted from MLflow on purpose (`forget_mlflow_runs`) is not copied again.
         """
-        a, i, r, m = schema.attempts, schema.invocations, schema.trials, schema.meta
-        t.insert_new(m, {"name": MIRRORS, "value": "{}"})
-        named = mirrors(t) | {f"{study} {profile}": experiment}
-        t.execute(m.update().where(m.c.name == MIRRORS).values(value=json.dumps(named)))
-        trials = select(r.c.key).where(r.c.study == study, r.c.profile == profile)
-        commands = select(a.c.invocation_id).where(a.c.trial_key.in_(trials))
-        t.execute(i.update().where(i.c.id.in_(commands)).values(mlflow_run_id=None))
-        copied = a.c.trial_key.in_(trials) & a.c.mlflow_run_id.is_not(None)
+        a, i, m = schema.attempts, schema.invocations, schema.meta
+        t.execute(m.delete().where(m.c.name == EXPERIMENTS))
+        t.execute(i.update().values(mlflow_run_id=None))
         nothing = {"mlflow_run_id": None, "mirrored_upto": 0, "mirrored_state": None}
-        t.execute(a.update().where(copied).values(nothing))
+        t.execute(a.update().where(a.c.mlflow_run_id.is_not(None)).values(nothing))
 
     @writes
     def _mark(self, t: Transaction, table: SqlTable, row_id: int, values: Mapping[str, Any]) -> None:

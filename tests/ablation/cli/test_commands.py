@@ -527,7 +527,7 @@ def test_gc_shows_what_it_would_remove_and_removes_nothing_unasked(
 def test_a_sync_that_cannot_reach_mlflow_says_that_nothing_is_lost_and_no_password(
     driven: workspaces.Workspace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def away(mirror: Mirror, patience: float = 0) -> int:
+    def away(mirror: Mirror, patience: float, *, rebuild: bool) -> int:
         raise ConnectionError("http://me:secret@host:5000 does not answer")
 
     monkeypatch.setattr(Mirror, "sync", away)
@@ -535,9 +535,11 @@ def test_a_sync_that_cannot_reach_mlflow_says_that_nothing_is_lost_and_no_passwo
     said = capsys.readouterr().err
     assert "Nothing is lost" in said
     assert "secret" not in said
-    monkeypatch.setattr(Mirror, "sync", lambda mirror, patience=0: 3)
+    monkeypatch.setattr(Mirror, "sync", lambda mirror, patience, *, rebuild: 5 if rebuild else 3)
     assert _run("sync", "--workspace", str(driven.root)) == 0
     assert "3 attempts" in capsys.readouterr().out
+    assert _run("sync", "--rebuild", "--workspace", str(driven.root)) == 0
+    assert "5 attempts" in capsys.readouterr().out
 
 
 # --- a study that grows ---------------------------------------------------------------------------------

@@ -16,7 +16,10 @@ from ablation.errors import UserError
 from ablation.protocol import Checkpointed, Evaluated, Progress
 from ablation.store import AttemptRow, Store, TrialRow
 from ablation.tracking import mirror as tracking
-from ablation.tracking.mirror import Mirror, MirrorBusyError, flatten, metric_name, server_address
+from ablation.tracking import runs
+from ablation.tracking.client import flatten, metric_name, server_address
+from ablation.tracking.lease import MirrorBusyError
+from ablation.tracking.mirror import Mirror
 from ablation.workspace import Workspace
 
 TRIAL, EVALUATION, SECOND = "0123456789ab", "ba9876543210", "000000000002"
@@ -145,7 +148,7 @@ def test_a_deleted_experiment_comes_back(store: Store, mirror: Mirror) -> None:
     attempt = _start(store)
     mirror.sync()
     client = MlflowClient(mirror.uri)
-    client.delete_experiment(mirror._experiments["toy", "smoke"].experiment_id)
+    client.delete_experiment(mirror._experiments.ids[0])
     store.record(attempt, [Progress(10, 20, {"loss": 2.0})])
     assert not mirror.try_sync()  # finds out
     mirror.sync()
@@ -159,48 +162,65 @@ def test_a_deleted_experiment_that_nothing_more_is_copied_to_stays_deleted(
     store.release(_start(store))
     mirror.sync()
     client = MlflowClient(mirror.uri)
-    experiment = mirror._experiments["toy", "smoke"].experiment_id
+    experiment = mirror._experiments.ids[0]
     client.delete_experiment(experiment)
     Mirror(store, mirror.uri, mirror.artifact_root).sync()
     assert client.get_experiment(experiment).lifecycle_stage == "deleted"
 
 
-@pytest.mark.parametrize("deleted", [False, True])
 def test_an_experiment_of_the_name_that_keeps_its_files_elsewhere_is_left_alone(
-    deleted: bool, store: Store, mirror: Mirror
+    store: Store, mirror: Mirror
 ) -> None:
     client = MlflowClient(mirror.uri)
     other = client.create_experiment("toy smoke", artifact_location="/nowhere")
-    if deleted:
-        client.delete_experiment(other)
     _start(store)
-    mirror.sync()
-    experiment = client.get_experiment_by_name("toy smoke (2)")
-    assert experiment is not None
-    assert len(client.search_runs([experiment.experiment_id])) == 2
-    assert Mirror(store, mirror.uri, mirror.artifact_root).sync() == 0
+    with pytest.raises(UserError, match=r"keeps its files in /nowhere.*Rename the experiment"):
+        mirror.sync()
+    assert client.search_runs([other]) == []
+    client.rename_experiment(other, "another's")
+    assert mirror.sync(rebuild=True) == 1
+    assert len(_runs(mirror)[1]) == 2
 
 
-def test_a_tracking_store_made_anew_gets_everything_again(
+def test_another_tracking_store_gets_everything_by_a_rebuild_and_nothing_without(
     store: Store, mirror: Mirror, migrated: bytes, tmp_path: Path
 ) -> None:
     attempt = _start(store)
     store.record(attempt, [Progress(10, 20, {"loss": 2.0})])
     store.finish(attempt)
     mirror.sync()
-    another = tmp_path / "another.db"
-    another.write_bytes(migrated)
-    moved = Mirror(store, f"sqlite:///{another}", mirror.artifact_root)
-    assert moved.sync() == 1
-    (run,) = [run for run in _runs(moved)[1] if run.info.run_name == NAME]
+    path = tmp_path / "another.db"
+    path.write_bytes(migrated)
+    another = Mirror(store, f"sqlite:///{path}", mirror.artifact_root)
+    with pytest.raises(UserError, match=r"copied to another MLflow than .*`ablation sync --rebuild`"):
+        another.sync()
+    assert another.sync(rebuild=True) == 1
+    (run,) = [run for run in _runs(another)[1] if run.info.run_name == NAME]
     assert (run.info.status, run.data.metrics) == ("FINISHED", {"loss": 2.0})
-    with pytest.raises(UserError, match="copies toy smoke to another MLflow"):
+    with pytest.raises(UserError, match="copied to another MLflow"):
         mirror.sync()
-    assert Mirror(store, mirror.uri, mirror.artifact_root).sync() == 1  # and back: nothing is there twice
+
+
+def test_a_rebuild_where_the_copy_is_already_makes_nothing_twice(store: Store, mirror: Mirror) -> None:
+    attempt = _start(store)
+    store.record(attempt, [Progress(10, 20, {"loss": 2.0})])
+    store.finish(attempt)
+    mirror.sync()
+    assert Mirror(store, mirror.uri, mirror.artifact_root).sync(rebuild=True) == 1
     client, runs = _runs(mirror)
     (run,) = [run for run in runs if run.info.run_name == NAME]
     assert len(runs) == 2
     assert len(client.get_metric_history(run.info.run_id, "loss")) == 1
+
+
+def test_a_rebuild_leaves_runs_deleted_that_were_deleted_on_purpose(store: Store, mirror: Mirror) -> None:
+    store.finish(_start(store))
+    mirror.sync()
+    (row,) = store.attempts()
+    assert row.mlflow_run_id is not None
+    mirror.delete_runs([row.mlflow_run_id])
+    store.forget_mlflow_runs([row.mlflow_run_id])
+    assert mirror.sync(rebuild=True) == 0
 
 
 def test_an_attempt_whose_run_was_deleted_gets_a_new_one_with_all_of_it(store: Store, mirror: Mirror) -> None:
@@ -224,14 +244,14 @@ def test_an_attempt_that_cannot_be_copied_holds_up_no_other(
     first = _start(store)
     store.release(first)
     second = store.claim(TRIAL, "me", {})
-    copy = mirror._copy
+    copy = mirror._runs.copy
 
-    def refuse(client: MlflowClient, attempt: AttemptRow, trial: TrialRow) -> None:
+    def refuse(attempt: AttemptRow, trial: TrialRow) -> None:
         if attempt.id == first:
             raise ValueError("refused")
-        copy(client, attempt, trial)
+        copy(attempt, trial)
 
-    monkeypatch.setattr(mirror, "_copy", refuse)
+    monkeypatch.setattr(mirror._runs, "copy", refuse)
     assert not mirror.try_sync()
     assert mirror.last_error == "ValueError: refused"
     assert [row.id for row in store.attempts_to_mirror()] == [first]
@@ -243,7 +263,7 @@ def test_a_failure_while_a_run_is_made_loses_no_parameters(
 ) -> None:
     _start(store)
     with monkeypatch.context() as broken:
-        broken.setattr(tracking, "_log_params", lambda *_: (_ for _ in ()).throw(ValueError("away")))
+        broken.setattr(runs, "log_params", lambda *_: (_ for _ in ()).throw(ValueError("away")))
         assert not mirror.try_sync()
     mirror.sync()
     (attempt,) = store.attempts()
@@ -320,9 +340,9 @@ def test_a_workspace_that_was_moved_writes_no_files_where_it_was(
     before = sorted((tmp_path / "mlruns").rglob("*"))
     store.finish(attempt)
     moved = Mirror(store, mirror.uri, (tmp_path / "elsewhere").as_uri())
-    assert moved.sync() == 1
+    with pytest.raises(UserError, match=r"keeps its files in .*mlruns.*, not in .*elsewhere"):
+        moved.sync()
     assert sorted((tmp_path / "mlruns").rglob("*")) == before
-    assert list((tmp_path / "elsewhere").rglob("config.json"))
 
 
 # --- one at a time, once -------------------------------------------------------------------------------
@@ -410,12 +430,14 @@ def test_a_database_server_keeps_the_mirrors_notes_alike(postgres_url: str, tmp_
     assert shared.lease_mirror("elsewhere:1:0", 0.01)
     time.sleep(0.05)
     assert shared.lease_mirror("elsewhere:2:0", 60)
-    assert (shared.studies(), shared.mirror("toy", "smoke")) == ([("toy", "smoke")], None)
+    assert (shared.studies(), shared.experiment("toy", "smoke")) == ([("toy", "smoke")], None)
     shared.set_mlflow_run(attempt, "run")
     shared.mark_mirrored(attempt, 0, "RUNNING")
     assert shared.attempts_to_mirror() == []
-    shared.set_mirror("toy", "smoke", "3@1700")
-    assert shared.mirror("toy", "smoke") == "3@1700"
+    shared.set_experiment("toy", "smoke", "3@1700")
+    assert shared.experiment("toy", "smoke") == "3@1700"
+    shared.forget_mirror()
+    assert shared.experiment("toy", "smoke") is None
     assert [row.mlflow_run_id for row in shared.attempts_to_mirror()] == [None]
     shared.close()
 
@@ -448,7 +470,7 @@ def test_the_end_of_a_run_waits_for_a_silent_server_no_longer_than_its_bound(
     monkeypatch.setattr(tracking, "CLOSE_SECONDS", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         mirror = Mirror(store, f"http://127.0.0.1:{silent.getsockname()[1]}", interval=0.01)
-        mirror._connect()  # its import takes seconds
+        assert mirror.client  # its import takes seconds
         mirror.start()
         began = time.monotonic()
         store.record(attempt, [Progress(10, 20, {"loss": 2.0})])

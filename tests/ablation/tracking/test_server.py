@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from mlflow import MlflowClient
 from mlflow.artifacts import download_artifacts
 from mlflow.entities import Run
 
@@ -85,17 +84,17 @@ def _report(store: Store, attempt: int, step: int) -> None:
     store.record(attempt, [Progress(step, 100, {"loss": 1.0 / step})])
 
 
-def _runs(mirror: Mirror, study: str, name: str = "{} smoke") -> list[Run]:
+def _runs(mirror: Mirror, study: str) -> list[Run]:
     """The attempts' runs, as the server has them."""
-    client = mirror._connect()
-    experiment = client.get_experiment_by_name(name.format(study))
+    client = mirror.client
+    experiment = client.get_experiment_by_name(f"{study} smoke")
     assert experiment is not None
     runs = client.search_runs([experiment.experiment_id])
     return [run for run in runs if "trial_key" in run.data.tags]
 
 
 def _history(mirror: Mirror, run: Run) -> list[int]:
-    return [metric.step for metric in mirror._connect().get_metric_history(run.info.run_id, "loss")]
+    return [metric.step for metric in mirror.client.get_metric_history(run.info.run_id, "loss")]
 
 
 def test_numbers_and_files_go_through_the_server(
@@ -121,7 +120,7 @@ def test_numbers_and_files_go_through_the_server(
     assert not list((server.folder / "artifacts").rglob(f"{run.info.run_id}/**/step.pt"))
 
 
-def test_a_workspace_that_moves_to_a_server_brings_all_it_has(
+def test_a_rebuild_copies_a_workspace_from_its_file_to_a_server(
     server: Server, store: Store, study: str, tmp_path: Path
 ) -> None:
     workspace = Workspace.at(tmp_path)
@@ -131,7 +130,7 @@ def test_a_workspace_that_moves_to_a_server_brings_all_it_has(
         store.finish(attempt)
     assert Mirror.of(store, workspace).sync() == 3
     moved = Mirror.of(store, workspace, server.uri)
-    assert moved.sync() == 3
+    assert moved.sync(rebuild=True) == 3
     runs = _runs(moved, study)
     assert {run.data.tags["mlflow.runName"] for run in runs} == {"trial 0", "trial 1", "trial 2"}
     assert all(_history(moved, run) == [10] for run in runs)
@@ -205,7 +204,7 @@ def test_a_silent_server_delays_neither_the_driver_nor_its_end_beyond_the_bound(
     mirror.close()
     assert time.monotonic() - began < 10
     assert mirror.last_error == "it took longer than 2 s"
-    store.lease_mirror(mirror._holder, 0)  # as the end of the process gives it back
+    mirror.lease.release()  # as the end of the process gives it back
     later = Mirror(store, server.uri)
     assert later.sync(patience=60) == 1
     (run,) = _runs(later, study)
@@ -243,7 +242,7 @@ def test_a_slow_server_slows_no_report(server: Server, proxy: Proxy, store: Stor
     alone = reports(1)
     proxy.delay = 1.0
     mirror = Mirror(store, proxy.uri, interval=0.1)
-    mirror._connect()  # its import takes seconds of CPU
+    assert mirror.client  # its import takes seconds of CPU
     mirror.start()
     beside = reports(51)
     proxy.delay = 0
@@ -307,33 +306,12 @@ def test_credentials_in_the_address_log_in_and_are_found_nowhere(
     mirror.close()
     assert mirror.last_error is None
     (run,) = _runs(mirror, study)
-    assert [item.path for item in mirror._connect().list_artifacts(run.info.run_id, "checkpoint")]
+    assert [item.path for item in mirror.client.list_artifacts(run.info.run_id, "checkpoint")]
     wrong = Mirror.of(store, Workspace.at(tmp_path), uri.replace(PASSWORD, f"not-{PASSWORD}"))
     assert not wrong.try_sync()
     shown = "".join(capfd.readouterr()) + repr(mirror) + repr(wrong) + str(wrong.last_error)
     assert PASSWORD not in shown + json.dumps(run.to_dictionary())
     assert PASSWORD.encode() not in (guarded.folder / "mlflow.db").read_bytes()
-
-
-@pytest.mark.usefixtures("no_login")
-def test_an_experiment_that_another_user_hides_leaves_its_name_to_them(
-    guarded: Server, store: Store, study: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from mlflow.server.auth.client import AuthServiceClient
-
-    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "admin")
-    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", PASSWORD)
-    MlflowClient(guarded.uri).create_experiment(f"{study} smoke")
-    AuthServiceClient(guarded.uri).create_user("ann", PASSWORD)
-    attempt = _trial(store, study)
-    (tmp_path / "step.pt").write_bytes(b"content")
-    store.record(attempt, [Checkpointed(20, "step.pt", "0" * 64)])
-    store.finish(attempt)
-    uri = guarded.uri.replace("://", f"://ann:{PASSWORD}@")
-    mirror = Mirror.of(store, Workspace.at(tmp_path), uri)
-    assert mirror.sync() == 1
-    (run,) = _runs(mirror, study, "{} smoke (2)")
-    assert [item.path for item in mirror._connect().list_artifacts(run.info.run_id, "checkpoint")]
 
 
 def test_no_thread_of_a_mirror_outlives_its_close(server: Server, store: Store, study: str) -> None:
