@@ -1,8 +1,7 @@
 """How full a cluster is kept: 1,000 trainings of mixed sizes on 64 nodes of 8 GPUs that fail and return.
 
-A simulation on a virtual clock of the admission control that runs real trials (`ablation.driver.scheduler`),
-beside two peers with the same placement: first in, first out, and whatever fits, largest first, without
-promises.
+A simulation on a virtual clock of the scheduler that runs real trials (`ablation.driver.scheduler`), beside
+two peers with the same placement: first in, first out, and whatever fits, longest first, which never drains.
 
     python -m benchmarks.scheduling
 """
@@ -18,7 +17,7 @@ from heapq import heappop, heappush
 from itertools import count
 from statistics import mean
 
-from ablation.driver.scheduler import Admission, Candidate
+from ablation.driver.scheduler import GangScheduler, QueueEntry
 from ablation.resources import Node, Resources
 from benchmarks.common import report
 
@@ -76,7 +75,7 @@ class Simulation:
         AssertionError: a node would hold more than it has, or jobs wait though nothing runs.
     """
 
-    def __init__(self, policy: Admission, jobs: Sequence[Job], nodes: Sequence[Node]) -> None:
+    def __init__(self, policy: GangScheduler, jobs: Sequence[Job], nodes: Sequence[Node]) -> None:
         self.policy, self.outcome = policy, Outcome()
         self._jobs = {job.id: job for job in jobs}
         self._left = {job.id: job.length for job in jobs}
@@ -123,17 +122,17 @@ class Simulation:
 
     def _offer(self, id: str) -> None:
         job = self._jobs[id]
-        self.policy.offer(Candidate(id, job.resources, job.estimate * self._left[id] / job.length))
+        self.policy.submit(QueueEntry(id, job.resources, job.estimate * self._left[id] / job.length))
 
     def _start_all(self, now: float) -> None:
         self.outcome.steps += 1
-        while candidate := self.policy.next(now):
-            id, places = candidate.id, self.policy.places(candidate.id)
+        while entry := self.policy.next(now):
+            id, places = entry.id, self.policy.placement(entry.id)
             self.outcome.steps += 1
             self.outcome.waits.setdefault(id, now - self._jobs[id].arrival)
-            assert len(places) == candidate.resources.workers, f"{id} has not all its workers"
+            assert len(places) == entry.resources.workers, f"{id} has not all its workers"
             for place in places:
-                self._held[place] += round(candidate.resources.gpus)
+                self._held[place] += round(entry.resources.gpus)
                 assert self._held[place] <= self._up[place].gpus, f"{place} holds more than it has"
             number = next(self._numbers)
             self._runs[id] = number, now, places
@@ -163,30 +162,25 @@ class Simulation:
 # --- peers -------------------------------------------------------------------------------------------
 
 
-class Fifo(Admission):
+class Fifo(GangScheduler):
     """In the order of arrival: what does not fit holds up all behind it."""
 
-    def next(self, now: float) -> Candidate | None:
-        """See `Admission.next`."""
-        first = min(self._turns.values(), key=lambda turn: turn.arrival, default=None)
-        holds = first and self._search(first.need, self._rooms, self._full)
-        return self._start(first, holds, now) if first and holds else None
+    def next(self, now: float) -> QueueEntry | None:
+        """See `GangScheduler.next`."""
+        first = min(self._queue, key=lambda position: position.arrival, default=None)
+        return first and self._try(first)
 
 
-class Greedy(Admission):
-    """Longest first among those that fit, with nothing kept for those that do not."""
+class Greedy(GangScheduler):
+    """Longest first among those that fit; it never drains for those that do not."""
 
-    def next(self, now: float) -> Candidate | None:
-        """See `Admission.next`."""
-        while open_queues := [queue for need, queue in self._queues.items() if need not in self._full]:
-            turn = min(queue.turns[0] for queue in open_queues)
-            if holds := self._search(turn.need, self._rooms, self._full):
-                return self._start(turn, holds, now)
-        return None
+    def next(self, now: float) -> QueueEntry | None:
+        """See `GangScheduler.next`."""
+        return next((started for position in self._queue if (started := self._try(position))), None)
 
 
-POLICIES: Mapping[str, type[Admission]] = {
-    "admission (promises)": Admission,
+POLICIES: Mapping[str, type[GangScheduler]] = {
+    "ours, longest first and draining": GangScheduler,
     "greedy, longest first": Greedy,
     "first in, first out": Fifo,
 }

@@ -22,7 +22,7 @@ from typing import Any
 import ablation
 from ablation.cluster.connection import nodes
 from ablation.credentials import hidden
-from ablation.driver.scheduler import Admission
+from ablation.driver.scheduler import GangScheduler
 from ablation.errors import UserError, last_line
 from ablation.provenance.environment import source_hash, source_text, version
 from ablation.provenance.record import UNKNOWN, collect
@@ -211,14 +211,14 @@ def lacking(there: Sequence[Node], names: Mapping[str, str], needs: Mapping[str,
         names: of the nodes, by id.
         needs: what each trial will hold, by its name.
     """
-    admission = Admission(there)
+    scheduler = GangScheduler(there)
     kinds: dict[Resources, list[str]] = {}
     for trial, resources in needs.items():
         kinds.setdefault(resources, []).append(trial)
     return [
         f"{_several(trials)} needs {_amount(resources)}; {_rooms(there, names, resources)}"
         for resources, trials in kinds.items()
-        if admission.never_fits(resources)
+        if scheduler.never_fits(resources)
     ]
 
 
@@ -237,7 +237,7 @@ def _rooms(there: Sequence[Node], names: Mapping[str, str], resources: Resources
 
 def _workers_on(node: Node, resources: Resources) -> int:
     """How many of a trial's workers the empty node takes."""
-    alone = Admission([node])
+    alone = GangScheduler([node])
     fitting = (
         n for n in range(resources.workers, 0, -1) if not alone.never_fits(replace(resources, workers=n))
     )

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from ablation.driver.attempts import Desk
-from ablation.driver.scheduler import Admission, Candidate
+from ablation.driver.scheduler import GangScheduler, QueueEntry
 from ablation.errors import UserError
 from ablation.plan import Plan, PlannedTrial
 from ablation.resources import Node, Resources
@@ -56,7 +56,7 @@ class Dispatcher:
 
     plan: Plan
     desk: Desk
-    admission: Admission
+    scheduler: GangScheduler
     seconds: Mapping[str, float]
     resources: Mapping[str, Resources]
     micro_batch: int | None
@@ -82,7 +82,7 @@ class Dispatcher:
         if self.desk.interrupted:
             return None
         self.look()
-        while self._storage_there() and (candidate := self.admission.next(self.clock())):
+        while self._storage_there() and (candidate := self.scheduler.next(self.clock())):
             if self._claims(candidate.id):
                 self._began[candidate.id] = self.clock()
                 return self._order(candidate.id)
@@ -118,7 +118,7 @@ class Dispatcher:
 
         What ended without a result may wait again: the store is asked first.
         """
-        if self._looked is None or self.desk.running or self.admission.waiting or self.desired.paused:
+        if self._looked is None or self.desk.running or self.scheduler.waiting or self.desired.paused:
             return False
         return all(wanted.state != "RUNNING" for wanted in self.desired.trials.values())
 
@@ -138,7 +138,7 @@ class Dispatcher:
             if self.desk.holds(key, attempt):
                 self.desk.guard(self.desk.receive, key, messages)
                 if fault := self.desk.set_aside.get(attempt):
-                    self.admission.set_aside(key, fault.place.node)
+                    self.scheduler.quarantine(key, fault.place.node)
                 if key not in self.desk.running:
                     self.desk.guard(self.ended, key)
 
@@ -159,7 +159,7 @@ class Dispatcher:
             self.desired = replace(self.desired, trials={**self.desired.trials, key: done})
         else:
             self._looked = None
-        self.admission.release(key)
+        self.scheduler.release(key)
 
     def look(self) -> None:
         """Takes in what people want, what other drivers did, and which machines there are."""
@@ -174,7 +174,7 @@ class Dispatcher:
             if {node.id for node in self._there} - {node.id for node in there}:
                 self._lost = now
             self._there = there
-            self.admission.set_nodes(there)
+            self.scheduler.set_nodes(there)
         setting = self.plan.setting
         keys = list(self.desk.trials)
         self.desired = self.desk.store.desired_states(
@@ -183,13 +183,13 @@ class Dispatcher:
         self._first = self._first or {
             key: wanted.first_attempt for key, wanted in self.desired.trials.items()
         }
-        waiting = self.admission.waiting
+        waiting = self.scheduler.waiting
         pace = statistics.median(self._ratios) if self._ratios else 1.0
         for trial in self.desk.trials.values():
             self._apply(trial, waiting.get(trial.key), pace)
         self._say_stuck()
 
-    def _apply(self, trial: PlannedTrial, offered: Candidate | None, pace: float) -> None:
+    def _apply(self, trial: PlannedTrial, offered: QueueEntry | None, pace: float) -> None:
         """Offers a trial, takes it back, or stops it; trials here take `pace` times as long as estimated."""
         wanted, key = self.desired.trials[trial.key], trial.key
         if key in self.desk.running:
@@ -201,11 +201,11 @@ class Dispatcher:
                 self.desk.ask_to_stop(key)
         elif wanted.state == "WAITING" and not self.desired.paused and self._lacks(trial):
             priority = wanted.priority * SEEDS - self.plan.seeds.index(trial.seed)
-            candidate = Candidate(key, self.resources[key], self.seconds[key] * pace, priority)
+            candidate = QueueEntry(key, self.resources[key], self.seconds[key] * pace, priority)
             if candidate != offered:
-                self.admission.offer(candidate)
+                self.scheduler.submit(candidate)
         else:
-            self.admission.withdraw(key)
+            self.scheduler.withdraw(key)
 
     def _has_no_machine(self, key: str) -> bool:
         """Whether its process should have started by now."""
@@ -231,14 +231,14 @@ class Dispatcher:
                 devices are set aside.
         """
         stuck = frozenset(
-            key for key, waits in self.admission.waiting.items() if self.admission.never_fits(waits.resources)
+            key for key, waits in self.scheduler.waiting.items() if self.scheduler.never_fits(waits.resources)
         )
         for key in stuck - self._stuck:
             self.desk.listener.noted(
                 f"{self.desk.trials[key].name} waits for machines: it needs {self.resources[key]}"
             )
         self._stuck = stuck
-        if stuck and not self.desk.running and stuck == self.admission.waiting.keys():
+        if stuck and not self.desk.running and stuck == self.scheduler.waiting.keys():
             self._stuck_since = min(self._stuck_since, self.clock())
             self._end_where_nothing_can_start(self.clock() - self._stuck_since)
         else:

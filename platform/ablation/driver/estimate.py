@@ -1,8 +1,8 @@
 """How long a plan will take, from what trainings here have taken or from a probe of a few steps.
 
 What the same row took counts first, whatever its seed; for others the work that their configs are
-(`Setting.cost`) is multiplied by the seconds that a unit of work took. Wall time comes from the admission
-control itself, run ahead on a clock of its own.
+(`Setting.cost`) is multiplied by the seconds that a unit of work took. Wall time comes from the scheduler of
+real runs, run ahead on a clock of its own.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from heapq import heappop, heappush
 from pathlib import Path
 from statistics import median, quantiles
 
-from ablation.driver.scheduler import Admission, Candidate
+from ablation.driver.scheduler import GangScheduler, QueueEntry
 from ablation.plan import Plan, PlannedTrial, counted
 from ablation.resources import Node, Resources, held
 from ablation.store import Store
@@ -236,12 +236,11 @@ def estimate(
     left = [trial for trial in plan.trials if trial.state in ("WAITING", "RUNNING")]
     seconds = seconds_left(plan, calibration)
     sizes = {trial.key: held(trial.resources, share or Resources(), gpus=gpus) for trial in left}
-    admission = Admission(nodes, limit)
-    homeless = tuple(trial.name for trial in left if admission.never_fits(sizes[trial.key]))
+    scheduler = GangScheduler(nodes, limit)
+    homeless = tuple(trial.name for trial in left if scheduler.never_fits(sizes[trial.key]))
     known = calibration is not None
-    wall = (
-        makespan(admission, (Candidate(t.key, sizes[t.key], seconds[t.key]) for t in left)) if known else None
-    )
+    entries = [QueueEntry(trial.key, sizes[trial.key], seconds[trial.key]) for trial in left]
+    wall = makespan(scheduler, entries) if known else None
     hours = [(seconds[key] * size.workers / 3600, size) for key, size in sizes.items()]
     longest = max(left, key=lambda trial: seconds[trial.key], default=None)
     disk, basis = _disk(plan, len(left), directory)
@@ -260,18 +259,18 @@ def estimate(
     )
 
 
-def makespan(admission: Admission, candidates: Iterable[Candidate]) -> float:
-    """Seconds until all that can ever fit has run, if the estimates hold and no node is lost."""
-    for candidate in candidates:
-        admission.offer(candidate)
+def makespan(scheduler: GangScheduler, entries: Iterable[QueueEntry]) -> float:
+    """Seconds until every entry that can ever fit has run, if the estimates hold and no node is lost."""
+    for entry in entries:
+        scheduler.submit(entry)
     now, ends = 0.0, list[tuple[float, str]]()
     while True:
-        while started := admission.next(now):
+        while started := scheduler.next(now):
             heappush(ends, (now + started.seconds, started.id))
         if not ends:
             return now
         now, ended = heappop(ends)
-        admission.release(ended)
+        scheduler.release(ended)
 
 
 def _disk(plan: Plan, left: int, directory: Callable[[str], Path] | None) -> tuple[int, str]:

@@ -33,7 +33,7 @@ from ablation.driver.attempts import Desk, StopNow
 from ablation.driver.dispatch import Dispatcher
 from ablation.driver.display import Listener
 from ablation.driver.options import Options
-from ablation.driver.scheduler import Admission
+from ablation.driver.scheduler import GangScheduler
 from ablation.errors import UserError
 from ablation.plan import Plan, PlannedTrial
 from ablation.protocol import EvaluationRequest, Request
@@ -168,7 +168,7 @@ def _run_on_ray(
             dispatcher = Dispatcher(
                 plan,
                 desk,
-                Admission(layout.nodes, layout.limit),
+                GangScheduler(layout.nodes, layout.limit),
                 seconds,
                 resources,
                 options.micro_batch,

@@ -10,7 +10,7 @@ from ablation.control.control import UNRECORDED, Control
 from ablation.driver.attempts import Desk
 from ablation.driver.dispatch import Dispatcher
 from ablation.driver.display import Board, PlainDisplay
-from ablation.driver.scheduler import Admission
+from ablation.driver.scheduler import GangScheduler
 from ablation.driver.tune import _request
 from ablation.plan import Plan
 from ablation.provenance import staleness
@@ -104,7 +104,7 @@ class Lab:
         desk = Desk(trials, self.store, self.storage, self.workspace, listener, {}, max_retries=0, grace=0.0)
         resources = {key: workspaces.Resources() for key in trials}
         seconds = dict.fromkeys(trials, 1.0)
-        dispatcher = Dispatcher(plan, desk, Admission(nodes), seconds, resources, None, lambda: nodes)
+        dispatcher = Dispatcher(plan, desk, GangScheduler(nodes), seconds, resources, None, lambda: nodes)
         requests = {key: _request(trial, plan, self.workspace) for key, trial in trials.items()}
         job = Job(train, requests, self.storage, (), 0.0, self.workspace.root)
         while order := dispatcher.next():

@@ -16,7 +16,7 @@ from ablation.driver.dispatch import (
     Dispatcher,
 )
 from ablation.driver.display import Board, PlainDisplay
-from ablation.driver.scheduler import Admission
+from ablation.driver.scheduler import GangScheduler
 from ablation.driver.tune import _callback
 from ablation.errors import UserError
 from ablation.protocol import Evaluated, to_wire
@@ -50,9 +50,9 @@ class World:
         desk = Desk(trials, self.store, storage, workspace, listener, {}, max_retries=1, grace=60.0)
         resources = {trial.key: trial.resources or Resources() for trial in plan.trials}
         seconds = {trial.key: trial.cost for trial in plan.trials}
-        admission = Admission(self.nodes)
+        scheduler = GangScheduler(self.nodes)
         return Dispatcher(
-            plan, desk, admission, seconds, resources, None, lambda: self.nodes, clock=lambda: self.now
+            plan, desk, scheduler, seconds, resources, None, lambda: self.nodes, clock=lambda: self.now
         )
 
     def later(self) -> None:
@@ -102,7 +102,7 @@ def test_what_a_person_prioritises_while_it_runs_starts_next(world: World) -> No
     world.store.prioritise([key_of(dispatcher, "d")], 1)
     world.later()
     dispatcher.look()
-    dispatcher.admission.release(key_of(dispatcher, "a"))
+    dispatcher.scheduler.release(key_of(dispatcher, "a"))
     assert started(dispatcher) == ["d"]
 
 
@@ -199,7 +199,7 @@ def test_an_attempt_that_is_over_is_not_listened_to(world: World) -> None:
     dispatcher.hear(key, first, [{"kind": ENDED}])
     dispatcher.lose(key, first, "killed again")
     assert dispatcher.desk.holds(key, first + 1)
-    assert dispatcher.admission.running.keys() == {key}
+    assert dispatcher.scheduler.running.keys() == {key}
 
 
 def test_a_paused_study_starts_nothing_and_stops_what_runs_until_it_is_resumed(world: World) -> None:
@@ -354,7 +354,7 @@ def test_estimates_are_corrected_by_what_finished_trials_took(
 ) -> None:
     world.nodes = (Node("a", 1, 0, 0),)
     dispatcher = world.dispatcher([Toy("a", 200), Toy("b", 100)])
-    before: Callable[[], float] = lambda: dispatcher.admission.waiting[key_of(dispatcher, "b")].seconds  # noqa: E731
+    before: Callable[[], float] = lambda: dispatcher.scheduler.waiting[key_of(dispatcher, "b")].seconds  # noqa: E731
     assert started(dispatcher) == ["a"]
     estimated = before()
     world.now += 3 * dispatcher.seconds[key_of(dispatcher, "a")]
@@ -362,7 +362,7 @@ def test_estimates_are_corrected_by_what_finished_trials_took(
     dispatcher.desk._forget(key_of(dispatcher, "a"))
     dispatcher.ended(key_of(dispatcher, "a"))
     dispatcher.desk.running["b"] = 0  # keeps the one place
-    monkeypatch.setattr(dispatcher.admission, "next", lambda now: None)
+    monkeypatch.setattr(dispatcher.scheduler, "next", lambda now: None)
     dispatcher.next()
     assert before() == pytest.approx(3 * estimated)
 

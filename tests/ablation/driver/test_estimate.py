@@ -17,7 +17,7 @@ from ablation.driver.estimate import (
     measured,
     seconds_left,
 )
-from ablation.driver.scheduler import Admission, Candidate
+from ablation.driver.scheduler import GangScheduler, QueueEntry
 from ablation.plan import Plan, make_plan, register
 from ablation.protocol import Evaluated, Progress
 from ablation.resources import Node, Resources, parse_overrides
@@ -220,9 +220,10 @@ def test_nothing_left_takes_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("slots", "seconds"), [(1, 60), (2, 30), (8, 20)])
-def test_wall_time_is_what_the_admission_control_would_make_of_it(slots: int, seconds: float) -> None:
+def test_wall_time_is_what_the_scheduler_would_make_of_it(slots: int, seconds: float) -> None:
     work = [20, 10, 10, 10, 5, 5]
     nodes = [Node("a", slots, 0, 0)]
     assert (
-        makespan(Admission(nodes), (Candidate(str(i), Resources(), s) for i, s in enumerate(work))) == seconds
+        makespan(GangScheduler(nodes), (QueueEntry(str(i), Resources(), s) for i, s in enumerate(work)))
+        == seconds
     )
