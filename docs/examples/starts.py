@@ -131,38 +131,32 @@ def accuracy(model: nn.Module, test: Test) -> float:
     return 100 * (model(pictures).argmax(dim=1) == classes).float().mean().item()
 
 
-# --- the tables and what is claimed of them ----------------------------------------------------------------
+# --- the table and what is claimed of it ------------------------------------------------------------------
 
 
 def row(activation: str, normalised: bool) -> Row:
-    """A row: its name, its heading cells, its numbers. A number of a paper would be `paper=...`."""
-    cell = Cell(Variant(Training(activation, normalised), Test()), "accuracy")
-    return Row(f"{activation}, normalised" if normalised else activation, (activation, normalised), (cell,))
+    """A row: its name, its heading cells, its number (`Cell(..., paper=37.0)` has a paper's)."""
+    name = f"{activation}, normalised" if normalised else activation
+    variant = Variant(Training(activation, normalised), Test())
+    return Row(name, (activation, normalised), (Cell(variant, "accuracy"),))
 
 
-ROWS = (
-    row("sigmoid", False),
-    row("tanh", False),
-    row("tanh", True),
-    row("softsign", False),
-    row("softsign", True),
-)
+def number(name: str) -> CellRef:
+    """The number of a row, for claims."""
+    return CellRef("table1", name, "Accuracy")
+
+
+NETWORKS = (("sigmoid", False), ("tanh", False), ("tanh", True), ("softsign", False), ("softsign", True))
+ROWS = tuple(row(*network) for network in NETWORKS)
 TABLE = Table("table1", "How the weights start", ("Activation", "Normalised"), ("Accuracy",), ROWS)
-
-
-def cell(label: str) -> CellRef:
-    """The number of a row."""
-    return CellRef("table1", label, "Accuracy")
-
-
 CLAIMS: tuple[Claim, ...] = (
-    Greater("sigmoid", "tanh learns where sigmoid does not", cell("tanh"), cell("sigmoid")),
-    Greater("tanh", "Normalised weights help tanh", cell("tanh, normalised"), cell("tanh")),
+    Greater("sigmoid", "tanh learns where sigmoid does not", number("tanh"), number("sigmoid")),
+    Greater("tanh", "Normalised weights help tanh", number("tanh, normalised"), number("tanh")),
     Equivalent(
         "softsign",
         "softsign does as well without",
-        cell("softsign, normalised"),
-        cell("softsign"),
+        number("softsign, normalised"),
+        number("softsign"),
         margin=2.0,
     ),
 )
@@ -171,13 +165,12 @@ CLAIMS: tuple[Claim, ...] = (
 def study() -> Study:
     """What `--study` asks this file for."""
     setting = PlainSetting("quick", "16x16 drawings of three shapes, six hidden layers.", "drawings")
-    profile = Profile.plain(setting, "every row in seconds, three seeds", seeds=3)
     return Study(
         name="starts",
         title="How the weights of a deep network start",
         tables=(TABLE,),
         claims=CLAIMS,
-        profiles={"quick": profile},
+        profiles={"quick": Profile.plain(setting, "every row in seconds, three seeds", seeds=3)},
         default_profile="quick",
         train=train,
         sources=("starts",),

@@ -39,3 +39,20 @@ def test_the_files_that_a_page_names_exist(page: str) -> None:
     )
     starts = (*STARTS, (ROOT / page).parent)
     assert [name for name in named if not any((start / name).exists() for start in starts)] == []
+
+
+def test_the_study_in_the_readme_is_the_example_in_its_order() -> None:
+    [block] = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    example = iter((ROOT / "docs/examples/starts.py").read_text().splitlines())
+    lost = [line for line in block.splitlines() if line and line not in example]
+    assert lost == []
+
+
+def test_every_word_of_the_glossary_names_something_in_the_code() -> None:
+    text = (ROOT / "docs/architecture.md").read_text()
+    rows = re.findall(r"^\| ([a-z]+) \| .* \| `([\w/]+\.py)` `(\w+)` \|$", text, re.MULTILINE)
+    assert len(rows) >= 12
+    for word, file, name in rows:
+        code = (ROOT / "platform/ablation" / file).read_text()
+        assert re.search(rf"^(?:class |def )?{name}\b", code, re.MULTILINE), name
+        assert word in name.lower()
