@@ -1,13 +1,20 @@
-"""The truth about every trial, in SQLite or PostgreSQL.
+"""The result store: the state of every trial, in SQLite or PostgreSQL.
 
-store       all that is written
-reading     all that is read
-records     the rows that both give
-database    opening, transactions, waiting for a server that is away
-statements  what drivers ask most often
-schema      the tables; migrations brings those of older versions up to date
+store         `Store`, the one entry: opening, and the parts below
+reading       what is read
+trials        what people want of trials
+attempts      what drivers write of attempts
+artifacts     files, and numbers of evaluation servers
+mirroring     what the MLflow mirror has
+records       the rows that are returned
+database      opening, upgrades, transactions that survive a lost server
+transactions  one transaction; the decorators `read`, `write`, `write_async`
+engines       connections to SQLite and PostgreSQL
+statements    the most frequent statements
+schema        the tables; migrations upgrades those of older versions
 """
 
+from ablation.store.attempts import AttemptOverError
 from ablation.store.records import (
     CHECKPOINT,
     DETECTIONS,
@@ -25,7 +32,7 @@ from ablation.store.records import (
     Start,
     TrialRow,
 )
-from ablation.store.store import AttemptOverError, Store
+from ablation.store.store import Store
 
 __all__ = [
     "CHECKPOINT",

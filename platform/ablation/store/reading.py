@@ -1,4 +1,4 @@
-"""What may be asked of the store. Each method is one transaction and sees one moment."""
+"""What is read from the store. Each method is one transaction, which sees one state of the database."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sqlalchemy import ColumnElement, RowMapping, Select, and_, select
 from sqlalchemy import Table as SqlTable
 
 from ablation.store import schema, statements
-from ablation.store.database import Database, Transaction, reads
+from ablation.store.database import Database
 from ablation.store.records import (
     SILENCE,
     ArtifactRow,
@@ -28,13 +28,14 @@ from ablation.store.records import (
     Start,
     TrialRow,
 )
+from ablation.store.transactions import Transaction, read
 
 EXPERIMENTS = "mirrors"
 """Name of the note that says which MLflow experiment has the copy of each study and profile."""
 
 
 class Reader:
-    """The half of the store that changes nothing."""
+    """The part of the store that only reads."""
 
     def __init__(self, database: Database, root: Path) -> None:
         self.database = database
@@ -46,7 +47,7 @@ class Reader:
 
     # --- trials and attempts ---------------------------------------------------------------------
 
-    @reads
+    @read
     def trial_states(self, t: Transaction, keys: Collection[str] | None = None) -> dict[str, TrialRow]:
         """The known ones of the trials (all when None), by key."""
         a = schema.attempts
@@ -57,30 +58,30 @@ class Reader:
         rows = t.rows_among(select(schema.trials), schema.trials.c.key, keys)
         return {row["key"]: _trial_row(t, row, attempts.get(row["key"], [])) for row in rows}
 
-    @reads
+    @read
     def attempts(self, t: Transaction, trial_keys: Collection[str] | None = None) -> list[AttemptRow]:
         """Every attempt at the trials (all when None), oldest first."""
         return _attempts(t, trial_keys)
 
-    @reads
+    @read
     def pace(self, t: Transaction, study: str, profile: str, data_name: str) -> list[PaceRow]:
-        """How fast attempts at the trials of a setting went: those that reported progress, oldest first."""
+        """Speed of the attempts at the trials of a setting that reported progress, oldest first."""
         a = schema.attempts
         columns = (a.c.trial_key, a.c.id, a.c.state, a.c.started, a.c.heartbeat, a.c.ended)
         progress = (a.c.first_step, a.c.first_progress, a.c.last_step, a.c.last_progress)
         query = select(*columns, *progress).join(schema.trials).where(_of(study, profile, data_name))
         return [_pace_row(row) for row in t.rows(query.where(a.c.first_step.is_not(None)).order_by(a.c.id))]
 
-    @reads
+    @read
     def notices(self, t: Transaction, trial_key: str) -> list[str]:
-        """What attempts at a trial wanted a person to know, oldest first."""
+        """Messages to the user from the attempts at a trial, oldest first."""
         n, a = schema.notices, schema.attempts
         query = select(n.c.message).join(a).where(a.c.trial_key == trial_key)
-        return t.keys(query.order_by(n.c.id))
+        return t.scalars(query.order_by(n.c.id))
 
     # --- what people want ------------------------------------------------------------------------
 
-    @reads
+    @read
     def desired_states(
         self, t: Transaction, study: str, profile: str, data_name: str, trial_keys: Collection[str]
     ) -> DesiredStates:
@@ -91,33 +92,33 @@ class Reader:
         trials = {row["key"]: DesiredState(**{name: row[name] for name in names}) for row in rows}
         return DesiredStates(_paused(t, study, profile, data_name), trials)
 
-    @reads
+    @read
     def paused(self, t: Transaction, study: str, profile: str, data_name: str) -> bool:
         """Whether a study is to start nothing; False for an unknown one."""
         return _paused(t, study, profile, data_name)
 
-    @reads
+    @read
     def start_of(self, t: Transaction, trial_key: str) -> Start:
-        """What an attempt at a trial starts from; while it runs nobody else changes that."""
+        """What an attempt at a trial starts from; nothing else changes it while the attempt runs."""
         rows = t.rows(statements.START, {"one": trial_key})
         return Start(rows[0]["first_attempt"], frozenset(row["key"] for row in rows if row["key"]))
 
     # --- results ---------------------------------------------------------------------------------
 
-    @reads
+    @read
     def evaluations(self, t: Transaction, keys: Collection[str] | None = None) -> dict[str, EvaluationRow]:
-        """Those of the evaluations (all when None) that have a result, by key."""
+        """The evaluations (all when None) that have a result, by key."""
         return evaluations_by_key(t, schema.evaluations.c.key, keys)
 
-    @reads
+    @read
     def evaluations_of(self, t: Transaction, trial_key: str) -> list[EvaluationRow]:
-        """Those of a trial that have a result, in the order in which they were done."""
+        """The evaluations of a trial that have a result, in the order in which they were done."""
         found = evaluations_by_key(t, schema.evaluations.c.trial_key, [trial_key])
         return sorted(found.values(), key=attrgetter("time", "key"))
 
-    @reads
+    @read
     def earlier_results(self, t: Transaction, trial_key: str) -> list[EvaluationRow]:
-        """Results that a trial had before it was to be done anew (`Store.renew`), oldest first."""
+        """Results that a trial had before it was started anew (`Store.renew`), oldest first."""
         e, before = schema.evaluations, schema.earlier_results
         query = select(
             e.c.key, e.c.trial_key, e.c.config, before.c.attempt_id, before.c.metrics, before.c.time
@@ -125,19 +126,19 @@ class Reader:
         rows = t.rows(query.join(before).where(e.c.trial_key == trial_key))
         return sorted(_evaluation_rows(t, rows), key=attrgetter("time", "key"))
 
-    @reads
+    @read
     def metrics(self, t: Transaction, attempt_id: int, after: int = 0) -> list[MetricRow]:
-        """Numbers that an attempt reported, in order; only those with an id above `after`."""
+        """Metrics that an attempt reported, in order; only those with an id above `after`."""
         m = schema.metrics
         columns = (m.c.id, m.c.step, m.c.name, m.c.value, m.c.time)
         query = select(*columns).where(m.c.attempt_id == attempt_id, m.c.id > after).order_by(m.c.id)
         return [MetricRow(**{**row, "value": _from_null(row["value"])}) for row in t.rows(query)]
 
-    @reads
+    @read
     def curve(self, t: Transaction, trial_key: str, name: str) -> list[tuple[int, float]]:
-        """(step, value) of a metric over a whole training; a resumed attempt replaces what it redid.
+        """(step, value) of a metric over the training that counts.
 
-        Of a trial that was begun anew, the training that counts.
+        Where a resumed attempt repeated steps, its values replace the earlier ones.
         """
         m, a, r = schema.metrics, schema.attempts, schema.trials
         counts = (a.c.trial_key == trial_key, a.c.number >= r.c.first_attempt)
@@ -150,42 +151,42 @@ class Reader:
             points = [point for point in points if point[0] < redone[0][0]] + redone
         return points
 
-    @reads
+    @read
     def artifacts(self, t: Transaction, trial_key: str) -> list[ArtifactRow]:
-        """Files that attempts at a trial left, oldest first."""
+        """Files of the attempts at a trial, oldest first."""
         f = schema.artifacts
         query = select(*_columns(f, ArtifactRow)).where(f.c.trial_key == trial_key).order_by(f.c.id)
         return [ArtifactRow(**row) for row in t.rows(query)]
 
     # --- invocations and the mirror ----------------------------------------------------------------
 
-    @reads
+    @read
     def invocations(self, t: Transaction) -> list[InvocationRow]:
         """Every `run` command so far, oldest first."""
         i = schema.invocations
         return [InvocationRow(**row) for row in t.rows(select(i).order_by(i.c.id))]
 
-    @reads
+    @read
     def diff(self, t: Transaction, sha256: str) -> str | None:
-        """The text of the uncommitted changes whose hash a provenance names."""
+        """The text of the uncommitted changes that a provenance names by hash."""
         d = schema.diffs
-        return next(iter(t.keys(select(d.c.text).where(d.c.sha256 == sha256))), None)
+        return next(iter(t.scalars(select(d.c.text).where(d.c.sha256 == sha256))), None)
 
-    @reads
+    @read
     def studies(self, t: Transaction) -> list[tuple[str, str]]:
         """Name and profile of every study known, sorted."""
         s = schema.studies
         query = select(s.c.name, s.c.profile).distinct().order_by(s.c.name, s.c.profile)
         return [(row["name"], row["profile"]) for row in t.rows(query)]
 
-    @reads
+    @read
     def experiment(self, t: Transaction, study: str, profile: str) -> str | None:
         """The MLflow experiment that has the copy of a study and profile (`Store.set_experiment`)."""
         return experiments(t).get(f"{study} {profile}")
 
-    @reads
+    @read
     def attempts_to_mirror(self, t: Transaction) -> list[AttemptRow]:
-        """Attempts with metrics, or a state, that the mirror does not have yet, oldest first."""
+        """Attempts with metrics or a state that the MLflow mirror lacks, oldest first."""
         a = schema.attempts
         query = select(*_columns(a, AttemptRow)).where(schema.TO_MIRROR).order_by(a.c.id)
         return [AttemptRow(**row) for row in t.rows(query)]
@@ -204,7 +205,7 @@ def evaluations_by_key(
 
 
 def _evaluation_rows(t: Transaction, rows: Sequence[RowMapping]) -> list[EvaluationRow]:
-    """Results, each with the files of the attempt that gave it."""
+    """Results, each with the files of the attempt that measured it."""
     f = schema.artifacts
     files: dict[tuple[str, int], dict[str, str]] = {}
     query = select(f.c.evaluation_key, f.c.attempt_id, f.c.kind, f.c.path).order_by(f.c.id)
@@ -215,9 +216,9 @@ def _evaluation_rows(t: Transaction, rows: Sequence[RowMapping]) -> list[Evaluat
 
 
 def meta_value(t: Transaction, name: str) -> str | None:
-    """What the store notes of itself under a name."""
+    """Value of a note in the table `meta`; None where there is none."""
     m = schema.meta
-    return next(iter(t.keys(select(m.c.value).where(m.c.name == name))), None)
+    return next(iter(t.scalars(select(m.c.value).where(m.c.name == name))), None)
 
 
 def experiments(t: Transaction) -> dict[str, str]:
@@ -226,7 +227,7 @@ def experiments(t: Transaction) -> dict[str, str]:
 
 
 def to_null(value: float) -> float | None:
-    """JSON in PostgreSQL has no NaN and no infinity."""
+    """None for NaN and infinity, which JSON in PostgreSQL does not have."""
     return value if math.isfinite(value) else None
 
 

@@ -1,4 +1,4 @@
-"""What the store answers with: its rows as frozen dataclasses."""
+"""The rows that the store returns, as frozen dataclasses."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import Any
 from ablation.store.schema import AttemptState, TrialState
 
 SILENCE = timedelta(seconds=30)
-"""A driver says much more often than this that its attempts are alive."""
+"""Time without a heartbeat after which an attempt's driver counts as dead."""
 CHECKPOINT = "checkpoint"
 """The kind of artifact that a `Checkpointed` report leaves."""
 DETECTIONS = "detections"
-"""The kind of artifact that holds what an evaluation found, for `Study.rescore` and `Study.by_class`."""
+"""The kind of artifact with an evaluation's detections, for `Study.rescore` and `Study.by_class`."""
 SUBMISSION = "submission"
-"""The kind of artifact that an evaluation without numbers leaves: what an evaluation server takes."""
+"""The kind of artifact of an evaluation without numbers: the file to upload to an evaluation server."""
 SCORES = "scores"
-"""The kind of artifact that holds what an evaluation server returned."""
+"""The kind of artifact with the numbers that an evaluation server returned."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,16 +27,15 @@ class TrialRow:
 
     Attributes:
         tables: ids of the tables that cite it.
-        state: WAITING also where nothing was heard of the running attempt for `SILENCE`: its driver was
-            killed. Whether a plan still wants something of the trial, the plan knows.
-        step, total: how far the newest attempt reported to be; 0 of 0 before the first report.
+        state: WAITING also where the running attempt had no heartbeat for `SILENCE`: its driver was killed.
+        step, total: progress of the newest attempt; 0 of 0 before its first report.
         error: traceback of the failure when FAILED.
-        attempts: how many there were.
+        attempts: number of attempts.
         seconds: run time of all attempts together.
         priority: higher ones start first.
-        micro_batch: what want of memory made of it; None leaves it to the command.
-        first_attempt: number of the attempt with which the training that counts began; above 1 where it was
-            begun anew.
+        micro_batch: samples at a time after an attempt ran out of memory; None for the command's value.
+        first_attempt: number of the attempt that started the training that counts; above 1 where it was
+            started anew.
     """
 
     key: str
@@ -59,12 +58,12 @@ class TrialRow:
 
     @property
     def folder(self) -> str:
-        """Where in its directory the training that counts keeps its files; one begun anew finds no others."""
+        """Folder of the training that counts, in the trial's directory; each one started anew has its own."""
         return folder_of(self.first_attempt)
 
 
 def folder_of(first_attempt: int) -> str:
-    """In a trial's directory, of the training that began with that attempt; "" for the directory itself."""
+    """Folder of a training that started with that attempt; "" for the trial's directory itself."""
     return f"attempt-{first_attempt}" if first_attempt > 1 else ""
 
 
@@ -92,11 +91,11 @@ class AttemptRow:
 
     Attributes:
         number: 1 for the first attempt at its trial.
-        owner: who claimed it; `host` and `pid` are of the process that did.
-        provenance: what `provenance.collect` found, without the diff's text (see `Store.diff`).
+        owner: the driver that claimed it; `host` and `pid` are those of its process.
+        provenance: as `provenance.record.collect` returns it, without the diff's text (see `Store.diff`).
         mirrored_upto: id of the last metric that MLflow has.
         mirrored_state: the state that MLflow has; None when it has nothing yet.
-        environment: of the process that trained, as it last described itself; None before it did.
+        environment: of the training process (`provenance.environment.describe`); None before its report.
     """
 
     id: int
@@ -128,9 +127,9 @@ class EvaluationRow:
     """An evaluation that is done.
 
     Attributes:
-        metrics: AP and its kin in percent; NaN where there is nothing to average; empty while an
-            evaluation server has yet to give them.
-        artifacts: path of each kind of file behind it, relative to the workspace (`Store.resolve`).
+        metrics: values by name, in the metrics' units; NaN where undefined; empty until an evaluation server
+            has returned them.
+        artifacts: path of each kind of file, relative to the workspace (`Store.resolve`).
     """
 
     key: str
@@ -143,18 +142,18 @@ class EvaluationRow:
 
     @property
     def awaits_scores(self) -> bool:
-        """Whether it has no numbers, because only an evaluation server can give them."""
+        """Whether its numbers are still to come from an evaluation server."""
         return not self.metrics and SUBMISSION in self.artifacts
 
     @property
     def imported(self) -> bool:
-        """Whether an evaluation server gave its numbers."""
+        """Whether its numbers came from an evaluation server."""
         return SCORES in self.artifacts
 
 
 @dataclass(frozen=True, slots=True)
 class MetricRow:
-    """One number of a training; ids grow in the order of recording."""
+    """One value of a training's metric; ids grow in the order of recording."""
 
     id: int
     step: int
@@ -165,7 +164,7 @@ class MetricRow:
 
 @dataclass(frozen=True, slots=True)
 class ArtifactRow:
-    """A file that an attempt left, its path relative to the workspace."""
+    """A file of an attempt, its path relative to the workspace."""
 
     trial_key: str
     attempt_id: int
@@ -193,13 +192,13 @@ class InvocationRow:
 
 @dataclass(frozen=True, slots=True)
 class PaceRow:
-    """How fast an attempt went.
+    """Speed of an attempt.
 
     Attributes:
-        steps: between its first and its last report of progress.
-        train_seconds: between the same two.
+        steps: from its first to its last report of progress.
+        train_seconds: between these two reports.
         total_seconds: of the whole attempt: start, training, evaluations.
-        complete: whether it ended well.
+        complete: whether it is COMPLETE.
     """
 
     trial_key: str
@@ -212,7 +211,7 @@ class PaceRow:
 
 @dataclass(frozen=True, slots=True)
 class DesiredState:
-    """What is wanted of a trial, its state as written: RUNNING whether its driver lives or not."""
+    """What people want of a trial. `state` is as stored: RUNNING also when the driver is dead."""
 
     state: TrialState
     priority: int
@@ -222,7 +221,7 @@ class DesiredState:
 
 @dataclass(frozen=True, slots=True)
 class DesiredStates:
-    """What people want of a running study; a driver looks every few seconds."""
+    """What people want of a study and its trials; a driver reads it every few seconds."""
 
     paused: bool
     trials: Mapping[str, DesiredState]

@@ -5,11 +5,11 @@
                 trials 1-n artifacts (each of one attempt, some of one evaluation)
     invocations 1-n attempts
 
-Times are UTC. Texts of diffs are kept once, under their hash. `config` columns are text, not JSON:
-they are what a key hashes, byte for byte.
+Times are UTC. The text of a diff is stored once, under its hash. `config` columns are text, not JSON: a key
+is the hash of exactly these bytes.
 
-A change here needs a higher `SCHEMA_VERSION` and a script in `migrations/versions` that brings older
-stores to it.
+A change here needs a higher `SCHEMA_VERSION` and a script in `migrations/versions` that upgrades older
+stores.
 """
 
 from __future__ import annotations
@@ -61,13 +61,13 @@ class UtcTime(TypeDecorator[datetime]):
 
 
 class PlainText(TypeDecorator[str]):
-    """Text that others wrote, with what a database may refuse (NUL, halves of UTF-16 pairs) as escapes."""
+    """Text from outside; characters that a database may refuse (NUL, lone surrogates) become escapes."""
 
     impl = Text
     cache_ok = True
 
     def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
-        """As text that every database takes."""
+        """As text that every database accepts."""
         return (
             None
             if value is None
@@ -112,7 +112,7 @@ trials = Table(
     Column("added", UtcTime, nullable=False),
     Column("priority", Integer, nullable=False, server_default="0"),  # higher first
     Column("micro_batch", Integer),  # NULL: as the command says
-    # Number of the attempt with which the training that counts began: above 1 where it was begun anew.
+    # Number of the attempt that started the training that counts: above 1 where it was started anew.
     Column("first_attempt", Integer, nullable=False, server_default="1"),
     ForeignKeyConstraint(
         ["study", "profile", "data_name"], ["studies.name", "studies.profile", "studies.data_name"]
@@ -157,13 +157,13 @@ attempts = Table(
     Column("error", PlainText),
     Column("provenance", JSON, nullable=False),
     Column("environment", JSON),
-    # Where its progress began and how far it is, so that nothing has to look for it among the metrics.
+    # First and last progress, so that no query searches the metrics for them.
     Column("first_step", Integer),
     Column("first_progress", UtcTime),
     Column("last_step", Integer),
     Column("last_progress", UtcTime),
     Column("last_metric", Integer, nullable=False, server_default="0"),  # its id
-    # What the MLflow mirror has of this attempt; the only columns that change after its end.
+    # What the MLflow mirror has; the only columns that change after the attempt's end.
     Column("mlflow_run_id", String(64)),
     Column("mirrored_upto", Integer, nullable=False, default=0),
     Column("mirrored_state", String(16)),
@@ -175,7 +175,7 @@ TO_MIRROR = or_(
     attempts.c.mirrored_state != attempts.c.state,
     attempts.c.mirrored_upto < attempts.c.last_metric,
 )
-"""Attempts of which the MLflow mirror lacks something."""
+"""Attempts that the MLflow mirror does not have completely."""
 Index("ix_attempts_to_mirror", attempts.c.id, sqlite_where=TO_MIRROR, postgresql_where=TO_MIRROR)
 
 metrics = Table(
@@ -185,7 +185,7 @@ metrics = Table(
     Column("attempt_id", ForeignKey("attempts.id"), nullable=False),
     Column("step", Integer, nullable=False),
     Column("name", String(100), nullable=False),
-    Column("value", Float),  # NULL is NaN: SQLite has no other way to keep it
+    Column("value", Float),  # NULL is NaN, which SQLite cannot store
     Column("time", UtcTime, nullable=False),
     Index("ix_metrics_attempt", "attempt_id", "id"),
 )
@@ -211,7 +211,7 @@ evaluations = Table(
 )
 
 earlier_results = Table(
-    "earlier_results",  # of evaluations that were to be done anew
+    "earlier_results",  # of evaluations that were started anew
     metadata,
     Column("evaluation_key", ForeignKey("evaluations.key"), primary_key=True),
     Column("attempt_id", ForeignKey("attempts.id"), primary_key=True),

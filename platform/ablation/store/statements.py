@@ -1,7 +1,7 @@
-"""What drivers ask of the store most often, as statements with parameters.
+"""The most frequent statements of drivers, with parameters.
 
-Made once: to make one anew costs more than to run it. `one` is the row's key or id; where a statement changes
-a row, the columns are those that it is given values for.
+Each is built once, because building a statement costs more than running it. `one` is the row's key or id; an
+update sets the columns that it gets values for.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from ablation.store.schema import metrics as m
 from ablation.store.schema import trials as r
 
 CLAIM = r.update().where(r.c.key == bindparam("one"), r.c.state == "WAITING").returning(r.c.key)
-"""Changes a trial that waits; returns its key."""
+"""Updates a WAITING trial; returns its key."""
 
 TRIAL = r.update().where(r.c.key == bindparam("one"))
-"""Changes a trial."""
+"""Updates a trial."""
 
 RUNNING = a.update().where(a.c.id == bindparam("one"), a.c.state == "RUNNING").returning(a.c.trial_key)
-"""Changes an attempt that runs; returns its trial's key."""
+"""Updates a RUNNING attempt; returns its trial's key."""
 
 PROGRESS = (
     a.update()
@@ -33,18 +33,18 @@ PROGRESS = (
         ),
     )
 )
-"""Changes an attempt that has told of progress, at the step `first` first, by `now`."""
+"""Updates an attempt's progress: `first` and `now` are the step and time if it is its first report."""
 
 RESULT = e.update().where(
     e.c.key == bindparam("one"), e.c.trial_key == bindparam("of"), e.c.attempt_id.is_(None)
 )
-"""Changes an evaluation of the trial `of` that has no result."""
+"""Updates an evaluation of the trial `of` that has no result."""
 
 ATTEMPTS = select(func.count()).where(a.c.trial_key == bindparam("one"))
-"""How many attempts there were at a trial."""
+"""Number of attempts at a trial."""
 
 LACKING = select(func.count()).where(e.c.trial_key == bindparam("one"), e.c.attempt_id.is_(None))
-"""How many evaluations of a trial have no result."""
+"""Number of evaluations of a trial without a result."""
 
 LOCK = (
     select(r.c.key).where(r.c.key.in_(bindparam("keys", expanding=True))).order_by(r.c.key).with_for_update()
@@ -56,4 +56,4 @@ START = (
     .join_from(r, e, (e.c.trial_key == r.c.key) & e.c.attempt_id.is_not(None), isouter=True)
     .where(r.c.key == bindparam("one"))
 )
-"""A trial's first attempt that counts, with the key of each evaluation that has a result (or NULL)."""
+"""A trial's `first_attempt`, with the key of each evaluation that has a result (or NULL)."""

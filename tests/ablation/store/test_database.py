@@ -23,8 +23,9 @@ from sqlalchemy.exc import OperationalError
 
 from ablation.errors import UserError
 from ablation.protocol import Evaluated, Progress
-from ablation.store import Store, database, migrations, schema
-from ablation.store.database import Database, NoStoreError, Transaction
+from ablation.store import Store, database, engines, migrations, schema, transactions
+from ablation.store.database import Database, NoStoreError
+from ablation.store.transactions import Transaction
 
 KEY = "a" * 12
 SETTING = ("atss", "smoke", "shapes-1")
@@ -81,7 +82,7 @@ def old(request: pytest.FixtureRequest, place: Path) -> Path | str:
 def test_an_old_store_keeps_its_results_when_it_is_upgraded(old: Path | str, tmp_path: Path) -> None:
     upgraded = Store.open(old, root=tmp_path)
     states = {key[0]: row.state for key, row in upgraded.trial_states().items()}
-    assert states == {"a": "COMPLETE", "b": "FAILED", "c": "WAITING"}  # the last one's driver is long silent
+    assert states == {"a": "COMPLETE", "b": "FAILED", "c": "WAITING"}  # the last one's driver is dead
     assert upgraded.evaluations()["e" * 12].metrics == {"AP": 39.3}
     assert (upgraded.earlier_results(KEY), upgraded.trial_states()[KEY].first_attempt) == ([], 1)
     assert upgraded.curve(KEY, "loss")[:3] == [(10, 2.0), (20, 1.5), (30, 1.0)]
@@ -227,8 +228,8 @@ def test_a_view_cannot_write(opened: Store, place: Path) -> None:
 def test_a_store_that_cannot_be_written_is_refused_when_it_is_opened(
     opened: Store, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    only_readable = database._url(place, read_only=True)
-    monkeypatch.setattr(database, "_url", lambda *_: only_readable)
+    only_readable = engines._url(place, read_only=True)
+    monkeypatch.setattr(engines, "_url", lambda *_: only_readable)
     with pytest.raises(UserError, match="readonly"):
         Store.open(place)
 
@@ -250,9 +251,12 @@ def test_a_full_disk_loses_nothing_and_says_what_to_do(opened: Store) -> None:
 
 
 def test_a_locked_store_says_so(opened: Store, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(database, "BUSY_TIMEOUT_MS", 50)
+    monkeypatch.setattr(engines, "BUSY_TIMEOUT_MS", 50)
     impatient = Store.open(place)
-    with opened._transaction(writes=True), pytest.raises(UserError, match=r"locked\. Another program"):
+    with (
+        opened._transaction(writes=True),
+        pytest.raises(UserError, match=r"locked\. Another program holds the lock"),
+    ):
         impatient.retry([KEY])
 
 
@@ -261,7 +265,7 @@ def test_a_bug_in_a_statement_is_not_taken_for_the_users_fault(opened: Store) ->
         t.connection.exec_driver_sql("SELECT * FROM no_such")
 
 
-def test_only_what_would_not_be_told_anew_waits_for_the_disk(opened: Store) -> None:
+def test_only_what_a_driver_would_not_report_again_waits_for_the_disk(opened: Store) -> None:
     opened.ensure_evaluation("e" * 12, KEY, "{}")
     levels: list[str] = []
 
@@ -286,7 +290,7 @@ def test_only_what_would_not_be_told_anew_waits_for_the_disk(opened: Store) -> N
     assert level_of(opened.cancel, [KEY]) == "FULL"
 
 
-def test_nothing_that_is_asked_looks_through_all_metrics(opened: Store) -> None:
+def test_no_query_scans_the_metrics_table(opened: Store) -> None:
     attempt = claimed(opened)
     asked: list[tuple[str, Any]] = []
     event.listen(
@@ -374,7 +378,7 @@ def served(postgres_url: str, tmp_path: Path) -> Store:
     return filled(postgres_url, tmp_path)
 
 
-def test_a_view_of_an_empty_database_is_told_apart(postgres_url: str, tmp_path: Path) -> None:
+def test_reading_an_empty_database_raises_an_error_of_its_own(postgres_url: str, tmp_path: Path) -> None:
     with pytest.raises(NoStoreError, match="holds no results yet"):
         Store.open(postgres_url, root=tmp_path, read_only=True)
 
@@ -525,7 +529,7 @@ def test_heartbeats_follow_the_servers_clock(served: Store, monkeypatch: pytest.
         def now(cls, tz: Any = None) -> datetime:
             return datetime(2001, 1, 1, tzinfo=UTC)
 
-    monkeypatch.setattr(database, "datetime", Behind)
+    monkeypatch.setattr(transactions, "datetime", Behind)
     attempt = claimed(served)
     served.heartbeat([attempt])
     assert abs(served.attempts()[0].heartbeat.timestamp() - time.time()) < 60
@@ -539,4 +543,4 @@ def test_marks_of_programs_that_are_gone_are_removed(
         t.execute(schema.writers.insert().values(id="old", last=1, time=datetime(2001, 1, 1, tzinfo=UTC)))
     Database.open(postgres_url, read_only=False).close()
     with served._transaction(writes=False) as t:
-        assert "old" not in t.keys(schema.writers.select())
+        assert "old" not in t.scalars(schema.writers.select())

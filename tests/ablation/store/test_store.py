@@ -150,7 +150,7 @@ def test_a_trial_is_not_complete_while_an_evaluation_has_no_result(opened: Store
     assert state(opened) == "WAITING"
 
 
-def test_a_trial_can_be_made_known_again_with_another_name_but_not_another_config(opened: Store) -> None:
+def test_a_trial_can_be_added_again_with_another_name_but_not_another_config(opened: Store) -> None:
     claimed(opened)
     opened.ensure_trial(KEY, "table3 row, seed 0", "{}", 0, *WHERE, tables=["table3", "table4"])
     row = opened.trial_states()[KEY]
@@ -224,7 +224,7 @@ def test_a_cancelled_trial_that_lacks_an_evaluation_stays_cancelled_when_it_fini
     assert state(opened) == "CANCELLED"
 
 
-def test_nobody_can_start_a_retried_trial_whose_cancelled_attempt_still_goes_on(opened: Store) -> None:
+def test_no_driver_can_start_a_retried_trial_whose_cancelled_attempt_has_not_ended(opened: Store) -> None:
     attempt = claimed(opened)
     opened.cancel([KEY])
     assert opened.retry([KEY]) == [KEY]
@@ -233,7 +233,7 @@ def test_nobody_can_start_a_retried_trial_whose_cancelled_attempt_still_goes_on(
     claimed(opened)
 
 
-def test_wishes_are_what_people_asked_for(opened: Store) -> None:
+def test_desired_states_are_what_people_asked_for(opened: Store) -> None:
     (other,) = add_trials(opened, 1)
     assert opened.desired_states(*SETTING, [KEY]) == DesiredStates(
         False, {KEY: DesiredState("WAITING", 0, None)}
@@ -253,7 +253,7 @@ def test_wishes_are_what_people_asked_for(opened: Store) -> None:
     )
 
 
-def test_a_wish_says_running_even_when_the_driver_is_silent(opened: Store) -> None:
+def test_a_desired_state_is_running_even_when_the_driver_is_silent(opened: Store) -> None:
     claimed(opened)
     fall_silent(opened, 3600)
     assert opened.desired_states(*SETTING, [KEY]).trials[KEY].state == "RUNNING"
@@ -383,7 +383,7 @@ def test_an_attempt_ends_with_its_last_reports_or_not_at_all(opened: Store) -> N
     assert [row.value for row in opened.metrics(attempt)] == [0.5]
 
 
-def test_what_an_attempt_told_with_its_failure_is_kept(opened: Store) -> None:
+def test_what_an_attempt_reports_with_its_failure_is_kept(opened: Store) -> None:
     attempt = claimed(opened)
     opened.fail(attempt, "ValueError: broken", [Noticed("a checkpoint was passed over")])
     assert (state(opened), opened.notices(KEY)) == ("FAILED", ["a checkpoint was passed over"])
@@ -472,7 +472,7 @@ def complete(opened: Store, value: float, kind: str = "detections") -> int:
     return attempt
 
 
-def test_a_trial_to_be_done_anew_waits_without_results_and_those_of_before_stay(opened: Store) -> None:
+def test_a_renewed_trial_waits_without_results_and_its_earlier_ones_stay(opened: Store) -> None:
     first = complete(opened, 39.3)
     before = (opened.attempts(), opened.metrics(first), opened.artifacts(KEY))
     assert opened.renew({KEY: 1}) == [KEY]
@@ -501,7 +501,7 @@ def test_a_result_has_the_files_of_its_own_attempt_alone(opened: Store) -> None:
     assert (state(opened), opened.curve(KEY, "loss")) == ("COMPLETE", [(10, 40.1)])
 
 
-def test_a_trial_that_runs_or_was_taken_up_since_is_not_done_anew(opened: Store) -> None:
+def test_a_trial_that_runs_or_was_started_since_is_not_renewed(opened: Store) -> None:
     complete(opened, 39.3)
     opened.ensure_evaluation("f" * 12, KEY, "{}")
     attempt = claimed(opened)
@@ -556,7 +556,7 @@ def test_only_silent_attempts_are_reclaimed_while_other_drivers_live(opened: Sto
     claimed(opened)
 
 
-def test_reclaiming_ends_the_commands_that_were_killed_when_they_were_last_heard_of(opened: Store) -> None:
+def test_reclaiming_ends_the_commands_that_were_killed_at_their_last_heartbeat(opened: Store) -> None:
     ended, silent, killed = (opened.start_invocation("ablation run", {}) for _ in range(3))
     opened.end_invocation(ended)
     opened.claim(KEY, "driver", {}, killed)
@@ -648,7 +648,7 @@ def test_stores_can_be_made_by_several_threads_at_once(place: Place, tmp_path: P
     run_together([make] * 8)
 
 
-def test_drivers_that_want_the_same_trials_make_them_known_once(
+def test_drivers_that_start_the_same_study_at_once_add_its_trials_once(
     opened: Store, place: Place, tmp_path: Path
 ) -> None:
     others = [Store.open(place, root=tmp_path) for _ in range(3)]

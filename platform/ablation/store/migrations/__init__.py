@@ -1,7 +1,7 @@
-"""How a store of an older version becomes one of today's: alembic scripts, `versions/v<N>.py`.
+"""Upgrades of stores of older versions: alembic scripts, `versions/v<N>.py`.
 
-The version of a store is the number in its table `meta`, the name of the script that led there. Scripts get
-alembic's operations as an argument, because its usual global `op` knows one upgrade at a time in a process.
+The version of a store is a number in its table `meta`: the name of the last script that upgraded it. Scripts
+get alembic's operations as an argument: the usual global `op` allows one upgrade at a time in a process.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from sqlalchemy import Connection
 
 
 def upgrade(connection: Connection, version: int) -> None:
-    """Runs what leads from a version to the newest, within the connection's transaction."""
+    """Runs the scripts after `version`, within the connection's transaction."""
     scripts = ScriptDirectory(Path(__file__).parent)
     operations = Operations(MigrationContext.configure(connection))
     for script in reversed(list(scripts.iterate_revisions("head", str(version)))):
