@@ -6,12 +6,13 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: reproduce test checks bench bench-platform install ui lock clean
+.PHONY: reproduce test test-fast checks bench bench-platform install ui lock clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make reproduce   train the grid and print the paper's tables (ARGS=\"--profile smoke\" for a quick look)"
-	@echo "make test        every test"
+	@echo "make test        every test, 12 minutes on 2 cores"
+	@echo "make test-fast   those that start no process, under 2 minutes"
 	@echo "make checks      ruff and mypy"
 	@echo "make bench       the detector's speed beside torchvision's and mmdet's, 13 minutes"
 	@echo "make bench-platform  what the platform adds: trials, scheduling, store, MLflow; half an hour"
@@ -43,6 +44,10 @@ reproduce: install
 # In two processes: slow tests start others and wait for them most of the time.
 test: install
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 $(ARGS)
+
+# Starts neither Ray nor servers nor other processes; a test that does so without a marker fails.
+test-fast: install
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 -m "not slow and not process and not gpu" $(ARGS)
 
 checks: install
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

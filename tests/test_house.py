@@ -1,8 +1,13 @@
 """Rules about the tree that no other tool checks."""
 
 import ast
-from collections.abc import Iterator
+import multiprocessing
+import os
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -36,3 +41,17 @@ def test_a_fixture_of_several_files_stands_in_a_conftest() -> None:
         if "pytest.fixture" in file.read_text()
     ]
     assert not found
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        lambda: subprocess.run(["true"]),
+        lambda: os.posix_spawn("/bin/true", ["true"], {}),
+        lambda: multiprocessing.get_context("spawn").Process(target=print).start(),
+        lambda: multiprocessing.get_context("fork").Process(target=print).start(),
+    ],
+)
+def test_a_test_without_a_marker_starts_no_process(start: Callable[[], None]) -> None:
+    with pytest.raises(pytest.fail.Exception, match=r"starts a process \(.*\). Mark it @pytest.mark.process"):
+        start()

@@ -94,6 +94,7 @@ def test_only_plain_names_become_folders(workspace: Workspace, name: str) -> Non
             workspace.results_directory(*names)
 
 
+@pytest.mark.process
 def test_a_second_driver_is_told_who_the_first_is(workspace: Workspace) -> None:
     first = hold(workspace)
     try:
@@ -106,6 +107,7 @@ def test_a_second_driver_is_told_who_the_first_is(workspace: Workspace) -> None:
         first.wait()
 
 
+@pytest.mark.process
 def test_a_killed_driver_leaves_no_lock(workspace: Workspace) -> None:
     first = hold(workspace)
     os.kill(first.pid, signal.SIGKILL)

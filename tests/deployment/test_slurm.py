@@ -79,6 +79,7 @@ def test_shellcheck_has_nothing_to_say(docker: Path, validate: Callable[..., Non
     validate("shellcheck", docker / "slurm/ablation.sbatch")
 
 
+@pytest.mark.process
 def test_ray_starts_on_every_node_and_the_run_gets_its_options(
     job: Callable[..., subprocess.Popen[str]], tmp_path: Path
 ) -> None:
@@ -97,6 +98,7 @@ def test_ray_starts_on_every_node_and_the_run_gets_its_options(
     assert _calls(tmp_path, "ablation") == ["run --cluster 10.0.0.1:22345 --profile coco --data a b"]
 
 
+@pytest.mark.process
 def test_the_token_is_in_no_command_line_and_gone_at_the_end(
     job: Callable[..., subprocess.Popen[str]], tmp_path: Path
 ) -> None:
@@ -107,6 +109,7 @@ def test_the_token_is_in_no_command_line_and_gone_at_the_end(
     )
 
 
+@pytest.mark.process
 def test_sigterm_reaches_the_run_and_what_was_interrupted_queues_again(
     job: Callable[..., subprocess.Popen[str]], tmp_path: Path
 ) -> None:
@@ -114,6 +117,7 @@ def test_sigterm_reaches_the_run_and_what_was_interrupted_queues_again(
     assert _calls(tmp_path, "scontrol")[-1] == "requeue 12345"
 
 
+@pytest.mark.process
 def test_a_job_that_is_stopped_while_it_waits_for_its_nodes_queues_again(
     job: Callable[..., subprocess.Popen[str]], tmp_path: Path
 ) -> None:
@@ -122,6 +126,7 @@ def test_a_job_that_is_stopped_while_it_waits_for_its_nodes_queues_again(
     assert _calls(tmp_path, "ablation") == []
 
 
+@pytest.mark.process
 def test_a_run_that_ends_well_in_its_last_minutes_does_not_queue_again(
     job: Callable[..., subprocess.Popen[str]], tmp_path: Path
 ) -> None:

@@ -271,6 +271,7 @@ def test_without_the_quick_library_the_judge_answers(monkeypatch: pytest.MonkeyP
     assert quick_scores(ground_truth, results) == evaluate(ground_truth, results)
 
 
+@pytest.mark.process
 def test_neither_library_is_needed_to_import_the_module() -> None:
     program = """
 import sys

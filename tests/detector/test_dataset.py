@@ -153,6 +153,7 @@ def _open_in_process(split: Split, cache: Path, barrier: "multiprocessing.synchr
     assert packed.at(2).shape == (16, 16, 3)
 
 
+@pytest.mark.process
 def test_two_processes_may_build_at_once(checked: CheckedSplit, tmp_path: Path) -> None:
     context = multiprocessing.get_context("fork")
     barrier = context.Barrier(2)

@@ -51,6 +51,7 @@ def test_a_device_whose_memory_others_have_filled_is_not_at_fault(
             check(torch.device("cpu"))
 
 
+@pytest.mark.process
 def test_a_new_process_says_that_it_is_given_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert fault(0) == "PyTorch finds no GPU"
@@ -63,6 +64,7 @@ def test_a_gpu_that_works_passes_in_a_new_process() -> None:
     assert fault(0) == ""
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("program", "found"),
     [
@@ -79,6 +81,7 @@ def test_a_process_that_ends_for_another_reason_says_nothing_of_the_gpu(
     assert fault(0) == found
 
 
+@pytest.mark.process
 def test_a_device_that_does_not_answer_is_at_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device_check, "LIMIT_S", 0.01)
     assert fault(0) == "no answer within 0 s"

@@ -304,6 +304,7 @@ def test_a_device_that_is_not_there_is_refused(
     assert "must be one of cpu on this machine, got cuda" in capsys.readouterr().err
 
 
+@pytest.mark.process
 def test_predicting_needs_nothing_of_the_platform(
     saved: checkpoint.CheckpointFile, photo: Path, tmp_path: Path
 ) -> None:

@@ -78,6 +78,7 @@ def _draw_in_process(directory: Path, barrier: "multiprocessing.synchronize.Barr
     read_data(draw_dataset(SPEC, directory))
 
 
+@pytest.mark.process
 def test_two_processes_may_draw_at_once(tmp_path: Path) -> None:
     context = multiprocessing.get_context("fork")
     barrier = context.Barrier(2)

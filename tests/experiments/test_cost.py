@@ -92,6 +92,7 @@ def test_the_rows_of_the_paper_stand_in_their_measured_order() -> None:
         assert cost(presets.large(large).detector) / cost(base) == pytest.approx(2.5, rel=0.25)
 
 
+@pytest.mark.process
 def test_counting_imports_no_torch() -> None:
     code = "import sys, experiments.detection.cost; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -137,6 +137,7 @@ def little_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", str(place)], check=True)
 
 
+@pytest.mark.process
 def test_a_disk_that_fills_up_before_a_checkpoint_fails_the_trial_and_a_retry_ends_the_same(
     little_disk: Path, setting: ScaledSetting, quiet: list[Message]
 ) -> None:

@@ -87,6 +87,7 @@ def test_a_run_on_this_machine_listens_on_the_loopback_device_alone(tmp_path: Pa
     assert [address for address in seen if not _is_loopback(address)] == []
 
 
+@pytest.mark.process
 def test_the_web_interface_listens_on_the_loopback_device_unless_told() -> None:
     shown = subprocess.run([ABLATION, "ui", "--help"], capture_output=True, text=True, check=True).stdout
     assert "(default: 127.0.0.1)" in " ".join(shown.split())

@@ -567,6 +567,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return names
 
 
+@pytest.mark.process
 def test_seeds_rows_and_tables_added_to_a_finished_study_train_just_what_is_new(
     tmp_path: Path, use: Use, trained: list[str]
 ) -> None:
@@ -593,6 +594,7 @@ def test_seeds_rows_and_tables_added_to_a_finished_study_train_just_what_is_new(
     assert finished("--seeds", "1", table2=rows("d", "c")) == []
 
 
+@pytest.mark.process
 def test_a_run_over_its_budget_is_refused_with_nobody_to_ask_and_started_with_yes(
     tmp_path: Path,
     use: Use,

@@ -13,6 +13,7 @@ def _plan(*toys: Toy) -> Plan:
     return make_plan(toy_study(list(toys)), ToySetting(), [0])
 
 
+@pytest.mark.process
 @pytest.mark.timeout(120)
 def test_a_probe_measures_the_pace_after_the_first_step_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -27,6 +28,7 @@ def test_a_probe_measures_the_pace_after_the_first_step_and_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.process
 @pytest.mark.timeout(120)
 def test_a_training_that_fails_or_says_nothing_in_time_tells_no_pace() -> None:
     assert probe(train, (), None) is None

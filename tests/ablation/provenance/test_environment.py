@@ -83,6 +83,7 @@ def test_the_machines_gpus_are_named_without_torch(tmp_path: Path, monkeypatch: 
     assert environment.describe([])["gpus"] == ["NVIDIA T0", "NVIDIA T1"]
 
 
+@pytest.mark.process
 def test_nothing_heavy_is_imported_for_a_description() -> None:
     code = (
         "import sys; from ablation.provenance.environment import describe;"

@@ -7,6 +7,8 @@ import pytest
 
 from ablation.provenance import record as provenance
 
+pytestmark = pytest.mark.process
+
 
 def git(folder: Path, *arguments: str) -> str:
     identity = ["-c", "user.name=a", "-c", "user.email=a@example.org"]

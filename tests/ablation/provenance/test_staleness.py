@@ -11,6 +11,8 @@ from ablation.provenance import environment, staleness
 from ablation.results.statistics import METRICS
 from ablation.study import Cell, Row, Table, Variant
 
+pytestmark = pytest.mark.process
+
 NUMBERS = dict.fromkeys(METRICS, 40.0)
 LOSS = '"""A loss."""\n\n\ndef loss(a):\n    return a\n'
 

@@ -62,7 +62,10 @@ def claimed(opened: Store) -> int:
 # --- versions ------------------------------------------------------------------------------------
 
 
-@pytest.fixture(params=[("sqlite", 1), ("sqlite", 2), ("postgresql", 1), ("postgresql", 2)], ids=str)
+SERVED = [pytest.param(("postgresql", version), marks=pytest.mark.process) for version in (1, 2)]
+
+
+@pytest.fixture(params=[("sqlite", 1), ("sqlite", 2), *SERVED], ids=str)
 def old(request: pytest.FixtureRequest, place: Path) -> Path | str:
     """A store of an older version."""
     kind, version = request.param

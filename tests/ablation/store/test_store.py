@@ -32,7 +32,7 @@ SETTING = ("atss", "shapes", "shapes-1")
 Place = Path | str
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.process)])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
     """Where a new store is to be: everything below holds in a file and on a server."""
     if request.param == "sqlite":
@@ -585,6 +585,7 @@ with store._transaction(writes=True) as t:
 """
 
 
+@pytest.mark.process
 def test_after_a_kill_the_store_has_what_was_committed_and_nothing_else(
     opened: Store, place: Place, tmp_path: Path
 ) -> None:
@@ -611,6 +612,7 @@ def claim_all(place: Place, root: Path, keys: list[str], barrier: Any, results: 
     results.put([key for key in keys if own.claim(key, str(os.getpid()), {}) is not None])
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("num_processes", [2, 8])
 def test_every_trial_is_claimed_exactly_once_by_several_processes(
     opened: Store, place: Place, tmp_path: Path, num_processes: int

@@ -399,6 +399,7 @@ def test_mirrors_at_work_at_once_make_each_run_once(store: Store, mirror: Mirror
     assert len(_runs(mirror)[1]) == 5
 
 
+@pytest.mark.process
 def test_a_process_that_has_ended_keeps_nobody_from_copying(store: Store, mirror: Mirror) -> None:
     _start(store)
     ended = subprocess.Popen([sys.executable, "-c", ""])

@@ -91,6 +91,7 @@ def test_a_training_that_ended_well_leaves_no_trace_of_the_watch(tmp_path: Path)
     assert hang_of(tmp_path) is None
 
 
+@pytest.mark.process
 def test_a_hanging_process_is_ended_and_leaves_where_it_stood(tmp_path: Path) -> None:
     program = textwrap.dedent("""
         import sys, time
@@ -148,6 +149,7 @@ def begun(program: str, folder: Path) -> "subprocess.Popen[str]":
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 
+@pytest.mark.process
 @linux
 def test_a_process_that_stands_still_in_its_training_is_killed_and_a_line_says_so(tmp_path: Path) -> None:
     process = begun(
@@ -165,6 +167,7 @@ def test_a_process_that_stands_still_in_its_training_is_killed_and_a_line_says_s
     assert "stood still" in str(hang_of(tmp_path))
 
 
+@pytest.mark.process
 @linux
 def test_a_process_that_stands_still_between_two_reports_is_killed_too(tmp_path: Path) -> None:
     process = begun(
@@ -179,6 +182,7 @@ def test_a_process_that_stands_still_between_two_reports_is_killed_too(tmp_path:
     assert "stood still" in str(hang_of(tmp_path))
 
 
+@pytest.mark.process
 @linux
 def test_the_guard_stays_from_trial_to_trial_holds_nothing_and_goes_with_its_process(tmp_path: Path) -> None:
     process = begun(
@@ -221,6 +225,7 @@ def test_a_python_without_memory_files_goes_on_unguarded(
     assert _Guard.own is None
 
 
+@pytest.mark.process
 @linux
 def test_a_machine_that_was_asleep_with_both_kills_nothing(tmp_path: Path) -> None:
     process = begun(
