@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from ablation.driver.estimate import calibrate, measured, seconds_left
+from ablation.calibration import calibrate, measured, seconds_left
 from ablation.errors import last_line
 from ablation.plan import Plan, PlannedTrial
 from ablation.results.scores import Waiting, waiting

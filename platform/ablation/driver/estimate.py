@@ -1,167 +1,25 @@
-"""How long a plan will take, from what trainings here have taken or from a probe of a few steps.
+"""What the rest of a plan takes: hours, wall time and disk.
 
-What the same row took counts first, whatever its seed; for others the work that their configs are
-(`Setting.cost`) is multiplied by the seconds that a unit of work took. Wall time comes from the scheduler of
-real runs, run ahead on a clock of its own.
+Wall time comes from a simulation: the scheduler of real runs, on a simulated clock.
 """
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from heapq import heappop, heappush
 from pathlib import Path
-from statistics import median, quantiles
 
+from ablation.calibration import Calibration, seconds_left
 from ablation.driver.scheduler import GangScheduler, QueueEntry
-from ablation.plan import Plan, PlannedTrial, counted
+from ablation.plan import Plan
 from ablation.resources import Node, Resources, held
-from ablation.store import Store
-from ablation.study import data_id
 from ablation.wording import duration
 
 DISK_OF_A_TRIAL = 1 << 30
 """Bytes taken for a trial while none has finished here: two checkpoints of 100 million numbers and their
 momentum, and detections."""
-
-LEAST_S = 1.0
-"""No trial is estimated at less: it has to start."""
-
-ENOUGH = 4
-"""Measured trainings from which their spread is told."""
-
-
-# --- what was measured -------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """The pace of one training.
-
-    Attributes:
-        step_seconds: of a training step.
-        steps: of the whole training.
-        workers: that trained it.
-        rest_seconds: of its attempt beyond its training steps: start and evaluations; None for unknown.
-    """
-
-    trial_key: str
-    step_seconds: float
-    steps: int
-    workers: int = 1
-    rest_seconds: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Calibration:
-    """What estimates rest on.
-
-    Attributes:
-        rows: seconds of a whole training times its workers, by the key that its row has at the first seed.
-        unit_seconds: for one worker, of a unit of training; the median over the measured trainings.
-        rest_unit_seconds: the same for what is not training, for a unit of evaluation.
-        trainings: how many were measured.
-        spread: half the range of the middle half of `unit_seconds`, as a part of it; None of a few.
-        probed: whether they come from a probe.
-    """
-
-    rows: Mapping[str, float]
-    unit_seconds: float
-    rest_unit_seconds: float
-    trainings: int
-    spread: float | None
-    probed: bool
-
-    @property
-    def basis(self) -> str:
-        """What it rests on, in words."""
-        some = counted(self.trainings, "training")
-        if self.probed:
-            return f"from a probe of {some}"
-        spread = "" if self.spread is None else f", {self.spread:.0%} apart for equal work"
-        return f"from {some} measured here{spread}"
-
-
-def measured(plan: Plan, store: Store) -> list[Measured]:
-    """The pace of every attempt at a trial of the study that reported progress more than once.
-
-    Taken to have had as many workers as the plan gives the trial.
-    """
-    workers = {trial.key: _workers(trial) for trial in plan.trials}
-    paces = store.pace(plan.study.name, plan.setting.profile, data_id(plan.setting))
-    totals = {key: row.total for key, row in store.trial_states({pace.trial_key for pace in paces}).items()}
-    return [
-        Measured(
-            pace.trial_key,
-            pace.train_seconds / pace.steps,
-            totals[pace.trial_key],
-            workers.get(pace.trial_key, 1),
-            pace.total_seconds - pace.train_seconds if pace.complete else None,
-        )
-        for pace in paces
-        if pace.steps > 0 and pace.train_seconds > 0 and totals.get(pace.trial_key)
-    ]
-
-
-def calibrate(plan: Plan, found: Iterable[Measured], *, probed: bool = False) -> Calibration | None:
-    """What the measurements say of the plan; None when they are of nothing in its study.
-
-    Args:
-        probed: whether they come from a probe, not from trainings.
-    """
-    alike, planned = plan.alike(), {trial.key: trial for trial in plan.trials}
-    rows: dict[str, list[float]] = defaultdict(list)
-    units: dict[str, list[float]] = defaultdict(list)
-    rests: list[float] = []
-    for one in found:
-        if one.trial_key not in alike:
-            continue
-        config, row = alike[one.trial_key]
-        trial, training = planned.get(one.trial_key), plan.setting.cost(config, ())
-        rows[row].append(one.workers * one.step_seconds * one.steps)
-        if training > 0:
-            units[one.trial_key].append(rows[row][-1] / training)
-        if trial and one.rest_seconds is not None:
-            evaluations = plan.setting.cost(config, [e.config for e in trial.evaluations]) - training
-            if evaluations > 0:
-                rests.append(one.workers * one.rest_seconds / evaluations)
-    if not units:
-        return None
-    each = [median(values) for values in units.values()]
-    unit = median(each)
-    spread = None
-    if len(each) >= ENOUGH:
-        low, _, high = quantiles(each, n=4)
-        spread = (high - low) / 2 / unit
-    by_row = {row: median(values) for row, values in rows.items()}
-    return Calibration(by_row, unit, median(rests) if rests else unit, len(each), spread, probed)
-
-
-def seconds_left(plan: Plan, calibration: Calibration | None) -> dict[str, float]:
-    """Estimated seconds of every planned trial from where it is, by key; 0 for what is complete.
-
-    Without a calibration they are units of work, which order and compare trials just as well.
-    """
-    if calibration is None:
-        return {trial.key: max(LEAST_S, trial.cost) if trial.missing else 0.0 for trial in plan.trials}
-    alike = plan.alike()
-    return {
-        trial.key: _seconds_left(plan, trial, alike[trial.key][1], calibration) if trial.missing else 0.0
-        for trial in plan.trials
-    }
-
-
-def _seconds_left(plan: Plan, trial: PlannedTrial, row: str, calibration: Calibration) -> float:
-    left = 1 - trial.step / trial.total if trial.total else 1.0
-    work = plan.setting.cost(trial.config, ())
-    training = calibration.rows.get(row, calibration.unit_seconds * work)
-    rest = calibration.rest_unit_seconds * (trial.cost - left * work)
-    return max(LEAST_S, (left * training + rest) / _workers(trial))
-
-
-def _workers(trial: PlannedTrial) -> int:
-    return trial.resources.workers if trial.resources else 1
 
 
 # --- what it takes -----------------------------------------------------------------------------------

@@ -6,9 +6,10 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+from ablation.calibration import Calibration, calibrate, measured
 from ablation.cluster import connection as cluster
 from ablation.cluster.connection import Layout
-from ablation.driver.estimate import Calibration, Estimate, calibrate, estimate, measured
+from ablation.driver.estimate import Estimate, estimate
 from ablation.driver.options import Options
 from ablation.driver.probe import probe
 from ablation.errors import UserError

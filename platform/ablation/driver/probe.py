@@ -10,8 +10,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ablation.calibration import Measured
 from ablation.cluster.connection import environment
-from ablation.driver.estimate import Measured
 from ablation.plan import PlannedTrial
 from ablation.protocol import Progress, Request, TrainFunction
 from ablation.resources import Resources

@@ -7,9 +7,9 @@ from collections.abc import Collection
 
 from rich.console import Console
 
+from ablation.calibration import calibrate, measured, seconds_left
 from ablation.driver import tune as scheduler
 from ablation.driver.display import display
-from ablation.driver.estimate import calibrate, measured, seconds_left
 from ablation.driver.options import Options
 from ablation.driver.tune import Place, Summary
 from ablation.errors import last_line

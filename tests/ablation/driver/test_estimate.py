@@ -8,15 +8,8 @@ from typing import Any, cast
 
 import pytest
 
-from ablation.driver.estimate import (
-    Calibration,
-    Measured,
-    calibrate,
-    estimate,
-    makespan,
-    measured,
-    seconds_left,
-)
+from ablation.calibration import Calibration, Measured, calibrate, measured, seconds_left
+from ablation.driver.estimate import estimate, makespan
 from ablation.driver.scheduler import GangScheduler, QueueEntry
 from ablation.plan import Plan, make_plan, register
 from ablation.protocol import Evaluated, Progress

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from ablation.calibration import Measured
 from ablation.cluster.connection import Layout
 from ablation.driver import forecast
-from ablation.driver.estimate import Measured
 from ablation.driver.options import Options
 from ablation.errors import UserError
 from ablation.resources import Node, Resources
