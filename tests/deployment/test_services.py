@@ -205,17 +205,17 @@ def test_a_part_of_the_grid_runs_through_all_services(
     where = ["--workspace", str(tmp_path / "w"), "--store", store, "--mlflow-uri", mlflow]
     what = ["--profile", "smoke", "--tables", "3", "--max-iterations", "4"]
 
-    def ablation(*words: str) -> str:
+    def ablation(*words: str) -> subprocess.CompletedProcess[str]:
         command = [str(BIN / "ablation"), *words, *where]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path)
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-        return done.stdout + done.stderr
+        return done
 
-    printed = ablation("run", *what, "--cluster", address)
-    assert "Table 3" in printed
+    ran = ablation("run", *what, "--cluster", address)
+    assert "Table 3" in ran.stdout
     for password in (*PASSWORDS.values(), ADMIN_PASSWORD):
-        assert f":{password}@" not in printed
-    status = json.loads(ablation("status", *what, "--json"))
+        assert f":{password}@" not in ran.stdout + ran.stderr
+    status = json.loads(ablation("status", *what, "--json").stdout)
     assert status["counts"]["complete"] == len(status["trials"]) > 0
     assert not (tmp_path / "w/store.db").exists() and not (tmp_path / "w/mlflow.db").exists()
     results = next((tmp_path / "w/results").iterdir())

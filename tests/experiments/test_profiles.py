@@ -75,13 +75,20 @@ def test_the_six_backbones_of_table_8_stay_six() -> None:
 
 
 @pytest.mark.parametrize(
-    ("flags", "expected"), [("avx2 avx512_bf16", "bf16"), ("amx_bf16", "bf16"), ("avx2", "fp32")]
+    ("flags", "gpu", "expected"),
+    [
+        ("avx2 avx512_bf16", False, "bf16"),
+        ("amx_bf16", False, "bf16"),
+        ("avx2", False, "fp32"),
+        ("avx2", True, "bf16"),
+    ],
 )
-def test_precision_follows_the_processor_and_says_so(flags: str, expected: str, tmp_path: Path) -> None:
+def test_precision_follows_the_processor_and_the_gpu_and_says_so(
+    flags: str, gpu: bool, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cpuinfo = tmp_path / "cpuinfo"
     cpuinfo.write_text(f"flags : {flags}\n")
-    if Path("/dev/nvidiactl").exists():
-        pytest.skip("a GPU decides")
+    monkeypatch.setattr(Path, "exists", lambda path: gpu)
     precision, notices = supported_precision(cpuinfo)
     assert precision == expected
     assert bool(notices) == (expected == "fp32")
@@ -150,7 +157,9 @@ def test_a_truncated_image_stops_before_training_and_is_named(dataset: Path, tmp
         prepare(TINY, tmp_path / "w", {"directory": dataset})
 
 
-def test_a_trial_trains_evaluates_and_leaves_its_files(setting: ScaledSetting, tmp_path: Path) -> None:
+def test_a_trial_trains_evaluates_and_leaves_its_files(suffix: str, tmp_path: Path) -> None:
+    setting = prepare(TINY, tmp_path / "w", None)
+    assert setting.profile.endswith(suffix)
     trial = setting.trial(Recipe(presets.atss()), 0)
     wanted = tuple(
         EvaluationRequest(key, setting.evaluation(evaluation))
@@ -184,17 +193,22 @@ def test_the_fairness_claim_names_all_three_rules(setting: ScaledSetting) -> Non
     assert all(name in result.detail for name in ("ATSS", "IoU", "SSC"))
 
 
-def test_a_shorter_training_has_a_name_and_keys_of_its_own(setting: ScaledSetting, tmp_path: Path) -> None:
-    shorter = prepare(TINY, tmp_path, None, Overrides(max_iterations=3))
-    assert (shorter.profile, setting.profile) == ("smoke-3its", "smoke")
-    assert shorter.trial(Recipe(presets.atss()), 0).schedule.iterations == 3
-    assert prepare(TINY, tmp_path, None, Overrides(max_iterations=10_000)).profile == "smoke"
+def test_a_shorter_training_has_a_name_and_keys_of_its_own(suffix: str, tmp_path: Path) -> None:
+    shorter, longer, whole = (
+        prepare(TINY, tmp_path, None, Overrides(max_iterations=iterations))
+        for iterations in (3, 10_000, None)
+    )
+    assert shorter.profile == f"smoke-3its{suffix}"
+    assert longer.profile == whole.profile == f"smoke{suffix}"
+    trials = [setting.trial(Recipe(presets.atss()), 0) for setting in (shorter, longer, whole)]
+    assert trials[0].schedule.iterations == 3
+    assert key(trials[0]) != key(trials[1]) == key(trials[2])
 
 
-def test_small_profiles_refuse_what_they_cannot_change(dataset: Path, tmp_path: Path) -> None:
+def test_small_profiles_refuse_what_they_cannot_change(suffix: str, dataset: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="leave out --weights"):
         prepare(TINY, tmp_path, None, Overrides(weights="torchvision"))
     with pytest.raises(UserError, match="--short-side needs --data"):
         prepare(TINY, tmp_path, None, Overrides(short_side=32))
     own = prepare(TINY, tmp_path, {"directory": dataset}, Overrides(short_side=32))
-    assert (own.profile, own.data.short_side) == ("smoke-32px", 32)
+    assert (own.profile, own.data.short_side) == (f"smoke-32px{suffix}", 32)

@@ -101,7 +101,8 @@ class Driver(Run):
         """Of a run that came to its end."""
         status, text = self.end()
         assert status == 0, text
-        summary: dict[str, Any] = json.loads(text.splitlines()[-1])
+        line = next(line for line in reversed(text.splitlines()) if line.startswith("{"))
+        summary: dict[str, Any] = json.loads(line)  # what other processes print may follow it
         return summary
 
 
