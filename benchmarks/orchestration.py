@@ -24,7 +24,7 @@ from ablation.driver.tune import Place
 from ablation.plan import PlannedTrial, make_plan, register
 from ablation.protocol import Evaluated, Progress, Report, Request
 from ablation.resources import Resources
-from ablation.storage.trial_files import storage_at
+from ablation.storage import storage_at
 from ablation.store import Store
 from ablation.study import Cell, PlainSetting, Profile, Row, Study, Table, Variant
 from ablation.workspace import Workspace

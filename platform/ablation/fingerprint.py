@@ -11,6 +11,7 @@ import functools
 import hashlib
 import json
 import math
+import re
 import types
 import typing
 from dataclasses import fields, is_dataclass
@@ -38,6 +39,13 @@ def canonical_json(config: Any) -> str:
 def key(config: Any) -> str:
     """The first 12 hexadecimal characters of the SHA-256 of the canonical JSON."""
     return _hash(canonical_json(config))
+
+
+def checked_key(text: str) -> str:
+    """Returns a key unchanged; ValueError for anything else, before it becomes part of a path."""
+    if not re.fullmatch(rf"[0-9a-f]{{{KEY_LENGTH}}}", text):
+        raise ValueError(f"a trial key is {KEY_LENGTH} hexadecimal characters, got {text!r}")
+    return text
 
 
 def evaluation_key(trial_key: str, evaluation: Any) -> str:

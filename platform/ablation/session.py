@@ -19,7 +19,7 @@ from ablation.credentials import without_password
 from ablation.errors import UserError
 from ablation.plan import Plan, make_plan
 from ablation.resources import parse_overrides
-from ablation.storage.trial_files import Storage, storage_at
+from ablation.storage import Storage, storage_at
 from ablation.store import Store
 from ablation.store.database import NoStoreError
 from ablation.study import Overrides, Profile, Setting, Study

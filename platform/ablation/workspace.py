@@ -21,9 +21,8 @@ from typing import TextIO
 from sqlalchemy import URL
 
 from ablation.errors import UserError
-from ablation.fingerprint import KEY_LENGTH
+from ablation.fingerprint import checked_key
 
-_KEY = re.compile(rf"[0-9a-f]{{{KEY_LENGTH}}}")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 
 
@@ -73,9 +72,7 @@ class Workspace:
 
     def trial_directory(self, trial_key: str) -> Path:
         """Where every attempt at a trial keeps its files; ValueError for anything but a key."""
-        if not _KEY.fullmatch(trial_key):
-            raise ValueError(f"a trial key is {KEY_LENGTH} hexadecimal characters, got {trial_key!r}")
-        return self.artifacts / trial_key
+        return self.artifacts / checked_key(trial_key)
 
     def results_directory(self, study: str, profile: str) -> Path:
         """Where a study's tables at a profile go; UserError for names that make no file name."""

@@ -12,7 +12,7 @@ import torch
 
 from ablation.protocol import DeviceError, EvaluationRequest, Request
 from ablation.resources import Resources
-from ablation.storage.trial_files import storage_at
+from ablation.storage import storage_at
 from ablation.study import Overrides
 from ablation.worker.harness import ENDED, FAILED, OUT_OF_MEMORY, STOPPED, Job, Message, Order, messages
 from detector import device_check
@@ -94,7 +94,7 @@ def test_a_trial_asked_to_stop_saves_the_step_and_ends_bit_for_bit_as_if_it_had_
     stopped = attempt(job, at_step=4, then=lambda: job.storage.ask_to_stop(KEY))
     assert stopped[-1] == {"kind": STOPPED}
     assert checkpoints(stopped) == [], "none was due"
-    job.storage.clear(KEY)
+    job.storage.clear_stop(KEY)
 
     resumed = attempt(job)
     assert resumed[-1] == {"kind": ENDED}

@@ -9,7 +9,7 @@ import pytest
 
 from ablation.driver.attempts import Desk
 from ablation.driver.display import Board, PlainDisplay
-from ablation.storage.trial_files import storage_at
+from ablation.storage import storage_at
 from ablation.store import Store
 from ablation.workspace import Workspace
 from tests.support.driver import Driver, attempts, key_of, newest_step, starts, states, wait_until

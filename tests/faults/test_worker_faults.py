@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from ablation.driver.tune import PROCESS_DIED
+from ablation.storage.names import LOG
 from ablation.store import AttemptRow, Store
-from ablation.worker.watchdog import LOG
 from tests.support.driver import TRIAL, Driver, attempts, key_of, newest_step, starts, states
 
 CONTROLLER = "ray::TrainController"

@@ -32,7 +32,7 @@ from ablation.protocol import (
     Request,
 )
 from ablation.resources import Resources
-from ablation.storage.trial_files import storage_at
+from ablation.storage import storage_at
 from ablation.store import Store
 from ablation.study import Cell, PlainSetting, Profile, Row, Study, Table, Variant
 from ablation.workspace import Workspace

@@ -27,7 +27,7 @@ from ablation.errors import UserError, last_line
 from ablation.provenance.environment import source_hash, source_text, version
 from ablation.provenance.record import UNKNOWN, collect
 from ablation.resources import Node, Resources
-from ablation.storage.trial_files import Storage
+from ablation.storage import Storage
 
 NODE_TIMEOUT_S = 90.0
 """How long a node may take to answer, with the start of a process there."""

@@ -14,10 +14,10 @@ from pathlib import Path, PurePosixPath
 
 from ablation.plan import Plan, make_plan
 from ablation.provenance.verify import digest
-from ablation.storage.trial_files import Storage
+from ablation.storage import Storage
+from ablation.storage.names import LOG
 from ablation.store import CHECKPOINT, ArtifactRow, AttemptRow, Store, TrialRow
 from ablation.study import data_id
-from ablation.worker.watchdog import LOG
 from ablation.workspace import Workspace
 
 UNWANTED = "no cell leads to this training any more"
@@ -113,7 +113,7 @@ def remove(
         files = [path for path in item.files if _inside(directory / path, directory)]
         for path in files:
             (directory / path).unlink(missing_ok=True)
-        storage.discard(item.trial_key, files)
+        storage.delete(item.trial_key, files)
     store.drop_artifacts([attempt_id for item in going for attempt_id in item.attempt_ids], [CHECKPOINT])
     if run_ids := [run_id for item in going for run_id in item.mlflow_run_ids]:
         delete_runs(run_ids)

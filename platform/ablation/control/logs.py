@@ -9,10 +9,10 @@ from pathlib import Path
 
 from ablation.control.status import host_of
 from ablation.plan import PlannedTrial
-from ablation.storage.trial_files import Storage, StorageError
+from ablation.storage import Storage, StorageError
+from ablation.storage.names import LOG
 from ablation.store import AttemptRow, EvaluationRow, Store
 from ablation.wording import duration
-from ablation.worker.watchdog import LOG
 
 TAIL = 20
 """Lines of the log that are shown."""
@@ -104,7 +104,7 @@ def tail(path: Path, lines: int = TAIL) -> list[str]:
 def brought(storage: Storage, trial_key: str, directory: Path) -> Path:
     """The log in the trial's directory here; a storage elsewhere has it as of the last checkpoint."""
     with suppress(StorageError):  # not stored yet, or the storage is away: there may be one from before
-        storage.bring(trial_key, LOG, directory)
+        storage.download(trial_key, LOG, directory)
     return directory / LOG
 
 

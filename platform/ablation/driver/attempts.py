@@ -16,7 +16,7 @@ from ablation.errors import last_line
 from ablation.plan import PlannedTrial
 from ablation.protocol import Checkpointed, Evaluated, Noticed, Report, from_wire
 from ablation.provenance import record as provenance
-from ablation.storage.trial_files import Storage, StorageError
+from ablation.storage import Storage, StorageError
 from ablation.store import SILENCE, AttemptOverError, Store
 from ablation.worker import harness as worker
 from ablation.worker.quarantine import Fault, Place
@@ -120,7 +120,7 @@ class Desk:
                 self.store.release(attempt)
         for key in self.stopping:
             with suppress(StorageError):  # the next attempt clears it
-                self.storage.clear(key)
+                self.storage.clear_stop(key)
         self.running.clear()
 
     # --- one attempt ---------------------------------------------------------------------------------
@@ -141,7 +141,7 @@ class Desk:
         self.failed.pop(key, None)
         self.listener.started(trial)
         try:
-            self.storage.clear(key)
+            self.storage.clear_stop(key)
         except StorageError as error:
             return self._without_storage(key, error)
         return True
@@ -219,7 +219,7 @@ class Desk:
         """Fetches to the workspace what tables read."""
         directory = self.workspace.trial_directory(key)
         for path in report.artifacts.values():
-            self.storage.bring(key, Path(path).relative_to(directory).as_posix(), directory)
+            self.storage.download(key, Path(path).relative_to(directory).as_posix(), directory)
 
     def _finish(self, key: str, reports: Sequence[Report]) -> None:
         self.store.finish(self.running[key], reports)

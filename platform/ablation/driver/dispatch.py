@@ -14,7 +14,7 @@ from ablation.driver.scheduler import GangScheduler, QueueEntry
 from ablation.errors import UserError
 from ablation.plan import Plan, PlannedTrial
 from ablation.resources import Node, Resources
-from ablation.storage.trial_files import StorageError
+from ablation.storage import StorageError
 from ablation.store import DesiredStates
 from ablation.study import data_id
 from ablation.worker.harness import Order

@@ -38,7 +38,7 @@ from ablation.errors import UserError
 from ablation.plan import Plan, PlannedTrial
 from ablation.protocol import EvaluationRequest, Request
 from ablation.resources import Node
-from ablation.storage.trial_files import Storage
+from ablation.storage import Storage
 from ablation.store import Store
 from ablation.worker.harness import Job, Order, trial_process
 from ablation.workspace import Workspace

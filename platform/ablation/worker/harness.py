@@ -39,11 +39,13 @@ from ablation.protocol import (
 )
 from ablation.provenance.environment import describe
 from ablation.resources import Resources
-from ablation.storage.trial_files import STOP, Storage, StorageError, files_of, moved
+from ablation.storage import Storage, StorageError
+from ablation.storage.names import HANG, LOG, STOP
+from ablation.storage.reports import files_of, moved
 from ablation.worker import quarantine as device
 from ablation.worker.group import Rank, torch_config
 from ablation.worker.quarantine import Place
-from ablation.worker.watchdog import HANG, LOG, Watch, guarded, hang_of, logged
+from ablation.worker.watchdog import Watch, guarded, hang_of, logged
 
 ENDED, STOPPED, FAILED = "ended", "stopped", "failed"
 OUT_OF_MEMORY, DEVICE_FAILED = "out of memory", "device failed"
@@ -272,20 +274,20 @@ def reports(
                 if stop():
                     training.close()  # writes a checkpoint of where it stands
                     if writes:
-                        storage.put(key, here, _files(here))
+                        storage.upload(key, here, _files(here))
                     log("stopped")
                     yield None
                     return
         yield Described(describe(job.sources))
         log("ended")
     if writes:
-        storage.tidy(key, here)
+        storage.remove_copies(key, here)
 
 
 def _store(storage: Storage, key: str, here: Path, report: Report) -> None:
     """Brings the files that a report names to where the driver and later attempts find them."""
     if files := files_of(report):
-        storage.put(key, here, [*files, here / LOG])
+        storage.upload(key, here, [*files, here / LOG])
     if isinstance(report, Checkpointed):
         storage.prune(key, here)
 

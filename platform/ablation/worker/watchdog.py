@@ -21,10 +21,8 @@ from types import TracebackType
 from typing import ClassVar, Self
 
 from ablation.protocol import Checkpointed, Evaluated, Noticed, Progress, Report
+from ablation.storage.names import HANG, LOG
 from ablation.worker import guard
-
-LOG, HANG = "log.txt", "hang.txt"
-"""In a trial's directory: what its attempts said, and where each thread stood when one hung."""
 
 FACTOR = 20
 """A training hangs when it says nothing for so many times the median time between its reports ..."""

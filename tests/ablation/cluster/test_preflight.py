@@ -18,7 +18,7 @@ from ablation.cluster import preflight
 from ablation.cluster.preflight import UNKNOWN, check, lacking, paths_in, problems
 from ablation.errors import UserError
 from ablation.resources import Node, Resources
-from ablation.storage.trial_files import SharedFolder, Storage, storage_at
+from ablation.storage import SharedFolder, Storage, storage_at
 
 GIB = 1 << 30
 

@@ -8,7 +8,7 @@ from ablation.control import gc
 from ablation.plan import make_plan
 from ablation.protocol import Checkpointed, Evaluated
 from ablation.results.statistics import METRICS
-from ablation.storage.trial_files import SharedFolder
+from ablation.storage import SharedFolder
 from ablation.workspace import Workspace
 
 BYTES = {5: b"five " * 100, 10: b"ten " * 100}

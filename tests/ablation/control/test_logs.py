@@ -9,7 +9,7 @@ import pytest
 from ablation.control.logs import account, brought, follow, printable, tail
 from ablation.plan import make_plan
 from ablation.protocol import Described, Noticed, Progress
-from ablation.storage.trial_files import storage_at
+from ablation.storage import storage_at
 from tests.support import workspaces
 
 
@@ -78,7 +78,7 @@ def test_the_log_of_a_trial_elsewhere_is_brought_from_its_storage(tmp_path: Path
     assert not brought(storage, key, here).exists()  # nothing is stored yet
     for text in ("step 1\n", "step 1\nstep 2\n"):
         (elsewhere / "log.txt").write_text(text)
-        storage.put(key, elsewhere, [elsewhere / "log.txt"])
+        storage.upload(key, elsewhere, [elsewhere / "log.txt"])
         assert brought(storage, key, here).read_text() == text
     place.rename(tmp_path / "away")
     assert brought(storage, key, here).read_text() == text

@@ -15,7 +15,7 @@ from ablation.driver.tune import _request
 from ablation.plan import Plan
 from ablation.provenance import staleness
 from ablation.resources import Node
-from ablation.storage.trial_files import Storage, storage_at
+from ablation.storage import Storage, storage_at
 from ablation.store import AttemptRow, Store
 from ablation.worker.harness import Job, messages
 from ablation.workspace import Workspace

@@ -10,10 +10,10 @@ from ablation.driver.attempts import Desk, StopNow
 from ablation.driver.display import Board, PlainDisplay
 from ablation.errors import UserError
 from ablation.protocol import Checkpointed, Evaluated, Progress, to_wire
-from ablation.storage.trial_files import StorageError, storage_at
+from ablation.storage import StorageError, storage_at
+from ablation.storage.names import HANG
 from ablation.store import Store
 from ablation.worker.harness import ENDED, FAILED, OUT_OF_MEMORY, STOPPED
-from ablation.worker.watchdog import HANG
 from ablation.workspace import Workspace
 from tests.support.toy_driver import Toy, planned
 
@@ -265,11 +265,11 @@ def test_a_storage_that_is_away_at_the_start_of_an_attempt_does_not_leave_it_run
     key = next(iter(desk.trials))
 
     class Away:
-        def clear(self, trial_key: str) -> None:
+        def clear_stop(self, trial_key: str) -> None:
             raise StorageError("the bucket cannot be reached")
 
         def probe(self) -> None:
-            self.clear("")
+            self.clear_stop("")
 
     monkeypatch.setattr(desk, "storage", Away())
     with pytest.raises(StorageError):

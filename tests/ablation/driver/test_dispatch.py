@@ -21,7 +21,7 @@ from ablation.driver.tune import _callback
 from ablation.errors import UserError
 from ablation.protocol import Evaluated, to_wire
 from ablation.resources import Node, Resources
-from ablation.storage.trial_files import StorageError, storage_at
+from ablation.storage import StorageError, storage_at
 from ablation.store import Store
 from ablation.worker.harness import DEVICE_FAILED, ENDED, STOPPED
 from ablation.worker.quarantine import Place
@@ -132,7 +132,7 @@ def test_a_storage_that_is_away_makes_trials_wait_and_counts_for_nothing(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dispatcher = world.dispatcher([Toy("a"), Toy("b")])
-    for what in ("clear", "probe"):
+    for what in ("clear_stop", "probe"):
         monkeypatch.setattr(type(dispatcher.desk.storage), what, away)
     for _ in range(5):
         assert started(dispatcher) == []
@@ -147,7 +147,7 @@ def test_a_storage_that_is_away_makes_trials_wait_and_counts_for_nothing(
 
 def test_the_last_trial_waits_for_its_storage_too(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     dispatcher = world.dispatcher([Toy("a")])
-    for what in ("clear", "probe"):
+    for what in ("clear_stop", "probe"):
         monkeypatch.setattr(type(dispatcher.desk.storage), what, away)
     assert started(dispatcher) == []
     assert not dispatcher.over
@@ -163,9 +163,11 @@ def test_a_trial_whose_own_folder_cannot_be_had_fails_alone(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dispatcher = world.dispatcher([Toy("bad", 30), Toy("good", 10)])
-    bad, clear = key_of(dispatcher, "bad"), type(dispatcher.desk.storage).clear
+    bad, clear = key_of(dispatcher, "bad"), type(dispatcher.desk.storage).clear_stop
     monkeypatch.setattr(
-        type(dispatcher.desk.storage), "clear", lambda self, key: away() if key == bad else clear(self, key)
+        type(dispatcher.desk.storage),
+        "clear_stop",
+        lambda self, key: away() if key == bad else clear(self, key),
     )
     assert started(dispatcher) == ["good"]
     assert started(dispatcher) == []

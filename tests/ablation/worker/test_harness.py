@@ -17,7 +17,7 @@ from ablation.protocol import (
     TrainFunction,
 )
 from ablation.resources import Resources
-from ablation.storage.trial_files import Storage, StorageError, storage_at
+from ablation.storage import Storage, StorageError, storage_at
 from ablation.worker import harness as worker
 from ablation.worker.harness import (
     DEVICE_FAILED,
@@ -146,7 +146,7 @@ def test_files_are_stored_before_their_report_and_told_as_the_driver_knows_them(
     here = job.requests[KEY].directory
     assert said[1]["path"] == str(here / "1.pt")
     here.mkdir(parents=True)
-    assert far.bring(KEY, "1.pt", here).read_bytes() == b"weights"
+    assert far.download(KEY, "1.pt", here).read_bytes() == b"weights"
 
 
 def test_messages_travel_together_where_nothing_long_lies_between_them() -> None:
@@ -235,7 +235,7 @@ def test_a_group_that_a_device_let_down_names_the_one_that_works_no_more() -> No
     [
         (GroupError(0, 1), {0: wrong("RuntimeError: something")}),  # rank 1 died without a word
         (GroupError(0), {0: wrong("RuntimeError: Connection closed by peer [127.0.0.1]:1234")}),
-        (GroupError(0), {0: wrong("ablation.storage.trial_files.StorageError: the network is down")}),
+        (GroupError(0), {0: wrong("ablation.storage.StorageError: the network is down")}),
         (RuntimeError("the controller died"), {}),
     ],
 )

@@ -12,11 +12,10 @@ from pathlib import Path
 import pytest
 
 from ablation.protocol import Checkpointed, Described, Evaluated, Noticed, Progress, Report
+from ablation.storage.names import HANG, LOG
 from ablation.worker.guard import LATER_S, TICK_S
 from ablation.worker.watchdog import (
     FACTOR,
-    HANG,
-    LOG,
     START,
     Watch,
     _Guard,

@@ -13,17 +13,10 @@ from fsspec.implementations.local import LocalFileSystem
 
 from ablation.errors import UserError
 from ablation.protocol import Checkpointed, Evaluated, Noticed
-from ablation.storage import trial_files as storage_module
-from ablation.storage.trial_files import (
-    Remote,
-    SharedFolder,
-    Storage,
-    StorageError,
-    files_of,
-    moved,
-    storage_at,
-)
-from ablation.worker.watchdog import HANG, LOG
+from ablation.storage import Remote, SharedFolder, Storage, StorageError, filesystem, storage_at
+from ablation.storage import remote as remote_module
+from ablation.storage.names import HANG, LOG
+from ablation.storage.reports import files_of, moved
 
 KEY, OTHER = "0123456789ab", "ba9876543210"
 
@@ -44,7 +37,7 @@ def remote(place: Path) -> Remote:
 
 @pytest.fixture(params=["shared", "remote"])
 def storage(request: pytest.FixtureRequest, place: Path, monkeypatch: pytest.MonkeyPatch) -> Storage:
-    monkeypatch.setattr(storage_module, "STOP_LOOK_S", 0.0)
+    monkeypatch.setattr(remote_module, "STOP_POLL_S", 0.0)
     return storage_at(place if request.param == "shared" else f"file://{place}")
 
 
@@ -60,11 +53,11 @@ def there(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Patience of half a second, spent in short waits."""
-    monkeypatch.setattr(storage_module, "PATIENCE_S", 0.5)
-    monkeypatch.setattr(storage_module, "DRIVER_PATIENCE_S", 0.5)
-    monkeypatch.setattr(storage_module, "_FIRST_WAIT_S", 0.01)
-    monkeypatch.setattr(storage_module, "_LONGEST_WAIT_S", 0.05)
+    """Retries for half a second, with short waits."""
+    monkeypatch.setattr(remote_module, "WORKER_RETRY_S", 0.5)
+    monkeypatch.setattr(remote_module, "DRIVER_RETRY_S", 0.5)
+    monkeypatch.setattr(filesystem, "FIRST_WAIT_S", 0.01)
+    monkeypatch.setattr(filesystem, "LONGEST_WAIT_S", 0.05)
 
 
 class Faults:
@@ -120,8 +113,8 @@ def test_a_trial_is_asked_to_stop_until_the_request_is_taken_back(storage: Stora
     storage.ask_to_stop(KEY)
     assert storage.stop_asked(KEY) and not storage.stop_asked(OTHER)
     storage.ask_to_stop(KEY)
-    storage.clear(KEY)
-    storage.clear(KEY)
+    storage.clear_stop(KEY)
+    storage.clear_stop(KEY)
     assert not storage.stop_asked(KEY)
 
 
@@ -133,7 +126,7 @@ def test_a_storage_in_order_is_probed_without_a_trace(storage: Storage, place: P
 def test_a_marker_that_cannot_be_written_is_an_error_of_the_storage(tmp_path: Path) -> None:
     storage = storage_at(tmp_path)
     (tmp_path / KEY).write_text("a file where the trial's folder should be")
-    for action in (storage.ask_to_stop, storage.clear):
+    for action in (storage.ask_to_stop, storage.clear_stop):
         with pytest.raises(StorageError, match="shared folder"):
             action(KEY)
 
@@ -144,7 +137,7 @@ def test_a_storage_travels_to_workers(storage: Storage) -> None:
 
 @pytest.mark.parametrize("key", ["../../etc", "", "0123456789AB", "0123456789ab/.."])
 def test_what_is_no_trial_key_is_refused(storage: Storage, key: str) -> None:
-    for action in (storage.directory, storage.ask_to_stop, storage.clear):
+    for action in (storage.directory, storage.ask_to_stop, storage.clear_stop):
         with pytest.raises(ValueError, match="a trial key is"):
             action(key)
 
@@ -154,7 +147,7 @@ def test_what_is_no_trial_key_is_refused(storage: Storage, key: str) -> None:
 )
 def test_no_path_leaves_the_trials_directory(storage: Storage, here: Path, path: str) -> None:
     with pytest.raises(ValueError, match="not a path in a trial directory"):
-        storage.bring(KEY, path, here)
+        storage.download(KEY, path, here)
 
 
 def test_the_shared_folder_moves_nothing(place: Path) -> None:
@@ -162,10 +155,10 @@ def test_the_shared_folder_moves_nothing(place: Path) -> None:
     directory = storage.directory(KEY)
     file = _write(directory, "evaluations/e/detections.npz")
     assert storage.fetch(KEY, directory) == []
-    storage.put(KEY, directory, [file])
+    storage.upload(KEY, directory, [file])
     storage.prune(KEY, directory)
-    storage.discard(KEY, ["evaluations/e/detections.npz"])
-    assert storage.bring(KEY, "evaluations/e/detections.npz", directory) == file
+    storage.delete(KEY, ["evaluations/e/detections.npz"])
+    assert storage.download(KEY, "evaluations/e/detections.npz", directory) == file
     assert _contents(place) == {f"{KEY}/evaluations/e/detections.npz": "bytes"}
 
 
@@ -186,7 +179,7 @@ def test_a_url_that_no_worker_could_use_is_refused(url: str) -> None:
 
 def test_a_password_in_the_url_is_never_shown() -> None:
     remote = Remote("ftp://me:secret@127.0.0.1:1/folder")
-    assert "secret" not in repr(remote) and remote.place == "ftp://***@127.0.0.1:1/folder"
+    assert "secret" not in repr(remote) and remote.shown == "ftp://***@127.0.0.1:1/folder"
     with pytest.raises(StorageError) as caught:
         remote.probe()
     assert "secret" not in str(caught.value)
@@ -198,7 +191,7 @@ def test_a_password_in_the_url_is_never_shown() -> None:
 def test_another_machine_gets_exactly_what_was_stored(remote: Remote, here: Path, there: Path) -> None:
     files = [_write(here, "checkpoints/step_1.pt", "one"), _write(here, "evaluations/e/matches.npz", "two")]
     _write(here, "not-reported.txt")
-    remote.put(KEY, here, files)
+    remote.upload(KEY, here, files)
     _write(there, "checkpoints/step_7.pt", "an attempt that was lost wrote this")
     _write(there, LOG, "the harness is writing this")
     _write(there, f"{HANG}.123", "and this")
@@ -220,10 +213,10 @@ def test_of_a_training_begun_anew_only_its_own_folder_and_the_log_are_fetched(
         "attempt-2/checkpoints/step_1.pt",
         "attempt-20/checkpoints/step_1.pt",
     )
-    remote.put(KEY, here, [_write(here, name) for name in names])
+    remote.upload(KEY, here, [_write(here, name) for name in names])
     assert remote.fetch(KEY, there, "attempt-2") == []
     assert sorted(_contents(there)) == ["attempt-2/checkpoints/step_1.pt", LOG]
-    remote.put(KEY, there, [_write(there, "attempt-2/checkpoints/step_2.pt")])
+    remote.upload(KEY, there, [_write(there, "attempt-2/checkpoints/step_2.pt")])
     remote.prune(KEY, there)
     assert (place / KEY / "checkpoints").is_dir(), "what is not fetched is not removed"
 
@@ -238,20 +231,20 @@ def test_a_file_that_is_there_is_moved_neither_up_nor_down(
     remote: Remote, here: Path, there: Path, faults: Faults
 ) -> None:
     file = _write(here, "checkpoints/step_1.pt")
-    remote.put(KEY, here, [file])
+    remote.upload(KEY, here, [file])
     remote.fetch(KEY, there)
     for method in ("put_file", "get_file"):
         faults.inject(method, AssertionError(f"{method} is not wanted"), times=100)
-    remote.put(KEY, here, [file])
+    remote.upload(KEY, here, [file])
     remote.fetch(KEY, there)
-    assert remote.bring(KEY, "checkpoints/step_1.pt", there) == there / "checkpoints/step_1.pt"
+    assert remote.download(KEY, "checkpoints/step_1.pt", there) == there / "checkpoints/step_1.pt"
 
 
 def test_new_bytes_under_an_old_name_replace_the_old_ones(
     remote: Remote, here: Path, there: Path, place: Path
 ) -> None:
     for text in ("one", "two"):
-        remote.put(KEY, here, [_write(here, "checkpoint.json", text)])
+        remote.upload(KEY, here, [_write(here, "checkpoint.json", text)])
     remote.fetch(KEY, there)
     assert _contents(there) == {"checkpoint.json": "two"}
     assert len(list(place.glob(f"{KEY}/checkpoint.json.*"))) == 1
@@ -259,18 +252,18 @@ def test_new_bytes_under_an_old_name_replace_the_old_ones(
 
 def test_the_driver_gets_one_file(remote: Remote, here: Path, there: Path) -> None:
     files = [_write(here, f"evaluations/e/{name}", name) for name in ("matches.npz", "bootstrap.npz")]
-    remote.put(KEY, here, files)
-    assert remote.bring(KEY, "evaluations/e/bootstrap.npz", there).read_text() == "bootstrap.npz"
+    remote.upload(KEY, here, files)
+    assert remote.download(KEY, "evaluations/e/bootstrap.npz", there).read_text() == "bootstrap.npz"
     assert list(_contents(there)) == ["evaluations/e/bootstrap.npz"]
     with pytest.raises(StorageError, match="has no evaluations/e/other of trial 0123456789ab"):
-        remote.bring(KEY, "evaluations/e/other", there)
+        remote.download(KEY, "evaluations/e/other", there)
 
 
 def test_what_has_gone_here_goes_there_too(remote: Remote, here: Path, there: Path, place: Path) -> None:
     one, two = (_write(here, f"checkpoints/step_{step}.pt", str(step)) for step in (1, 2))
-    remote.put(KEY, here, [one])
+    remote.upload(KEY, here, [one])
     one.unlink()
-    remote.put(KEY, here, [two])
+    remote.upload(KEY, here, [two])
     remote.prune(KEY, here)
     remote.fetch(KEY, there)
     assert list(_contents(there)) == ["checkpoints/step_2.pt"]
@@ -281,11 +274,11 @@ def test_a_lost_attempt_that_still_runs_deletes_nothing_of_the_new_one(
     remote: Remote, here: Path, there: Path, tmp_path: Path
 ) -> None:
     old = _write(here, "checkpoints/step_1.pt", "1")
-    remote.put(KEY, here, [old])
+    remote.upload(KEY, here, [old])
     remote.fetch(KEY, there)
-    remote.put(KEY, there, [_write(there, "checkpoints/step_2.pt", "2")])
+    remote.upload(KEY, there, [_write(there, "checkpoints/step_2.pt", "2")])
     old.unlink()
-    remote.put(KEY, here, [_write(here, "checkpoints/step_9.pt", "the lost one's")])
+    remote.upload(KEY, here, [_write(here, "checkpoints/step_9.pt", "the lost one's")])
     remote.prune(KEY, here)
     fresh = _directory(tmp_path / "fresh")
     remote.fetch(KEY, fresh)
@@ -293,8 +286,8 @@ def test_a_lost_attempt_that_still_runs_deletes_nothing_of_the_new_one(
 
 
 def test_the_driver_discards_files_by_name(remote: Remote, here: Path, place: Path) -> None:
-    remote.put(KEY, here, [_write(here, "a/one"), _write(here, "two")])
-    remote.discard(KEY, ["a/one", "never/was"])
+    remote.upload(KEY, here, [_write(here, "a/one"), _write(here, "two")])
+    remote.delete(KEY, ["a/one", "never/was"])
     assert json.loads((place / KEY / "files.json").read_text()).keys() == {"two"}
     assert list((place / KEY / "a").iterdir()) == []
 
@@ -304,7 +297,7 @@ def test_a_file_outside_the_directory_is_not_stored(remote: Remote, here: Path, 
     link.symlink_to(_write(there, "secret"))
     for file in (there / "secret", here / ".." / "x", link):
         with pytest.raises(ValueError, match=r"not in the subpath|not a path"):
-            remote.put(KEY, here, [file])
+            remote.upload(KEY, here, [file])
 
 
 def test_each_user_and_place_has_scratch_directories_of_its_own(
@@ -343,9 +336,9 @@ def test_the_files_of_a_report_are_found_and_moved(here: Path, there: Path) -> N
 def test_a_network_that_goes_away_in_the_middle_of_an_upload_is_waited_for(
     remote: Remote, here: Path, there: Path, faults: Faults, hasty: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(storage_module, "PATIENCE_S", 60.0)
+    monkeypatch.setattr(remote_module, "WORKER_RETRY_S", 60.0)
     faults.inject("put_file", ConnectionError("reset by peer"), times=3, half=True)
-    remote.put(KEY, here, [_write(here, "checkpoints/step_1.pt", "a long checkpoint")])
+    remote.upload(KEY, here, [_write(here, "checkpoints/step_1.pt", "a long checkpoint")])
     assert faults.calls == 4
     remote.fetch(KEY, there)
     assert _contents(there) == {"checkpoints/step_1.pt": "a long checkpoint"}
@@ -355,12 +348,12 @@ def test_a_network_that_goes_away_in_the_middle_of_an_upload_is_waited_for(
 def test_half_an_upload_is_never_taken_for_a_file(
     remote: Remote, here: Path, there: Path, place: Path, faults: Faults
 ) -> None:
-    remote.put(KEY, here, [_write(here, "checkpoints/step_1.pt", "good")])
+    remote.upload(KEY, here, [_write(here, "checkpoints/step_1.pt", "good")])
     faults.inject("put_file", ConnectionError("gone for good"), times=1_000, half=True)
     with pytest.raises(
         StorageError, match=r"cannot store checkpoints/step_2.pt in the storage .*gone for good"
     ):
-        remote.put(KEY, here, [_write(here, "checkpoints/step_2.pt", "a long checkpoint")])
+        remote.upload(KEY, here, [_write(here, "checkpoints/step_2.pt", "a long checkpoint")])
     assert list((place / KEY / "checkpoints").glob("step_2*"))  # half of it lies there
     remote.fetch(KEY, there)
     assert _contents(there) == {"checkpoints/step_1.pt": "good"}
@@ -371,10 +364,10 @@ def test_half_an_upload_is_never_taken_for_a_file(
 def test_an_upload_whose_list_is_not_replaced_changes_nothing(
     remote: Remote, here: Path, there: Path, faults: Faults, method: str
 ) -> None:
-    remote.put(KEY, here, [_write(here, "checkpoint.json", "one")])
+    remote.upload(KEY, here, [_write(here, "checkpoint.json", "one")])
     faults.inject(method, ConnectionError("gone"), times=1_000)
     with pytest.raises(StorageError):
-        remote.put(KEY, here, [_write(here, "checkpoint.json", "two")])
+        remote.upload(KEY, here, [_write(here, "checkpoint.json", "two")])
     remote.fetch(KEY, there)
     assert _contents(there) == {"checkpoint.json": "one"}
 
@@ -383,7 +376,7 @@ def test_a_file_damaged_in_the_storage_is_passed_over_and_said(
     remote: Remote, here: Path, there: Path, place: Path
 ) -> None:
     files = [_write(here, f"checkpoints/step_{step}.pt", f"step {step}") for step in (1, 2, 3)]
-    remote.put(KEY, here, files)
+    remote.upload(KEY, here, files)
     for step, damage in ((2, lambda p: p.write_text("ste")), (3, lambda p: p.unlink())):
         damage(next((place / KEY / "checkpoints").glob(f"step_{step}*")))
     notices = remote.fetch(KEY, there)
@@ -393,7 +386,7 @@ def test_a_file_damaged_in_the_storage_is_passed_over_and_said(
     ]
     assert list(_contents(there)) == ["checkpoints/step_1.pt"]
     with pytest.raises(StorageError, match="does not have its checksum"):
-        remote.bring(KEY, "checkpoints/step_2.pt", there)
+        remote.download(KEY, "checkpoints/step_2.pt", there)
 
 
 @pytest.mark.parametrize(
@@ -410,7 +403,7 @@ def test_a_file_damaged_in_the_storage_is_passed_over_and_said(
 def test_a_list_that_others_wrote_is_read_with_suspicion(
     remote: Remote, here: Path, there: Path, place: Path, text: str
 ) -> None:
-    remote.put(KEY, here, [_write(here, "x")])
+    remote.upload(KEY, here, [_write(here, "x")])
     (place / KEY / "files.json").write_text(text)
     with pytest.raises(StorageError, match=r"files.json is damaged"):
         remote.fetch(KEY, there)
@@ -429,14 +422,14 @@ def test_what_waiting_cannot_help_is_said_at_once(
 ) -> None:
     faults.inject("put_file", error, times=1_000)
     with pytest.raises(StorageError, match=advice):
-        remote.put(KEY, here, [_write(here, "x")])
+        remote.upload(KEY, here, [_write(here, "x")])
     assert faults.calls == 1
 
 
 def test_a_disk_that_is_full_here_leaves_no_half_file(
     remote: Remote, here: Path, there: Path, faults: Faults
 ) -> None:
-    remote.put(KEY, here, [_write(here, "checkpoints/step_1.pt")])
+    remote.upload(KEY, here, [_write(here, "checkpoints/step_1.pt")])
     faults.inject("get_file", OSError(errno.ENOSPC, "No space left on device"), times=1_000)
     with pytest.raises(StorageError, match="The disk is full"):
         remote.fetch(KEY, there)
@@ -446,7 +439,7 @@ def test_a_disk_that_is_full_here_leaves_no_half_file(
 def test_a_folder_that_is_not_there_is_not_made(tmp_path: Path, here: Path) -> None:
     missing = tmp_path / "not-mounted"
     storage = storage_at(f"file://{missing}")
-    for action in (storage.probe, lambda: storage.put(KEY, here, [_write(here, "x")])):
+    for action in (storage.probe, lambda: storage.upload(KEY, here, [_write(here, "x")])):
         with pytest.raises(StorageError, match="make the bucket or the folder first"):
             action()
     with pytest.raises(StorageError, match="make the bucket or the folder first"):
@@ -479,7 +472,7 @@ def test_readers_never_see_a_half_written_list(remote: Remote, here: Path, tmp_p
     for reader in readers:
         reader.start()
     for file in files:
-        remote.put(KEY, here, [file])
+        remote.upload(KEY, here, [file])
     over.set()
     for reader in readers:
         reader.join()
@@ -488,7 +481,7 @@ def test_readers_never_see_a_half_written_list(remote: Remote, here: Path, tmp_p
 
 def test_two_processes_may_fetch_into_one_directory(remote: Remote, here: Path, there: Path) -> None:
     files = [_write(here, f"file_{number}", str(number) * 1_000) for number in range(20)]
-    remote.put(KEY, here, files)
+    remote.upload(KEY, here, files)
     failed: list[Exception] = []
 
     def fetch() -> None:
