@@ -53,7 +53,7 @@ def open_images(directory: Path) -> SplitImages:
     records = tuple(_record(path) for path in paths)
     sizes = tuple(resized_size(r.width, r.height, SHORT_SIDE, MAX_LONG_SIDE) for r in records)
     labels = tuple(record.labels for record in records)
-    return SplitImages(records, sizes, SHORT_SIDE, labels, directory, packed=None)
+    return SplitImages(records, sizes, SHORT_SIDE, labels, directory, directory, packed=None)
 
 
 def _record(path: Path) -> ImageRecord:

@@ -53,6 +53,7 @@ class SplitImages:
         short_side: what their short sides were resized to, where the long side allowed it.
         labels: per image (n,) int64, without crowds.
         directory: of the image files.
+        file: the one that was written when every image had been decoded.
         packed: per image its pixels at training size, mapped from disk; None where the split is not packed.
     """
 
@@ -61,6 +62,7 @@ class SplitImages:
     short_side: int
     labels: tuple[NDArray[np.int64], ...]
     directory: Path
+    file: Path
     packed: Sequence[Pixels] | None
 
     def __len__(self) -> int:
@@ -237,13 +239,15 @@ def open_split(checked: CheckedSplit, split_name: str, data: config.Data, cache_
             else:
                 _refuse_images(checked, unusable_images(checked))
                 unpacked.touch()
+    packed = _is_complete(path, total)
     return SplitImages(
         records=checked.images,
         sizes=sizes,
         short_side=data.short_side,
         labels=tuple(record.labels[~record.crowd] for record in checked.images),
         directory=checked.source.images,
-        packed=_mapped(path, sizes) if _is_complete(path, total) else None,
+        file=path if packed else unpacked,
+        packed=_mapped(path, sizes) if packed else None,
     )
 
 

@@ -7,19 +7,21 @@ so nothing is trained.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
+import detector
+from ablation import fingerprint
 from ablation.study import Setting, StatisticResult
-from detector.config import ATSS, Anchors, Assigner, MaxIoU, SpatialScale
-from detector.data.coco import read_split
-from detector.data.dataset import open_split
-from detector.geometry.anchors import AnchorGrid, anchor_grid, feature_sizes
-from detector.model.build import build_assigner
-from detector.objectives.assigners import Assigner as RunnableAssigner
+from detector.config import ATSS, Assigner, MaxIoU, SpatialScale
 from experiments.atss.presets import atss
 from experiments.detection.recipe import Recipe
+from experiments.detection.remembered import remembered
 
 IMAGES = 400
 LEVELS = 5
@@ -27,19 +29,37 @@ TOPK = 9
 FAIR_RATIO = 2.0
 """Largest allowed ratio between the quarters of objects (by size) with most and fewest positives."""
 
+RULES: Mapping[str, Assigner] = {"ATSS": ATSS(TOPK), "IoU": MaxIoU(inside_gt=True), "SSC": SpatialScale()}
+
+_CODE = sorted(Path(detector.__file__).parent.rglob("*.py")) + sorted(Path(__file__).parent.glob("*.py"))
+
 
 def fair_positives(setting: Setting) -> StatisticResult:
     """Mean positives per object in each quarter of object sizes, for the three rules.
 
+    Counted once for a data set at a size, and again when the code has changed.
+    """
+    trial, context = setting.trial(Recipe(atss()), 0), setting.context
+
+    def count() -> tuple[dict[str, Any], Iterable[Path]]:
+        from experiments.atss.counting import count_positives  # imports torch
+
+        return asdict(fairness(*count_positives(trial, context, RULES, IMAGES))), ()
+
+    record = context.cache / "known" / f"positives-{fingerprint.key(trial)}.json"
+    return StatisticResult(**remembered(record, _CODE, count))
+
+
+def fairness(sizes: NDArray[np.float64], counts: Mapping[str, NDArray[np.int64]]) -> StatisticResult:
+    """Whether ATSS is fair and the other rules are not.
+
     Holds when ATSS's quarters differ by less than a factor of `FAIR_RATIO`, and both other rules give
     the largest quarter more than ATSS's ratio times what they give the smallest.
+
+    Args:
+        sizes: (O,) square roots of the objects' areas, pixels.
+        counts: for each of `RULES` (O,) positives.
     """
-    rules: dict[str, Assigner] = {
-        "ATSS": ATSS(TOPK),
-        "IoU": MaxIoU(inside_gt=True),
-        "SSC": SpatialScale(),
-    }
-    sizes, counts = count_positives(setting, rules)
     quarter = np.searchsorted(np.quantile(sizes, (0.25, 0.5, 0.75)), sizes) if sizes.size else sizes
     if np.unique(quarter).size < 4:
         return StatisticResult(
@@ -57,33 +77,3 @@ def fair_positives(setting: Setting) -> StatisticResult:
         holds,
         f"mean positives per object, smallest to largest quarter: {text} (0.2 k L = {expected:.0f})",
     )
-
-
-def count_positives(
-    setting: Setting, rules: dict[str, Assigner]
-) -> tuple[NDArray[np.float64], dict[str, NDArray[np.int64]]]:
-    """Positives of every object in the first training images, under each rule.
-
-    Returns:
-        (O,) float64 square roots of the objects' areas in pixels, and for each rule (O,) int64 counts.
-    """
-    context, trial = setting.context, setting.trial(Recipe(atss()), 0)
-    split = read_split(context.paths.train)
-    images = open_split(split, "train", trial.data, context.cache)
-    boxes = [images.boxes_at(index) for index in range(min(IMAGES, len(images)))]
-    corners = np.concatenate(boxes).astype(np.float64)
-    areas = (corners[:, 2] - corners[:, 0]) * (corners[:, 3] - corners[:, 1])
-    strides = trial.detector.strides
-    counts: dict[str, list[NDArray[np.int64]]] = {name: [] for name in rules}
-    for own, size in zip(boxes, images.sizes, strict=False):
-        grid = anchor_grid(Anchors(), strides, feature_sizes(*size, strides), "cpu")
-        for name, rule in rules.items():
-            counts[name].append(_per_object(build_assigner(rule), grid, own))
-    return np.sqrt(areas), {name: np.concatenate(found) for name, found in counts.items()}
-
-
-def _per_object(rule: RunnableAssigner, grid: AnchorGrid, boxes: NDArray[np.float32]) -> NDArray[np.int64]:
-    """Number of anchors matched to each box of one image."""
-    valid = torch.ones(1, len(boxes), dtype=torch.bool)
-    match_A = rule(grid, torch.from_numpy(boxes)[None], valid)[0]
-    return np.bincount(match_A[match_A >= 0].numpy(), minlength=len(boxes))

@@ -5,10 +5,9 @@ from __future__ import annotations
 from ablation.study import Study
 from experiments.atss.claims import CLAIMS
 from experiments.atss.tables import TABLES
-from experiments.detection.data import check_data
 from experiments.detection.profiles import PROFILES
 from experiments.detection.rescore import by_class, rescore
-from experiments.detection.train_trial import train_trial
+from experiments.detection.study import check_data, train
 
 
 def study() -> Study:
@@ -21,7 +20,7 @@ def study() -> Study:
         claims=CLAIMS,
         profiles=PROFILES,
         default_profile="shapes",
-        train=train_trial,
+        train=train,
         check_data=check_data,
         paper_note="the paper's: COCO minival, Table 8 COCO test-dev",
         rescore=rescore,

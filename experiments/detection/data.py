@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
+import detector.data
 from ablation.errors import UserError
 from ablation.study import Overrides
 from detector.config import Data, Precision
-from detector.data.coco import CheckedSplit, DataPaths, Split, fingerprint, read_data, read_test
-from detector.data.dataset import open_split
+from detector.data.coco import DataPaths, Split, fingerprint, read_data, read_test
 from detector.errors import DataError
-from detector.inspect_data import inspect
+from experiments.detection.remembered import remembered
 
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+
+_CODE = sorted(Path(detector.data.__file__).parent.glob("*.py"))
+"""Decides what is found in a data set."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,28 +45,25 @@ class Context:
 
 @dataclass(frozen=True, slots=True)
 class DataSet:
-    """A data set that can be trained on.
+    """What is known of a data set that can be trained on.
 
     Attributes:
         name: what people call it.
-        test: images whose annotations an evaluation server has, where there are any.
-        test_fingerprint: hash of those.
+        class_names: of labels 0, 1, ...
+        images: how many each split has, "train", "val" and perhaps "test": images whose annotations an
+            evaluation server has.
+        repairs: what was repaired in training and validation split, with counts.
+        test_fingerprint: hash of the test split.
         data: what a trial's key holds of it, for the 1x schedule.
     """
 
     name: str
     paths: DataPaths
-    train: CheckedSplit
-    val: CheckedSplit
-    test: CheckedSplit | None
+    class_names: tuple[str, ...]
+    images: Mapping[str, int]
+    repairs: tuple[str, ...]
     test_fingerprint: str | None
     data: Data
-
-    @property
-    def repairs(self) -> list[str]:
-        """What was repaired, with counts."""
-        splits = {"train": self.train, "val": self.val}
-        return [f"{n}: {count} {what}" for n, s in splits.items() for what, count in s.repairs.items()]
 
     @property
     def folder_name(self) -> str:
@@ -72,70 +73,81 @@ class DataSet:
     @property
     def summary(self) -> str:
         """How many images of what, for captions."""
-        return (
-            f"{len(self.train.images)} training and {len(self.val.images)} validation images of {self.name}"
-        )
+        train, val = self.images["train"], self.images["val"]
+        return f"{train} training and {val} validation images of {self.name}"
 
 
 def named_paths(data: Mapping[str, Path]) -> DataPaths:
     """What the user named: {"directory": path} in the standard layout, or the four paths.
 
     Raises:
-        DataError: a directory without that layout.
+        UserError: a directory without that layout.
     """
     if "directory" in data:
-        return DataPaths.from_directory(data["directory"])
+        try:
+            return DataPaths.from_directory(data["directory"])
+        except DataError as error:
+            raise UserError(str(error)) from error
     return DataPaths(
         Split(data["train_annotations"], data["train_images"]),
         Split(data["val_annotations"], data["val_images"]),
     )
 
 
-def open_data(
-    find: Callable[[], DataPaths], describe: Callable[[str], Data], cache: Path, name: str | None = None
-) -> DataSet:
+def open_data(paths: DataPaths, size: Data, cache: Path, name: str | None = None) -> DataSet:
     """Read and check a data set, and decode every image of it once, as every later run will find it.
 
+    What was found is remembered in the cache, and nothing is read while the annotation files, the image
+    folders and the decoded images have their size and time.
+
     Args:
-        find: says where it lies.
-        describe: from its fingerprint to what trials see of it.
+        paths: where it lies.
+        size: what trials see of it, but for its fingerprint.
         cache: holds decoded images.
         name: of the data set; its folder's when None.
 
     Raises:
         UserError: the data set cannot be used; lists what is wrong with it.
     """
+    splits = [split for split in (paths.train, paths.val, paths.test) if split]
+    files = [path for split in splits for path in (split.annotations, split.images)]
+    identity = f"{[str(file.absolute()) for file in files]} {size.short_side} {size.max_long_side}"
+    record = cache / "known" / f"data-{hashlib.sha256(identity.encode()).hexdigest()[:12]}.json"
     try:
-        paths = find()
-        train, val = read_data(paths)
-        test = read_test(paths.test, train) if paths.test else None
-        data = describe(fingerprint(train, val))
-        for split_name, split in (("train", train), ("val", val), ("test", test)):
-            if split:
-                open_split(split, split_name, data, cache)
+        facts = remembered(record, [*files, *_CODE], partial(_read, paths, size, cache))
     except DataError as error:
         raise UserError(str(error)) from error
     return DataSet(
         name=name or _name(paths),
         paths=paths,
-        train=train,
-        val=val,
-        test=test,
-        test_fingerprint=fingerprint(test) if test else None,
-        data=data,
+        class_names=tuple(facts["class_names"]),
+        images=facts["images"],
+        repairs=tuple(facts["repairs"]),
+        test_fingerprint=facts["test_fingerprint"],
+        data=replace(size, fingerprint=facts["fingerprint"]),
     )
 
 
-def check_data(data: Mapping[str, Path], folder: Path) -> str:
-    """A report on a data set before anything trains on it; pictures of it go into `folder`.
+def _read(paths: DataPaths, size: Data, cache: Path) -> tuple[dict[str, Any], list[Path]]:
+    """What a `DataSet` is made of, as JSON values, and the files of decoded images; DataError."""
+    from detector.data.dataset import open_split  # imports torch
 
-    Raises:
-        UserError: it cannot be used; lists what is wrong with it.
-    """
-    try:
-        return inspect(named_paths(data), folder)
-    except DataError as error:
-        raise UserError(str(error)) from error
+    train, val = read_data(paths)
+    test = read_test(paths.test, train) if paths.test else None
+    splits = {"train": train, "val": val} | ({"test": test} if test else {})
+    decoded = [open_split(split, name, size, cache).file for name, split in splits.items()]
+    facts = {
+        "class_names": train.class_names,
+        "images": {name: len(split.images) for name, split in splits.items()},
+        "repairs": [
+            f"{name}: {count} {what}"
+            for name, split in (("train", train), ("val", val))
+            for what, count in split.repairs.items()
+        ],
+        "fingerprint": fingerprint(train, val),
+        "test_fingerprint": fingerprint(test) if test else None,
+    }
+    return facts, decoded
 
 
 def _name(paths: DataPaths) -> str:

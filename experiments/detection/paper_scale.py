@@ -17,7 +17,7 @@ from ablation.resources import Resources
 from ablation.study import Overrides, Profile, SeedNoise
 from detector.config import Data, Detector, Evaluation, Precision, Schedule, Trial, Weights
 from detector.errors import WeightsError
-from detector.model.weights import TORCHVISION, as_pretrained, backbone_name, find_all, layout_of, sha256_of
+from detector.model.pretrained import TORCHVISION, as_pretrained, backbone_name, layout_of, sha256_of
 from experiments.detection.cost import trial_cost
 from experiments.detection.data import (
     Context,
@@ -74,7 +74,7 @@ class PaperSetting:
     def at_paper_scale(self) -> bool:
         """Whether this is COCO at full size and length, from ImageNet weights, whosever they are."""
         smaller = self.overrides.max_iterations or self.overrides.short_side or not self.weights
-        return not smaller and len(self.dataset.train.images) == COCO_TRAIN_IMAGES
+        return not smaller and self.dataset.images["train"] == COCO_TRAIN_IMAGES
 
     @property
     def seed_noise(self) -> SeedNoise | None:
@@ -108,7 +108,7 @@ class PaperSetting:
 
     def trial(self, training: Recipe, seed: int) -> Trial:
         """The row as the paper trains it."""
-        detector = replace(training.detector, num_classes=len(self.dataset.train.class_names))
+        detector = replace(training.detector, num_classes=len(self.dataset.class_names))
         weights = self.weights.get(backbone_name(detector.backbone) or "")
         data = self.dataset.data
         if training.schedule == "2x":
@@ -118,7 +118,7 @@ class PaperSetting:
 
     def evaluation(self, evaluation: Evaluation) -> Evaluation:
         """The paper's test; on the validation images where there are no test images."""
-        if evaluation.split == "val" or self.dataset.test is None:
+        if evaluation.split == "val" or "test" not in self.dataset.images:
             return replace(evaluation, split="val")
         return replace(evaluation, test_fingerprint=self.dataset.test_fingerprint)
 
@@ -128,9 +128,7 @@ class PaperSetting:
 
     def cost(self, trial: Trial, evaluations: Sequence[Evaluation]) -> float:
         """See `ablation.study.Setting`; in 10^12 multiply-adds."""
-        dataset = self.dataset
-        tested = {"val": len(dataset.val.images), "test": len(dataset.test.images) if dataset.test else 0}
-        return trial_cost(trial, evaluations, tested)
+        return trial_cost(trial, evaluations, self.dataset.images)
 
     def _iterations(self, schedule: str) -> int:
         full = ITERATIONS[schedule]
@@ -175,20 +173,20 @@ def prepare(workspace: Path, data: Mapping[str, Path] | None, overrides: Overrid
         )
     overrides = effective(overrides, max(ITERATIONS.values()), SHORT_SIDE, "torchvision", "fp32")
     cache = workspace / "cache"
-    dataset = open_data(lambda: named_paths(data), lambda digest: _described(digest, overrides), cache)
+    dataset = open_data(named_paths(data), _size(overrides), cache)
     weights, files, said = pretrained(overrides.weights)
     notices = [*dataset.repairs, *said]
-    if not dataset.test:
+    if "test" not in dataset.images:
         notices.append("no test-dev images: Table 8 is tested on the validation images")
     threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     context = Context(dataset.paths, cache, 20, 1000, 10_000, loaders=min(8, threads), weights=files)
     return PaperSetting(overrides, dataset, weights, notices, context)
 
 
-def _described(fingerprint: str, overrides: Overrides) -> Data:
+def _size(overrides: Overrides) -> Data:
     side = overrides.short_side or SHORT_SIDE
     return Data(
-        fingerprint,
+        "",
         short_side=side,
         max_long_side=round(side * MAX_LONG_SIDE / SHORT_SIDE),
         group_by_aspect=True,
@@ -220,6 +218,8 @@ def pretrained(source: str | None) -> tuple[dict[str, Weights], dict[str, Path |
 
 
 def _own_files(place: Path) -> dict[str, Path]:
+    from detector.model.weights import find_all  # imports torch
+
     try:
         return find_all(place)
     except WeightsError as error:

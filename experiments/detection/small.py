@@ -28,7 +28,6 @@ from detector.config import (
     SingleScale,
     Trial,
 )
-from detector.data.coco import DataPaths
 from detector.data.shapes import ShapesSpec, draw_dataset
 from experiments.detection.cost import trial_cost
 from experiments.detection.data import (
@@ -261,20 +260,15 @@ def prepare(
     scale, precision = changed(scale, overrides, own=bool(data)), precision_of(overrides, PRECISION)
     cache = workspace / "cache"
 
-    def find() -> DataPaths:
-        return named_paths(data) if data else draw_dataset(scale.shapes, cache)
-
-    def described(fingerprint: str) -> Data:
-        return describe(scale, fingerprint, own=bool(data))
-
-    dataset = open_data(find, described, cache, name=None if data else "shapes")
+    paths = named_paths(data) if data else draw_dataset(scale.shapes, cache)
+    dataset = open_data(paths, size(scale, own=bool(data)), cache, name=None if data else "shapes")
     return ScaledSetting(
         scale=scale,
         data=dataset.data,
         data_name=dataset.name,
         own_data=dataset.folder_name if data else None,
-        num_classes=len(dataset.train.class_names),
-        num_val=len(dataset.val.images),
+        num_classes=len(dataset.class_names),
+        num_val=dataset.images["val"],
         precision=precision,
         caption=_caption(scale, dataset, precision),
         notices=[*dataset.repairs, *fallback],
@@ -314,14 +308,14 @@ def supported_precision(cpuinfo: Path = Path("/proc/cpuinfo")) -> tuple[Precisio
     return "fp32", ["this processor has no bf16 arithmetic: training in fp32, about twice as long"]
 
 
-def describe(scale: Scale, fingerprint: str, *, own: bool) -> Data:
-    """What a trial's key holds of a data set: the user's own, or the scale's drawings."""
+def size(scale: Scale, *, own: bool) -> Data:
+    """What a trial's key holds of a data set but for its fingerprint: the user's own, or the drawings."""
     if own:
-        return Data(fingerprint, scale.own_short_side, scale.own_max_long_side)
+        return Data("", scale.own_short_side, scale.own_max_long_side)
     # COCO's limits of 32 and 96 px are 0.83 and 2.5 sides of the finest anchor at the paper's size.
     finest = 8.0 * scale.stem_stride
     return Data(
-        fingerprint,
+        "",
         short_side=scale.shapes.image_size,
         max_long_side=scale.shapes.image_size,
         small_side=finest * 32 * 800 / 480 / 64,

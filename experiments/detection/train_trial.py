@@ -24,7 +24,6 @@ from ablation.protocol import (
     Report,
     Request,
 )
-from ablation.worker.watchdog import heartbeat
 from detector import device_check
 from detector.config import Evaluation, Trial, Weights
 from detector.data.coco import CheckedSplit, DataPaths, read_data, read_test, to_coco_dict
@@ -83,7 +82,7 @@ def train_trial(request: Request) -> Generator[Report, None, None]:
     with _failures_named(trial, request):
         splits = _read(context.paths)
         images = open_split(splits["train"], "train", trial.data, context.cache)
-        validate = _validation(trial, splits["val"], context) if context.validate_every else None
+        validate = _validation(trial, splits["val"], request) if context.validate_every else None
         training = train(trial, splits["train"], images, _options(request), validate)
         model = yield from _reports(training, trial)
         for wanted in request.evaluations:
@@ -102,7 +101,7 @@ def _failures_named(trial: Trial, request: Request) -> Iterator[None]:
         if _is_want_of_memory(error):
             raise _out_of_memory(error, trial, request) from error
         if _is_of_device(error):
-            raise _device_error(error, index) from error
+            raise _device_error(error, index, request) from error
         raise
 
 
@@ -113,8 +112,8 @@ def _out_of_memory(error: Exception, trial: Trial, request: Request) -> OutOfMem
     return OutOfMemoryError(f"out of memory with {now} images at a time: {error}", smaller)
 
 
-def _device_error(error: Exception, index: int) -> DeviceError:
-    heartbeat()  # a check may take longer than a step
+def _device_error(error: Exception, index: int, request: Request) -> DeviceError:
+    request.heartbeat()  # a check may take longer than a step
     fault = device_check.fault(index)
     first = str(error).partition("\n")[0]
     said = f"{first}; asked again by a new process: {fault}" if fault else first
@@ -192,14 +191,14 @@ def _read(paths: DataPaths) -> dict[str, CheckedSplit]:
     return {"train": train_split, "val": val, **test}
 
 
-def _validation(trial: Trial, split: CheckedSplit, context: Context) -> Validate:
+def _validation(trial: Trial, split: CheckedSplit, request: Request) -> Validate:
     """The paper's test of the unfinished model, by the quick evaluator: tables never show its numbers."""
-
+    context: Context = request.context
     images = open_split(split, "val", trial.data, context.cache)
 
     def validate(model: DenseDetector) -> dict[str, float]:
         results = detect_split(
-            model, images, split, Evaluation(), trial.schedule.precision, context.loaders, heartbeat
+            model, images, split, Evaluation(), trial.schedule.precision, context.loaders, request.heartbeat
         )
         if results is None:
             return {}
@@ -232,7 +231,7 @@ def _evaluate(
     split = splits[evaluation.split]
     images = open_split(split, evaluation.split, trial.data, context.cache)
     results = detect_split(
-        model, images, split, evaluation, trial.schedule.precision, context.loaders, heartbeat
+        model, images, split, evaluation, trial.schedule.precision, context.loaders, request.heartbeat
     )
     if results is None:
         return Evaluated(wanted.key, {})

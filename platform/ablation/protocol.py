@@ -14,6 +14,10 @@ from pathlib import Path
 from typing import Any
 
 
+def _nothing() -> None:
+    """The heartbeat where nobody watches."""
+
+
 @dataclass(frozen=True, slots=True)
 class EvaluationRequest:
     """One evaluation wanted of a trained trial: its key and its resolved config."""
@@ -37,6 +41,8 @@ class Request:
         micro_batch: samples that a worker takes through the network at a time, its share of a batch in
             several goes, for want of memory; None for all at once.
         gpus: that each of its processes holds, perhaps a share of one; None where nobody counts them.
+        heartbeat: to be called in the middle of something long that yields no report, so that the process
+            does not count as hanging.
     """
 
     trial_key: str
@@ -47,6 +53,7 @@ class Request:
     workers: int = 1
     micro_batch: int | None = None
     gpus: float | None = None
+    heartbeat: Callable[[], None] = _nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +98,8 @@ class Noticed:
 class Described:
     """Where an attempt runs and with which code: plain data, as `ablation.provenance.environment` gathers it.
 
-    The harness sends it, not the train function: when training begins, and again, with every module that
-    was imported by then, when it has ended. The last one counts.
+    The harness sends it, not the train function: before training begins, before the first report where the
+    train function has imported modules by then, and when training has ended. The last one counts.
     """
 
     environment: dict[str, Any]

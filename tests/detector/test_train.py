@@ -40,7 +40,7 @@ from detector.data.shapes import ShapesSpec, draw_dataset
 from detector.errors import CheckpointError, DivergedError, WeightsError
 from detector.model.build import build_detector
 from detector.model.dense_detector import DenseDetector
-from detector.model.weights import sha256_of
+from detector.model.pretrained import sha256_of
 from detector.training import checkpoint
 from detector.training.ranks import Ranks
 from detector.training.train import (

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.models import get_model
+from torchvision.models import get_model, get_model_weights
 from torchvision.models.resnet import Bottleneck
 from torchvision.models.resnet import ResNet as TorchvisionResNet
 
@@ -22,22 +22,20 @@ from detector.config import Detector, ResNet, Weights
 from detector.errors import WeightsError
 from detector.model import weights as subject
 from detector.model.dcn import DeformConv2d
-from detector.model.resnet import Backbone
-from detector.model.weights import (
+from detector.model.pretrained import (
     BACKBONES,
     DETECTRON_MEAN,
     DETECTRON_STD,
     TORCHVISION,
+    Layout,
+    Published,
     as_pretrained,
     backbone_name,
-    backbone_of,
-    download,
-    find_all,
     layout_of,
-    load_backbone,
-    read_weights,
     sha256_of,
 )
+from detector.model.resnet import Backbone
+from detector.model.weights import backbone_of, download, find_all, load_backbone, read_weights
 
 SHALLOW = ResNet(depths=(1, 1, 1, 1))
 TINY = ResNet(depths=(1, 2, 1, 1), widths=(8, 8, 16, 16), stem_channels=8, stride_in_1x1=True)
@@ -502,13 +500,10 @@ def test_other_backbones_have_no_name(config: ResNet) -> None:
     assert backbone_name(config) is None
 
 
-def test_published_files_carry_their_digits_in_their_name() -> None:
-    assert {name: (p.filename, p.sha256) for name, p in TORCHVISION.items()} == {
-        "resnet50": ("resnet50-0676ba61.pth", "0676ba61"),
-        "resnet101": ("resnet101-63fe2227.pth", "63fe2227"),
-        "resnext101_32x8d": ("resnext101_32x8d-8ba56ff5.pth", "8ba56ff5"),
-        "resnext101_64x4d": ("resnext101_64x4d-173b62eb.pth", "173b62eb"),
-    }
+def test_published_files_are_those_that_torchvision_names() -> None:
+    urls = {name: get_model_weights(name).IMAGENET1K_V1.url for name in BACKBONES}
+    assert {name: published.url for name, published in TORCHVISION.items()} == urls
+    assert all(published.sha256 in published.filename for published in TORCHVISION.values())
 
 
 @pytest.mark.parametrize(
@@ -516,7 +511,7 @@ def test_published_files_carry_their_digits_in_their_name() -> None:
     [("torchvision", 1, False), ("torchvision", 32, False), ("detectron", 1, True), ("detectron", 32, False)],
 )
 def test_a_pretrained_detector_gets_its_layouts_input_and_strides(
-    layout: subject.Layout, groups: int, in_1x1: bool
+    layout: Layout, groups: int, in_1x1: bool
 ) -> None:
     plain = Detector(backbone=ResNet(groups=groups, stride_in_1x1=not in_1x1))
     detector = as_pretrained(plain, layout)
@@ -574,9 +569,7 @@ def test_a_download_asks_for_the_published_digits_and_happens_once(
 ) -> None:
     content = b"weights"
     digits = "9a129038"  # sha256 of the content
-    monkeypatch.setitem(
-        TORCHVISION, "resnet50", subject.Published("https://host/resnet50-9a129038.pth", digits)
-    )
+    monkeypatch.setitem(TORCHVISION, "resnet50", Published("https://host/resnet50-9a129038.pth", digits))
     asked: list[tuple[str, str]] = []
 
     def fetch(url: str, path: str, hash_prefix: str) -> None:

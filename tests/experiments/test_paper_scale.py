@@ -15,9 +15,9 @@ from ablation.protocol import Evaluated, EvaluationRequest, Progress, Request
 from ablation.resources import Resources
 from ablation.study import Overrides
 from detector.config import SGD, Data, StepDecay, Weights
-from detector.data.coco import DataPaths, fingerprint
+from detector.data.coco import DataPaths, fingerprint, read_split, read_test
 from detector.data.shapes import ShapesSpec, draw_dataset
-from detector.model.weights import DETECTRON_MEAN, TORCHVISION, sha256_of
+from detector.model.pretrained import DETECTRON_MEAN, TORCHVISION, sha256_of
 from experiments.atss import presets
 from experiments.atss.presets import MULTI_SCALE, SINGLE_SCALE
 from experiments.atss.study import study
@@ -168,8 +168,10 @@ def test_table_8_is_tested_on_test_dev_where_its_images_are(dataset: Path, tmp_p
     assert any("Table 8" in notice for notice in without.notices)
     setting = setting_of(with_test_dev(dataset, tmp_path / "coco"), tmp_path)
     found = setting.evaluation(wanted)
-    assert setting.dataset.test is not None
-    assert found == replace(wanted, test_fingerprint=fingerprint(setting.dataset.test))
+    paths = setting.context.paths
+    assert paths.test is not None
+    test = read_test(paths.test, read_split(paths.train))
+    assert found == replace(wanted, test_fingerprint=fingerprint(test))
     assert setting.evaluation(SINGLE_SCALE) == SINGLE_SCALE
 
 

@@ -1,6 +1,7 @@
 """The identity of every trial and evaluation, so that a change of it shows in review."""
 
 import json
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -11,14 +12,14 @@ from detector.data.coco import DataPaths, Split
 from experiments.atss.study import study
 from experiments.atss.tables import TABLES
 from experiments.detection.data import Context
-from experiments.detection.small import SCALES, Scale, ScaledSetting, describe
+from experiments.detection.small import SCALES, Scale, ScaledSetting, size
 
 GOLDEN = Path(__file__).parent / "golden_keys.json"
 
 
 def _setting(scale: Scale) -> ScaledSetting:
     """The scale on a data set that nobody has to draw."""
-    data = describe(scale, "0" * 12, own=False)
+    data = replace(size(scale, own=False), fingerprint="0" * 12)
     nowhere = Split(Path("none"), Path("none"))
     context = Context(DataPaths(nowhere, nowhere), Path("none"), 1, 1)
     return ScaledSetting(scale, data, "shapes", None, 6, 300, "bf16", "", (), context)

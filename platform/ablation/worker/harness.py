@@ -263,10 +263,13 @@ def reports(
     if writes and hang_of(here):  # before this attempt has a watch of its own there
         passed_over.append("an attempt before hung, and was ended (log.txt of the trial has where)")
     with logged(here, writes=writes) as log, Watch(here, job.hang_after) as watch:
-        yield Described(describe(job.sources))
+        yield Described(at_start := describe(job.sources))
         yield from map(Noticed, passed_over)
-        with closing(job.train(replace(request, directory=here / folder))) as training:
-            for report in watch.over(training):
+        request = replace(request, directory=here / folder, heartbeat=watch.arm)
+        with closing(job.train(request)) as training:
+            for number, report in enumerate(watch.over(training)):
+                if number == 0 and (now := describe(job.sources)) != at_start:
+                    yield Described(now)  # a train function may import its modules when it is called
                 log(report)
                 if writes:
                     _store(storage, key, here, report)

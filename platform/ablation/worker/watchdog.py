@@ -79,8 +79,6 @@ class Watch:
         least: seconds of silence that never count as hanging; 0 watches nothing.
     """
 
-    _current: ClassVar[Watch | None] = None
-
     def __init__(self, directory: Path, least: float) -> None:
         self._path = _hang_file(directory)
         self._least = least
@@ -90,11 +88,9 @@ class Watch:
         self._file = self._path.open("w")
         if _Guard.own:
             _Guard.own.leave_at(self._path)
-        Watch._current = self
         return self
 
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
-        Watch._current = None
         self._disarm()
         self._file.close()
         self._path.unlink(missing_ok=True)
@@ -133,12 +129,6 @@ class Watch:
         if len(self._paces) < 2:
             return START * self._least
         return max(self._least, FACTOR * statistics.median(self._paces))
-
-
-def heartbeat() -> None:
-    """Called by a train function in the middle of something long that reports nothing."""
-    if Watch._current is not None:
-        Watch._current.arm()
 
 
 def _hang_file(directory: Path) -> Path:

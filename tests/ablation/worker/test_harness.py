@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,21 @@ def test_an_attempt_describes_the_machine_and_the_modules_that_its_training_impo
     last = told(job, counts)[-2]["environment"]
     assert "ablation.worker.harness" in last["modules"]
     assert last["host"]
+
+
+def test_modules_that_a_training_imports_when_it_is_called_are_described_before_its_first_report(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "late_module.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def imports(request: Request) -> Iterator[Report]:
+        import_module("late_module")
+        yield Progress(1, 1)
+
+    said = told(replace(job, sources=("late_module",)), imports)
+    assert [m["kind"] for m in said] == ["described", "described", "progress", "described", ENDED]
+    assert [list(m["environment"]["modules"]) for m in said[:2]] == [[], ["late_module"]]
 
 
 def test_an_exception_is_a_message_with_its_traceback_and_does_not_escape(job: Job) -> None:

@@ -21,7 +21,6 @@ from ablation.worker.watchdog import (
     _Guard,
     guarded,
     hang_of,
-    heartbeat,
     logged,
 )
 from tests.support.driver import wait_until
@@ -96,9 +95,9 @@ def test_a_hanging_process_is_ended_and_leaves_where_it_stood(tmp_path: Path) ->
         import sys, time
         from pathlib import Path
         from ablation.protocol import Progress
-        from ablation.worker.watchdog import Watch, heartbeat
+        from ablation.worker.watchdog import Watch
 
-        def training():
+        def training(heartbeat):
             yield Progress(1, 3)
             for _ in range(4):
                 time.sleep(1.0)
@@ -108,7 +107,7 @@ def test_a_hanging_process_is_ended_and_leaves_where_it_stood(tmp_path: Path) ->
             time.sleep(60)
 
         with Watch(Path(sys.argv[1]), 0.5) as watch:
-            for report in watch.over(training()):
+            for report in watch.over(training(watch.arm)):
                 watch._paces.clear()
     """)
     done = subprocess.run(
@@ -123,10 +122,6 @@ def test_a_hanging_process_is_ended_and_leaves_where_it_stood(tmp_path: Path) ->
     assert "in training" in str(hang_of(tmp_path))
     assert "hung" in (tmp_path / LOG).read_text()
     assert hang_of(tmp_path) is None, "told once"
-
-
-def test_a_sign_of_life_where_nothing_is_watched_does_nothing() -> None:
-    heartbeat()
 
 
 # --- from outside ---------------------------------------------------------------------------------------

@@ -1,0 +1,36 @@
+"""What every study of detection hands to the platform beside its tables and claims.
+
+Nothing here imports torch: a command that trains nothing answers at once. What trains, or opens images,
+imports it when it is called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping
+from pathlib import Path
+
+from ablation.errors import UserError
+from ablation.protocol import Report, Request
+from detector.errors import DataError
+from experiments.detection.data import named_paths
+
+
+def train(request: Request) -> Generator[Report, None, None]:
+    """One attempt at one trial, by `experiments.detection.train_trial`."""
+    from experiments.detection.train_trial import train_trial
+
+    yield from train_trial(request)
+
+
+def check_data(data: Mapping[str, Path], folder: Path) -> str:
+    """A report on a data set before anything trains on it; pictures of it go into `folder`.
+
+    Raises:
+        UserError: it cannot be used; lists what is wrong with it.
+    """
+    from detector.inspect_data import inspect
+
+    try:
+        return inspect(named_paths(data), folder)
+    except DataError as error:
+        raise UserError(str(error)) from error

@@ -1,0 +1,90 @@
+"""Commands that train nothing import none of the libraries that training takes."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ablation.plan import register
+from ablation.protocol import Evaluated, Progress
+from ablation.session import Selection, Session
+
+HEAVY = ("torch", "torchvision", "ray", "mlflow", "pandas", "matplotlib")
+
+PROGRAM = f"""
+import sys
+from ablation.cli import main
+code = 0
+for words in sys.argv[1].split(";"):
+    try:
+        main(words.split(","))
+    except SystemExit as ended:
+        code = code or ended.code
+found = [name for name in {HEAVY} if name in sys.modules]
+sys.exit(f"{{found}} imported" if found else code)
+"""
+
+COMMANDS = (
+    *("plan", "run", "status", "tables", "logs", "pause", "resume", "cancel", "retry", "prioritise", "gc"),
+    *("check-data", "verify", "import-scores", "sync", "ui"),
+)
+NUMBERS = dict.fromkeys(("AP", "AP50", "AP75", "APS", "APM", "APL"), 25.0)
+
+
+def run(*commands: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
+    """All in one fresh interpreter; fails where one of them does, or imports what it should not."""
+    typed = ";".join(",".join(words) for words in commands)
+    return subprocess.run(
+        [sys.executable, "-c", PROGRAM, typed], capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace in which the smoke grid is complete, and has been looked at once."""
+    root = tmp_path_factory.mktemp("finished")
+    session = Session.open(Selection(profile="smoke", workspace=root), writes=True)
+    store = session.store
+    register(session.plan, store)
+    for trial in session.plan.trials:
+        attempt = store.claim(trial.key, "test", {})
+        assert attempt is not None
+        evaluated = [Evaluated(evaluation.key, NUMBERS) for evaluation in trial.evaluations]
+        store.record(attempt, [Progress(10, 10, {"loss": 1.0}), *evaluated])
+        store.finish(attempt)
+    store.close()
+    run(("tables", "--profile", "smoke", "--workspace", str(root)))  # draws the figures
+    return root
+
+
+def test_the_help_of_every_command_imports_nothing_heavy() -> None:
+    done = run(*((command, "--help") for command in COMMANDS))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("example: ablation") == len(COMMANDS)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("plan",),
+        ("run", "--dry-run"),
+        ("status",),
+        ("status", "--json"),
+        ("status", "--stale"),
+        ("tables",),
+        ("logs", "table3 FCOS"),
+        ("pause",),
+        ("resume",),
+        ("cancel", "table3"),
+        ("retry",),
+        ("retry", "--stale", "--yes", "table3"),
+        ("prioritise", "table3"),
+        ("gc", "--yes"),
+    ],
+    ids=" ".join,
+)
+def test_a_command_that_trains_nothing_imports_nothing_heavy(words: tuple[str, ...], finished: Path) -> None:
+    done = run((*words, "--profile", "smoke", "--workspace", str(finished)))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
