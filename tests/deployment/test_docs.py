@@ -59,3 +59,10 @@ def test_every_word_of_the_glossary_names_something_in_the_code() -> None:
         code = (ROOT / "platform/ablation" / file).read_text()
         assert re.search(rf"^(?:class |def )?{name}\b", code, re.MULTILINE), name
         assert word in name.lower()
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_name_that_a_page_gives_with_its_file_is_defined_there(page: str) -> None:
+    for file, name in re.findall(r"`([\w/]+\.py)`\s+`(\w+)`", (ROOT / page).read_text()):
+        [code] = [start / file for start in STARTS if (start / file).exists()]
+        assert re.search(rf"^\s*(?:class |def )?{name}\b", code.read_text(), re.MULTILINE), f"{file} {name}"
