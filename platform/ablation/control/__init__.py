@@ -1,1 +1,1 @@
-"""What people do beside a run: pause, cancel, retry, status, logs, gc."""
+"""Commands about a study beside its driver: status, logs, pause, cancel, retry, priorities, clean-up."""

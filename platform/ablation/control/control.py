@@ -1,6 +1,6 @@
-"""What a person wants of a study while it runs: written into the store, where every driver looks.
+"""Changes of the desired state of trials: pause, cancel, retry, renew, prioritise.
 
-None of it waits for a driver or holds one up, and none needs one: a wish stays until the next run.
+They are written into the store, which every driver polls. Without a running driver, the next run finds them.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ from ablation.store import Store
 from ablation.study import data_id
 
 SHORTEST = 4
-"""Characters of a key that can stand for it: with fewer, a slip of the hand would name another trial."""
+"""Characters of a key that name a trial. Fewer would make a typing error name another trial."""
 MAX_LISTED = 20
-"""Trials that a message names before it only counts the rest."""
-UNRECORDED = "kept no record of the code and packages that it ran with"
+"""Trials that a message lists; it counts the rest."""
+UNRECORDED = "kept no record of its code and packages"
 
 
-# --- which trials ----------------------------------------------------------------------------------------
+# --- naming trials --------------------------------------------------------------------------------------
 
 
 def chosen(plan: Plan, words: Sequence[str]) -> list[PlannedTrial]:
     """The trials that a person named, each once, in the order of the plan.
 
     Args:
-        plan: of the study, whose tables and seeds can be named.
-        words: each a table ("table3" or "3"), or a trial (`trial_of`).
+        plan: the study's plan, whose tables and trials can be named.
+        words: each names a table ("table3" or "3") or a trial (`trial_of`).
 
     Raises:
-        UserError: a word that names no trial, or several trials.
+        UserError: a word names no trial, or several.
     """
     tables = {name: table for table in plan.table_ids for name in (table, table.removeprefix("table"))}
     wanted: set[str] = set()
@@ -45,12 +45,12 @@ def chosen(plan: Plan, words: Sequence[str]) -> list[PlannedTrial]:
 
 
 def trial_of(plan: Plan, word: str) -> PlannedTrial:
-    """The one trial that a word means: its key, the name of a row that cites it, or the start of either.
+    """The trial that a word names: its key, the name of a row that cites it, or a prefix of either.
 
-    "table3 FCOS" is the row of that name, though "table3 FCOS + ATSS" starts so too.
+    An exact name goes before a prefix: "table3 FCOS" is that row, not "table3 FCOS + ATSS".
 
     Raises:
-        UserError: there is none, or there are several; they are listed.
+        UserError: no trial has that name, or several have; the message lists them.
     """
     word = word.strip()
     names = list(_citations(plan)) if word else []
@@ -64,14 +64,14 @@ def trial_of(plan: Plan, word: str) -> PlannedTrial:
         if len(found) == 1:
             return plan.trial(next(iter(found)))
         if found:
-            raise UserError(f"{word!r} can be any of\n{_candidates(found)}\nGive a key, or more of a name.")
-    raise UserError(
-        f"No trial or table is called {word!r}, and none starts so. `ablation status` lists them."
-    )
+            raise UserError(
+                f"{word!r} names several trials:\n{_candidates(found)}\nGive a key or a longer name."
+            )
+    raise UserError(f"No trial or table has a name that starts with {word!r}. `ablation status` lists them.")
 
 
 def _citations(plan: Plan) -> Iterator[tuple[str, str]]:
-    """(name, trial key) of every planned row at every seed, as `PlannedTrial.name` would have it."""
+    """(name, trial key) of every planned row at every seed, named as `PlannedTrial.name` is."""
     for table in plan.tables:
         for row in table.rows:
             for seed in plan.seeds:
@@ -87,17 +87,17 @@ def _candidates(found: dict[str, str]) -> str:
     return "\n".join([*lines[:MAX_LISTED], *([f"  and {rest} more"] if rest > 0 else [])])
 
 
-# --- what is wanted of them ------------------------------------------------------------------------------
+# --- changing their desired state -----------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class Renewal:
-    """A trial that is to be done anew.
+    """A trial to be trained and evaluated from the start.
 
     Attributes:
-        changes: why, a clause each.
-        attempts: how many there were when that was found.
-        runs: an attempt has not ended, so that it must be left alone.
+        changes: the reasons, a clause each.
+        attempts: number of attempts when the reasons were found.
+        runs: whether an attempt is running; the trial is not renewed then.
     """
 
     trial: PlannedTrial
@@ -108,10 +108,10 @@ class Renewal:
 
 @dataclass(frozen=True, slots=True)
 class Control:
-    """DesiredStates about one plan.
+    """Changes the desired state of a plan's trials.
 
-    Args:
-        store: opened for writing; a driver may be at work on it.
+    Attributes:
+        store: opened for writing; a driver may use it at the same time.
     """
 
     plan: Plan
@@ -122,28 +122,30 @@ class Control:
         return self.plan.study.name, self.plan.setting.profile, data_id(self.plan.setting)
 
     def set_paused(self, paused: bool) -> None:
-        """No trial of the setting starts while it is paused; what runs stops at its next checkpoint."""
+        """Pauses or resumes the setting: no trial starts, and running ones stop with a checkpoint."""
         self.store.set_paused(*self._setting, paused)
 
     def cancel(self, trials: Collection[PlannedTrial]) -> list[PlannedTrial]:
-        """They are not wanted, until a retry; returns those that were."""
+        """Cancels trials until a retry; returns those that it changed."""
         return self._changed(trials, self.store.cancel(self._known(trials)))
 
     def retry(self, trials: Collection[PlannedTrial]) -> list[PlannedTrial]:
-        """Those that failed or were cancelled wait again; returns them."""
+        """Sets failed and cancelled trials back to waiting; returns those that it changed."""
         return self._changed(trials, self.store.retry(self._known(trials)))
 
     def stale(self, words: Sequence[str]) -> list[Renewal]:
-        """Trials to be done anew because a result of theirs rests on what has changed since.
+        """Trials with a result whose code, packages or data have changed since.
 
         Args:
-            words: as `chosen` takes them, or none for all that nobody has cancelled. A result that kept no
-                record of what it rests on, so that nobody can tell, counts only where its trial is named.
+            words: as for `chosen`; none for all trials but cancelled ones. A result without a record of its
+                environment counts as changed only if `words` name its trial.
         """
         wanted = [trial for trial in self.plan.trials if trial.state != "CANCELLED"]
         trials = chosen(self.plan, words) if words else wanted
         states: dict[str, list[str]] = {trial.key: [] for trial in trials}
-        for attempt in self.store.attempts(list(states)):  # before the judgement: `renew` sees any made since
+        for attempt in self.store.attempts(
+            list(states)
+        ):  # before the comparison: `renew` detects later attempts
             states[attempt.trial_key].append(attempt.state)
         changes: dict[str, dict[str, None]] = {}
         for finding in staleness.find(self.plan, self.store):
@@ -157,20 +159,20 @@ class Control:
         ]
 
     def renew(self, renewals: Collection[Renewal]) -> list[PlannedTrial]:
-        """They are trained and tested anew, from nothing; returns those at which nobody has begun since."""
+        """Sets trials back to waiting, from the start; returns those without a new attempt since `stale`."""
         seen = {renewal.trial.key: renewal.attempts for renewal in renewals}
         return self._changed([renewal.trial for renewal in renewals], self.store.renew(seen))
 
     def prioritise(self, trials: Collection[PlannedTrial], by: int) -> dict[str, int]:
-        """They start before those of lower priority; returns the new priority of each, by key."""
+        """Raises the priority of trials by `by`; returns the new priorities by key."""
         desired = self.store.desired_states(*self._setting, self._known(trials)).trials
-        levels = {key: wish.priority + by for key, wish in desired.items()}
+        levels = {key: trial.priority + by for key, trial in desired.items()}
         for level in set(levels.values()):
             self.store.prioritise([key for key in levels if levels[key] == level], level)
         return levels
 
     def _known(self, trials: Collection[PlannedTrial]) -> list[str]:
-        """Their keys; a wish about a trial that no run has asked for yet is kept too."""
+        """Keys of the trials, which are added to the store where no run has done so yet."""
         register(replace(self.plan, trials=tuple(trials)), self.store)
         return [trial.key for trial in trials]
 

@@ -1,8 +1,8 @@
-"""What a study no longer needs: checkpoints of trainings that no cell leads to, and what they left behind.
+"""Files that a study no longer needs: a list with sizes first, then their removal.
 
-First a list with sizes, for a person to look at; then removal. Numbers are never removed, and neither are the
-files behind them but for those of results that others have taken the place of (`ablation retry --stale`), nor
-the last checkpoint of a training that a cell rests on: a further test of it may be wanted.
+Removable are files of trials that no cell cites, of trainings that were replaced (`ablation retry --stale`),
+earlier checkpoints, and partly written files. Never removed are metrics and results, the files of results
+that count, and the last checkpoint of a cited trial, which a further evaluation may need.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ from ablation.store import CHECKPOINT, ArtifactRow, AttemptRow, Store, TrialRow
 from ablation.study import data_id
 from ablation.workspace import Workspace
 
-UNWANTED = "no cell leads to this training any more"
+UNWANTED = "no cell cites this training any more"
 EARLIER = "an earlier checkpoint of a finished training"
-REPLACED = "of a training that has been done anew"
-UNFINISHED = "left half-written by a process that died"
+REPLACED = "of a training that was replaced by a new one"
+UNFINISHED = "partly written by a process that died"
 
 _PART = re.compile(r".+\.part|\..+\.[0-9a-f]{32}")
 
 
 @dataclass(frozen=True, slots=True)
 class Removable:
-    """Something of a trial that nothing needs.
+    """Files and MLflow runs of a trial that can be removed.
 
     Attributes:
-        name: of the trial.
-        files: relative to the trial's directory, with `/`.
-        bytes: of those that are on this machine.
-        mlflow_run_ids: of its attempts.
-        why: one clause.
-        attempt_ids: of those that have no checkpoint left without these files.
+        name: the trial's name.
+        files: paths relative to the trial's directory, with `/`.
+        bytes: size of those files that are on this machine.
+        mlflow_run_ids: MLflow runs of its attempts.
+        why: the reason, one clause.
+        attempt_ids: attempts that have no checkpoint after the removal.
     """
 
     trial_key: str
@@ -51,14 +51,13 @@ class Removable:
 
 
 def unneeded(plans: Sequence[Plan], store: Store, workspace: Workspace) -> list[Removable]:
-    """What can be removed without any cell missing it.
+    """What can be removed without changing a cell.
 
-    A trial is needed while a row of the whole study leads to it, at any seed that was ever asked for. Trials
-    with an attempt that has not ended are left alone, and so are those of other studies and of settings
-    (a profile with its data) that have no plan here, whose cells nobody can tell.
+    A trial is needed if any row of the whole study cites it, at any seed in the store. Trials with a running
+    attempt are skipped, and so are trials of other studies and of settings that have no plan here.
 
     Args:
-        plans: of one study, one for each setting to clean up.
+        plans: plans of one study, one for each setting (a profile with its data) to clean up.
     """
     stored = store.trial_states()
     attempts: dict[str, list[AttemptRow]] = {}
@@ -75,14 +74,12 @@ def unneeded(plans: Sequence[Plan], store: Store, workspace: Workspace) -> list[
 
 
 def describe(found: Sequence[Removable]) -> str:
-    """The list for a person who decides, and what stays whatever they say."""
+    """The list with sizes as text, and what is kept in any case."""
     if not found:
-        return "There is nothing that no cell needs."
+        return "Nothing can be removed: every file is needed by a cell."
     lines = [f"{_size(item.bytes):>10}  {item.trial_key}  {item.name}: {_what(item)}" for item in found]
     total = _size(sum(item.bytes for item in found))
-    stays = (
-        "Numbers, the files behind those that count and the last checkpoint of every needed training stay."
-    )
+    stays = "Results, their files and the last checkpoint of every training that a cell cites are kept."
     return "\n".join([*lines, f"{total:>10}  in all. {stays}"])
 
 
@@ -93,35 +90,35 @@ def remove(
     storage: Storage,
     delete_runs: Callable[[Collection[str]], object],
 ) -> list[Removable]:
-    """Removes what `unneeded` found, but of a trial that has been started since; returns what it removed.
+    """Removes what `unneeded` found, except of trials that run by now; returns what it removed.
 
-    When it stops half-way, the next list has the rest.
+    After an error, the next list has what is left.
 
     Args:
-        storage: where trials keep their files.
+        storage: the storage of the trials' files.
         delete_runs: deletes MLflow runs, as `Mirror.delete_runs`.
 
     Raises:
         OSError: a file cannot be deleted.
-        Exception: whatever `delete_runs` raises when the server is away; the files are gone by then.
+        Exception: what `delete_runs` raises; the files have been removed by then.
     """
     attempts = store.attempts({item.trial_key for item in found})
     running = {attempt.trial_key for attempt in attempts if attempt.state == "RUNNING"}
-    going = [item for item in found if item.trial_key not in running]
-    for item in going:
+    removed = [item for item in found if item.trial_key not in running]
+    for item in removed:
         directory = workspace.trial_directory(item.trial_key)
         files = [path for path in item.files if _inside(directory / path, directory)]
         for path in files:
             (directory / path).unlink(missing_ok=True)
         storage.delete(item.trial_key, files)
-    store.drop_artifacts([attempt_id for item in going for attempt_id in item.attempt_ids], [CHECKPOINT])
-    if run_ids := [run_id for item in going for run_id in item.mlflow_run_ids]:
+    store.drop_artifacts([attempt_id for item in removed for attempt_id in item.attempt_ids], [CHECKPOINT])
+    if run_ids := [run_id for item in removed for run_id in item.mlflow_run_ids]:
         delete_runs(run_ids)
         store.forget_mlflow_runs(run_ids)
-    return going
+    return removed
 
 
-# --- which trials -------------------------------------------------------------------------------------
+# --- trials -------------------------------------------------------------------------------------
 
 
 def _belongs(trial: TrialRow, plan: Plan) -> bool:
@@ -131,17 +128,17 @@ def _belongs(trial: TrialRow, plan: Plan) -> bool:
 
 
 def _needed(plan: Plan, stored: Sequence[TrialRow]) -> list[str]:
-    """Keys that the whole study leads to, at the plan's seeds and at those of all stored trials."""
+    """Keys of the trials of the whole study, at the plan's seeds and at those of all stored trials."""
     seeds = sorted({*plan.seeds, *(trial.seed for trial in stored)})
     return [trial.key for trial in make_plan(plan.study, plan.setting, seeds).trials]
 
 
-# --- what of a trial ----------------------------------------------------------------------------------
+# --- files of a trial ----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class _Trial:
-    """A trial that is at rest."""
+    """A trial without a running attempt."""
 
     row: TrialRow
     attempts: Sequence[AttemptRow]
@@ -153,13 +150,13 @@ class _Trial:
         return self.workspace.trial_directory(self.row.key)
 
     def files(self) -> list[str]:
-        """All that lies in its directory, as paths in it; no links."""
+        """Files in its directory, as relative paths; no links."""
         found = (path for path in sorted(self.directory.rglob("*")) if path.is_file())
         own = [path for path in found if not path.is_symlink() and _inside(path, self.directory)]
         return [path.relative_to(self.directory).as_posix() for path in own]
 
     def recorded(self) -> dict[str, ArtifactRow]:
-        """What the store knows of those, by path, in the order in which they were written."""
+        """The store's rows of files in its directory, by relative path, in the order of writing."""
         base = self.directory.resolve()
         files = [(self.store.resolve(f.path).resolve(), f) for f in self.store.artifacts(self.row.key)]
         return {p.relative_to(base).as_posix(): f for p, f in files if _inside(p, self.directory)}
@@ -181,7 +178,7 @@ def _of_trial(trial: _Trial, needed: bool) -> Iterator[Removable]:
     if not needed:
         checkpoints = [path for path, file in recorded.items() if file.kind == CHECKPOINT]
         run_ids = [attempt.mlflow_run_id for attempt in trial.attempts if attempt.mlflow_run_id]
-        # Not only what was recorded: a training that is stopped writes a last checkpoint unreported.
+        # Unrecorded files too: a training that is stopped may not report its last checkpoint.
         unrecorded = [path for path in files if path not in recorded and not _stays(path)]
         if checkpoints or unrecorded or run_ids:
             yield trial.removable([*checkpoints, *unrecorded], UNWANTED, run_ids, trial.attempts)
@@ -193,11 +190,11 @@ def _of_trial(trial: _Trial, needed: bool) -> Iterator[Removable]:
 
 
 def _spare(trial: _Trial, files: Sequence[str], recorded: Mapping[str, ArtifactRow]) -> Iterator[Removable]:
-    """What a finished training has behind it: those that it takes the place of, its earlier checkpoints."""
+    """Of a finished training: the files of those that it replaced, and its earlier checkpoints."""
     before = [attempt for attempt in trial.attempts if attempt.number < trial.row.first_attempt]
     ids = {attempt.id for attempt in before}
     own = {path: file for path, file in recorded.items() if file.attempt_id not in ids}
-    # Checkpoints may lie in the storage alone; other files are listed where they are here.
+    # Checkpoints may be in the storage alone; other files are listed only if they are on this machine.
     replaced = {path for path in recorded if path not in own and recorded[path].kind == CHECKPOINT}
     outside = [path for path in files if before and not path.startswith(f"{trial.row.folder}/")]
     replaced |= {path for path in outside if path not in own and not _stays(path) and not _is_part(path)}
@@ -213,19 +210,19 @@ def _is_part(path: str) -> bool:
 
 
 def _stays(path: str) -> bool:
-    """The trial's log, and what the storage notes for itself."""
+    """Whether it is the trial's log or a hidden file of the storage."""
     return path == LOG or (PurePosixPath(path).name.startswith(".") and not _is_part(path))
 
 
 def _earlier(directory: Path, checkpoints: Mapping[str, ArtifactRow]) -> list[str]:
-    """All that are there but the last written, if that one is whole; else they stay, to fall back on."""
+    """All checkpoints but the last, if that one is intact; none otherwise."""
     there = [path for path in checkpoints if (directory / path).is_file()]
     *earlier, last = there or [""]
     return earlier if earlier and digest(directory / last) == checkpoints[last].sha256 else []
 
 
 def _inside(path: Path, directory: Path) -> bool:
-    """Whether a path leads to something in the directory, and the directory is not itself a link."""
+    """Whether a path resolves to a place inside the directory, which is not itself a link."""
     return not directory.is_symlink() and path.resolve().is_relative_to(directory.resolve())
 
 

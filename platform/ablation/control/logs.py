@@ -1,4 +1,4 @@
-"""What one trial has been through: its attempts, its numbers, and what its processes wrote."""
+"""The history of one trial: attempts, metrics, results, and the log of its processes."""
 
 from __future__ import annotations
 
@@ -18,18 +18,16 @@ TAIL = 20
 """Lines of the log that are shown."""
 EVERY_S = 1.0
 BRING_EVERY_S = 10.0
-"""Between two questions to a storage elsewhere, which has a new log only with a checkpoint."""
+"""Seconds between two downloads from a remote storage, which gets the log with each checkpoint."""
 
 _TIME = "%Y-%m-%d %H:%M:%S"
 
 
 def account(trial: PlannedTrial, store: Store, directory: Path) -> Iterator[str]:
-    """Everything that the store knows of a trial and the end of its log, as lines.
+    """What the store has of a trial and the end of its log, as lines.
 
     Args:
-        trial: of the plan.
-        store: what has run.
-        directory: the trial's, with its log.
+        directory: the trial's directory, with its log.
     """
     progress = f" {trial.step}/{trial.total}" if trial.total else ""
     yield f"{trial.name}  ({trial.key}): {trial.state}{progress}"
@@ -42,14 +40,14 @@ def account(trial: PlannedTrial, store: Store, directory: Path) -> Iterator[str]
     if attempts:
         yield from _section("Last numbers", _last_numbers(store, attempts))
     yield from _section("Evaluations", _evaluations(trial, store))
-    yield from _section("Results before it was to be done anew", _earlier(trial, store, attempts))
+    yield from _section("Earlier results", _earlier(trial, store, attempts))
     if attempts:
-        elsewhere = f"It is not here yet: see {host_of(attempts[-1])}, or name the --storage of the run."
+        elsewhere = f"Not on this machine: see {host_of(attempts[-1])}, or give the --storage of the run."
         yield from _section(f"The end of {LOG}", tail(directory / LOG) or [elsewhere])
 
 
 def _attempt_lines(attempt: AttemptRow) -> Iterator[str]:
-    ended = f"to {attempt.ended:{_TIME}}" if attempt.ended else f"last heard of {attempt.heartbeat:{_TIME}}"
+    ended = f"to {attempt.ended:{_TIME}}" if attempt.ended else f"last heartbeat {attempt.heartbeat:{_TIME}}"
     commit = str(attempt.provenance.get("commit", "unknown"))[:12]
     gpus = ", ".join((attempt.environment or {}).get("gpus", ()))
     yield ""
@@ -60,7 +58,7 @@ def _attempt_lines(attempt: AttemptRow) -> Iterator[str]:
 
 
 def _last_numbers(store: Store, attempts: list[AttemptRow]) -> Iterator[str]:
-    """Of the newest attempt that has any: each name's last value."""
+    """The last value of each metric, of the newest attempt that has any."""
     for attempt in reversed(attempts):
         last = {row.name: row for row in store.metrics(attempt.id)}
         if last:
@@ -102,8 +100,8 @@ def tail(path: Path, lines: int = TAIL) -> list[str]:
 
 
 def brought(storage: Storage, trial_key: str, directory: Path) -> Path:
-    """The log in the trial's directory here; a storage elsewhere has it as of the last checkpoint."""
-    with suppress(StorageError):  # not stored yet, or the storage is away: there may be one from before
+    """Path of the log in the trial's directory, after the download from a remote storage."""
+    with suppress(StorageError):  # not stored yet or unreachable: the local one stays
         storage.download(trial_key, LOG, directory)
     return directory / LOG
 
@@ -111,12 +109,12 @@ def brought(storage: Storage, trial_key: str, directory: Path) -> Path:
 def follow(
     path: Path, going_on: Callable[[], bool], *, start: int, wait: Callable[[float], None] = time.sleep
 ) -> Iterator[str]:
-    """What is written to a log from byte `start` on, as it comes, while the trial goes on."""
+    """The text that is written to a log from byte `start` on, as it grows, while `going_on` is true."""
     more = True
     while more:
-        more = going_on()  # before the look at the file, so that the last words are never missed
+        more = going_on()  # before the file is read, so that its last lines are not missed
         size = path.stat().st_size if path.is_file() else 0
-        start = start if start <= size else 0  # it was written anew
+        start = start if start <= size else 0  # it was replaced by a new one
         if size > start:
             with path.open("rb") as file:
                 file.seek(start)
@@ -128,5 +126,5 @@ def follow(
 
 
 def printable(text: str) -> str:
-    """Without control characters: what a log holds must not steer the terminal that shows it."""
+    """The text with control characters replaced, so that a log cannot control the terminal."""
     return "".join(c if c in "\n\t" or c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)

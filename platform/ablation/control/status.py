@@ -1,4 +1,4 @@
-"""How far a study is: for people, once or again and again, and for programs."""
+"""The status of a study: as text, once or repeatedly, and as JSON."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from ablation.study import data_id
 from ablation.wording import duration
 
 FORMAT = 1
-"""Version of `Status.data`: raised when something of it goes or changes its meaning, not for additions."""
+"""Version of `Status.data`: raised when a field is removed or changes its meaning, not for additions."""
 EVERY_S = 2.0
 
 _ORDER = {state: rank for rank, state in enumerate(("RUNNING", "WAITING", "FAILED", "CANCELLED", "COMPLETE"))}
@@ -36,13 +36,13 @@ class TrialStatus:
 
     Attributes:
         tables: ids of the tables that cite it.
-        state: WAITING also when its driver has gone silent.
-        step, total: how far its newest attempt came; 0 of 0 before its first report.
+        state: WAITING also when its driver sends no heartbeat.
+        step, total: progress of its newest attempt; 0 of 0 before its first report.
         priority: higher starts first.
-        micro_batch: what want of memory made of it; None for what was asked for.
-        host, started, last_sign: of the attempt that runs, or whose driver has gone silent; else None.
-        seconds_left: as estimated, while it runs; None where nothing is known to estimate from.
-        error: the last line of what failed.
+        micro_batch: samples at a time after an attempt ran out of memory; None for the command's value.
+        host, started, last_heartbeat: of the attempt that has not ended, or None.
+        seconds_left: estimate while it runs; None where nothing was measured.
+        error: last line of the traceback.
     """
 
     key: str
@@ -56,7 +56,7 @@ class TrialStatus:
     micro_batch: int | None
     host: str | None
     started: datetime | None
-    last_sign: datetime | None
+    last_heartbeat: datetime | None
     seconds_left: float | None
     error: str | None
 
@@ -66,8 +66,8 @@ class Status:
     """A study at a profile on a data set, at one moment.
 
     Attributes:
-        last_sign: the newest sign of life of any running trial; None when none runs.
-        seconds_left: of everything that runs or waits, as estimated, while something runs; else None.
+        last_heartbeat: the newest heartbeat of any running trial; None when none runs.
+        seconds_left: estimate for all running and waiting trials; None when none runs.
     """
 
     time: datetime
@@ -77,19 +77,19 @@ class Status:
     seeds: tuple[int, ...]
     workspace: str
     paused: bool
-    last_sign: datetime | None
+    last_heartbeat: datetime | None
     seconds_left: float | None
     trials: tuple[TrialStatus, ...]
     awaiting_scores: tuple[Waiting, ...]
 
     @property
     def counts(self) -> dict[TrialState, int]:
-        """How many trials are in each state."""
+        """Number of trials in each state."""
         found = Counter(trial.state for trial in self.trials)
         return {state: found[state] for state in ("COMPLETE", "RUNNING", "WAITING", "FAILED", "CANCELLED")}
 
     def data(self) -> dict[str, Any]:
-        """All of it as plain values, for JSON: times in ISO 8601, UTC; docs/control.md lists the fields."""
+        """Plain values for JSON, times in ISO 8601 and UTC; docs/control.md lists the fields."""
         return {
             "format": FORMAT,
             **_plain(asdict(self)),
@@ -98,11 +98,11 @@ class Status:
 
 
 def status_of(session: Session, now: datetime | None = None) -> Status:
-    """The status of a session's plan, as the store has it now.
+    """The status of a session's plan.
 
     Args:
-        session: opened anew, or `Session.replanned`.
-        now: the time that it is.
+        session: newly opened, or `Session.replanned`.
+        now: the current time; by default the machine's.
     """
     plan, store = session.plan, session.opened
     desired, live, left = _known(plan, store) if store else (DesiredStates(paused=False, trials={}), {}, {})
@@ -117,7 +117,7 @@ def status_of(session: Session, now: datetime | None = None) -> Status:
         seeds=plan.seeds,
         workspace=str(session.workspace.root),
         paused=desired.paused,
-        last_sign=max((trial.last_sign for trial in running if trial.last_sign), default=None),
+        last_heartbeat=max((trial.last_heartbeat for trial in running if trial.last_heartbeat), default=None),
         seconds_left=_wall([left[key] for key in going if key in left], len(running)),
         trials=tuple(sorted(trials, key=lambda trial: _ORDER[trial.state])),
         awaiting_scores=tuple(waiting(plan, store)) if store else (),
@@ -125,7 +125,7 @@ def status_of(session: Session, now: datetime | None = None) -> Status:
 
 
 def _known(plan: Plan, store: Store) -> tuple[DesiredStates, dict[str, AttemptRow], dict[str, float]]:
-    """What is wanted, and by trial the attempt that has not ended and the seconds left."""
+    """Desired states, and by trial key the attempt that has not ended and the seconds left."""
     where = plan.study.name, plan.setting.profile, data_id(plan.setting)
     desired = store.desired_states(*where, [trial.key for trial in plan.trials])
     busy = [key for key, wanted in desired.trials.items() if wanted.state in ("RUNNING", "CANCELLED")]
@@ -135,7 +135,7 @@ def _known(plan: Plan, store: Store) -> tuple[DesiredStates, dict[str, AttemptRo
 
 
 def _wall(seconds: list[float], at_a_time: int) -> float | None:
-    """Seconds until all these trials have ended, if as many run at a time as do now."""
+    """Seconds until all trials have ended, if as many run at a time as now."""
     return max(sum(seconds) / at_a_time, max(seconds)) if seconds and at_a_time else None
 
 
@@ -158,14 +158,14 @@ def _trial_status(
         micro_batch=wanted.micro_batch if wanted else None,
         host=host_of(attempt) if attempt else None,
         started=attempt.started if attempt else None,
-        last_sign=attempt.heartbeat if attempt else None,
+        last_heartbeat=attempt.heartbeat if attempt else None,
         seconds_left=left.get(trial.key) if trial.state == "RUNNING" else None,
         error=last_line(trial.error) or None,
     )
 
 
 def host_of(attempt: AttemptRow) -> str:
-    """The machine that trains; its driver's until it has said so."""
+    """The host of the training process; the driver's until the process has reported."""
     return str((attempt.environment or {}).get("host") or attempt.host)
 
 
@@ -183,29 +183,28 @@ def _plain(value: Any) -> Any:
             return str(value)
 
 
-# --- for people ------------------------------------------------------------------------------------------
+# --- as text ------------------------------------------------------------------------------------------
 
 
 def lines(status: Status, command: Callable[..., str]) -> Iterator[str]:
     """The status as text.
 
     Args:
-        status: what to tell.
-        command: makes the command that a person types next (`Session.command`).
+        command: makes the text of a command to suggest (`Session.command`).
     """
     counts = ", ".join(f"{number} {state.lower()}" for state, number in status.counts.items())
     yield f"{status.study} {status.profile} on {status.data_name}: {len(status.trials)} trainings, {counts}"
     if status.paused:
         yield f"Paused: nothing starts before `{command('resume', study=True)}`."
-    if status.last_sign:
+    if status.last_heartbeat:
         left = f"; about {duration(status.seconds_left)} left" if status.seconds_left else ""
-        seen = f"{_ago(status.last_sign, status.time)}, {status.last_sign:%H:%M:%S} UTC"
-        yield f"Last sign of life {seen}{left}"
+        seen = f"{_ago(status.last_heartbeat, status.time)}, {status.last_heartbeat:%H:%M:%S} UTC"
+        yield f"Last heartbeat {seen}{left}"
     for trial in status.trials:
         yield from _trial_lines(trial, status.time)
     if status.awaiting_scores:
         number = len(status.awaiting_scores)
-        yield f"Numbers that only an evaluation server can give, {number} evaluations:"
+        yield f"{number} evaluations wait for the numbers of an evaluation server:"
     for one in status.awaiting_scores:
         yield f"  {one.name}"
         yield f"      upload  {one.submission}"
@@ -229,49 +228,48 @@ def _notes(trial: TrialStatus, now: datetime) -> Iterator[str]:
         yield f"{trial.micro_batch} images at a time"
     if trial.host:
         yield f"stopping on {trial.host}" if trial.state == "CANCELLED" else f"on {trial.host}"
-    if trial.last_sign:
-        seen = _ago(trial.last_sign, now)
-        yield seen if trial.state == "RUNNING" else f"silent since {trial.last_sign:%H:%M:%S} UTC"
+    if trial.last_heartbeat:
+        seen = _ago(trial.last_heartbeat, now)
+        yield seen if trial.state == "RUNNING" else f"silent since {trial.last_heartbeat:%H:%M:%S} UTC"
     if trial.seconds_left is not None:
         yield f"{duration(trial.seconds_left)} left"
 
 
 def _ago(moment: datetime, now: datetime) -> str:
-    """How long ago; clocks of machines may differ by a little, so never in the future."""
+    """How long ago. Never negative: the clocks of machines may differ."""
     return f"{duration(max(0.0, (now - moment).total_seconds()))} ago"
 
 
 def watch(
-    look: Callable[[], str],
+    poll: Callable[[], str],
     console: Console,
     *,
     every_s: float = EVERY_S,
     wait: Callable[[float], None] = time.sleep,
 ) -> None:
-    """Show what `look` returns, again and again, until Ctrl-C.
+    """Shows the text of `poll` repeatedly until Ctrl-C.
 
-    A terminal has one picture that is redrawn. Anything else gets the whole text once, then only lines
-    that are new, so that a file of them stays readable.
+    A terminal is redrawn. Other outputs get the whole text once and then only new lines.
 
     Args:
-        look: reads the status anew.
-        console: where to.
-        every_s: seconds between two looks.
-        wait: sleeps so long.
+        poll: returns the current text.
+        console: the output.
+        every_s: seconds between two polls.
+        wait: sleeps for a number of seconds.
     """
     try:
         if console.is_terminal and not console.is_dumb_terminal:
             with Live(console=console, auto_refresh=False) as live:
                 while True:
-                    live.update(Text(look(), no_wrap=True, overflow="ellipsis"), refresh=True)
+                    live.update(Text(poll(), no_wrap=True, overflow="ellipsis"), refresh=True)
                     wait(every_s)
-        told: set[str] = set()
+        shown: set[str] = set()
         while True:
-            now = look().splitlines()
+            now = poll().splitlines()
             for line in now:
-                if line not in told:
+                if line not in shown:
                     console.print(line, markup=False, highlight=False, soft_wrap=True)
-            told = set(now)
+            shown = set(now)
             wait(every_s)
     except KeyboardInterrupt:
         return

@@ -480,7 +480,7 @@ def test_a_study_is_paused_prioritised_and_resumed_beside_a_running_driver(
     assert _run("status", *where) == 0
     said = capsys.readouterr().out
     assert "Paused" not in said
-    assert "Last sign of life" in said
+    assert "Last heartbeat" in said
 
 
 def test_a_trial_can_be_looked_into_beside_a_running_driver(
@@ -521,7 +521,7 @@ def test_gc_shows_what_it_would_remove_and_removes_nothing_unasked(
     assert _run("gc", "--yes", *where) == 0
     assert not (folder / "step.pt.part").exists()
     assert _run("gc", "--yes", *where) == 0
-    assert "nothing that no cell needs" in capsys.readouterr().out
+    assert "Nothing can be removed" in capsys.readouterr().out
 
 
 def test_a_sync_that_cannot_reach_mlflow_says_that_nothing_is_lost_and_no_password(

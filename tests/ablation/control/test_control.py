@@ -45,7 +45,7 @@ def test_a_trial_is_named_by_its_key_or_the_start_of_it(workspace: workspaces.Wo
     ("word", "candidates"),
     [("table4 k", ["k=3", "k=5", "k=7"]), ("table1 base+", ["base+gn, seed 0", "base+gn+giou, seed 0"])],
 )
-def test_what_may_be_several_trials_is_refused_with_a_list_of_them(
+def test_a_name_of_several_trials_is_refused_with_a_list_of_them(
     word: str, candidates: list[str], workspace: workspaces.Workspace
 ) -> None:
     with pytest.raises(UserError) as caught:
@@ -63,11 +63,11 @@ def test_a_row_at_several_seeds_is_several_trials(make_workspace: MakeWorkspace)
 
 @pytest.mark.parametrize("word", ["table9", "", "nothing", "9"])
 def test_a_word_that_names_nothing_is_refused(word: str, workspace: workspaces.Workspace) -> None:
-    with pytest.raises(UserError, match="No trial or table is called"):
+    with pytest.raises(UserError, match="No trial or table has a name"):
         chosen(workspace.plan, [word])
 
 
-def test_a_table_means_all_trials_that_it_rests_on_each_once(workspace: workspaces.Workspace) -> None:
+def test_a_table_names_each_trial_that_it_cites_once(workspace: workspaces.Workspace) -> None:
     by_words = chosen(workspace.plan, ["3", "table3", "table3 c", "table4 k=5"])
     assert [trial.name for trial in by_words] == [
         "table1 base+gn+giou, seed 0",
@@ -87,14 +87,14 @@ def test_cancelled_trials_are_not_run_until_a_retry(workspace: workspaces.Worksp
     assert {trial.key for trial in trials[1:]} <= {trial.key for trial in workspace.plan.work()}
 
 
-def test_a_wish_about_a_trial_that_no_run_has_asked_for_is_kept(workspace: workspaces.Workspace) -> None:
+def test_a_trial_that_no_run_has_added_can_be_cancelled(workspace: workspaces.Workspace) -> None:
     more = make_plan(workspace.study, workspace.setting, (0, 1, 2), None, workspace.store)
     new = [trial for trial in chosen(more, ["table4"]) if trial.seed == 2]
     assert Control(more, workspace.store).cancel(new) == new
     assert len(workspace.store.trial_states()) == len(workspace.plan.trials) + len(new)
 
 
-def test_priorities_are_raised_from_where_each_is(workspace: workspaces.Workspace) -> None:
+def test_priorities_are_raised_relative_to_each_trials_own(workspace: workspaces.Workspace) -> None:
     control = Control(workspace.plan, workspace.store)
     one, two = chosen(workspace.plan, ["table3"])
     assert control.prioritise([one], 5) == {one.key: 5}
@@ -103,7 +103,7 @@ def test_priorities_are_raised_from_where_each_is(workspace: workspaces.Workspac
     assert (rows[one.key].priority, rows[two.key].priority) == (4, -1)
 
 
-def test_a_pause_is_of_one_profile_on_one_data_set(workspace: workspaces.Workspace) -> None:
+def test_a_pause_concerns_one_profile_on_one_data_set(workspace: workspaces.Workspace) -> None:
     elsewhere = replace(workspace.plan, setting=replace(workspace.setting, data_name="others"))
     Control(workspace.plan, workspace.store).set_paused(True)
     where = (workspace.study.name, workspace.setting.profile)

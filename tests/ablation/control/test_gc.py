@@ -69,7 +69,7 @@ def place(make_workspace) -> Place:
     return Place(make_workspace())
 
 
-def test_what_belongs_to_another_data_set_of_the_same_name_is_left_alone(place):
+def test_files_of_another_data_set_of_the_same_name_are_kept(place):
     place.train("k3")
     place.forget_row()
     setting = replace(place.made.setting, own_data="coco-1a2b3c")
@@ -78,7 +78,7 @@ def test_what_belongs_to_another_data_set_of_the_same_name_is_left_alone(place):
     assert len(place.unneeded()) == 1
 
 
-def test_a_training_that_no_cell_leads_to_is_listed_with_its_size_and_runs(place):
+def test_a_training_that_no_cell_cites_is_listed_with_its_size_and_runs(place):
     place.train("k3")
     place.forget_row()
     (item,) = place.unneeded()
@@ -88,17 +88,17 @@ def test_a_training_that_no_cell_leads_to_is_listed_with_its_size_and_runs(place
     assert f"table4 k=3, seed 0: {gc.UNWANTED}, with 1 MLflow run\n" in gc.describe([item])
 
 
-def test_what_was_listed_is_removed_and_is_not_listed_again(place):
+def test_listed_files_are_removed_and_not_listed_again(place):
     directory = place.train("k3")
     place.forget_row()
     assert len(place.remove(place.unneeded())) == 1
     assert [path for path in directory.rglob("*") if path.is_file()] == []
     assert place.runs.deleted == ["run-k3"]
     assert place.unneeded() == []
-    assert gc.describe([]) == "There is nothing that no cell needs."
+    assert gc.describe([]) == "Nothing can be removed: every file is needed by a cell."
 
 
-def test_numbers_the_files_behind_them_and_the_log_stay(place):
+def test_results_their_files_and_the_log_are_kept(place):
     directory = place.train("k3", end="release")
     place.made.measure("k3", 40.0)
     for name in ("log.txt", ".files.json"):
@@ -114,7 +114,7 @@ def test_numbers_the_files_behind_them_and_the_log_stay(place):
     }
 
 
-def test_what_a_stopped_training_left_unreported_goes_with_the_rest(place):
+def test_an_unreported_checkpoint_of_a_stopped_training_is_removed_too(place):
     directory = place.train("k3", end="release")
     for name in ("checkpoints/step_7.pt", "detections.npz.0123abcd.part", f".scores.txt.{'0' * 32}"):
         (directory / name).write_text("unreported")
@@ -125,13 +125,13 @@ def test_what_a_stopped_training_left_unreported_goes_with_the_rest(place):
     assert [path for path in directory.rglob("*") if path.is_file()] == []
 
 
-def test_a_training_that_ended_before_its_end_is_needed_while_a_cell_leads_to_it(place):
+def test_an_unfinished_training_is_kept_while_a_cell_cites_it(place):
     place.train("k3", end="release")
     place.train("k5", end="")
     assert place.unneeded() == []
 
 
-def test_of_a_finished_training_the_last_checkpoint_stays(place):
+def test_the_last_checkpoint_of_a_finished_training_is_kept(place):
     directory = place.train("k3")
     (item,) = place.unneeded()
     assert (item.files, item.why, item.mlflow_run_ids) == (("checkpoints/step_5.pt",), gc.EARLIER, ())
@@ -141,7 +141,7 @@ def test_of_a_finished_training_the_last_checkpoint_stays(place):
     assert place.unneeded() == []
 
 
-def test_files_of_a_training_go_once_another_has_taken_its_place_and_no_others(place):
+def test_files_of_a_replaced_training_are_removed_and_no_others(place):
     before = place.train("k3")
     for name in ("log.txt", "checkpoints/step_7.pt"):
         (before / name).write_text("of before")
@@ -161,20 +161,20 @@ def test_files_of_a_training_go_once_another_has_taken_its_place_and_no_others(p
     assert len(place.made.store.earlier_results(key)) == 1
 
 
-def test_earlier_checkpoints_stay_where_the_last_one_is_damaged(place):
+def test_earlier_checkpoints_are_kept_where_the_last_one_is_damaged(place):
     directory = place.train("k3")
     (directory / "checkpoints" / "step_10.pt").write_bytes(b"cut")
     assert place.unneeded() == []
 
 
-def test_a_running_training_is_left_alone_even_when_no_cell_leads_to_it(place):
+def test_a_running_training_is_kept_even_when_no_cell_cites_it(place):
     directory = place.train("k3", end="")
     (directory / "detections.npz.0123abcd.part").touch()
     place.forget_row()
     assert place.unneeded() == []
 
 
-def test_a_training_that_was_started_after_the_list_is_left_alone(place):
+def test_a_training_that_was_started_after_the_list_is_kept(place):
     directory = place.train("k3", end="release")
     place.forget_row()
     found = place.unneeded()
@@ -183,7 +183,7 @@ def test_a_training_that_was_started_after_the_list_is_left_alone(place):
     assert (directory / "checkpoints" / "step_10.pt").is_file()
 
 
-def test_half_written_files_of_processes_that_died_are_listed(place):
+def test_partly_written_files_of_dead_processes_are_listed(place):
     directory = place.train("k3", end="release")
     for name in ("detections.npz.0123abcd.part", f".scores.txt.{'0' * 32}"):
         (directory / name).write_text("half")
@@ -194,14 +194,14 @@ def test_half_written_files_of_processes_that_died_are_listed(place):
     assert (directory / ".keep").exists() and not list(directory.glob("*.part"))
 
 
-def test_every_seed_that_was_ever_asked_for_is_needed(make_workspace):
+def test_trainings_of_every_stored_seed_are_kept(make_workspace):
     place = Place(make_workspace((0, 1, 2)))
     place.train("k3", seed=2, end="release")
     first = make_plan(place.made.study, place.made.setting, (0,), ["table1"], place.made.store)
     assert place.unneeded(first) == []
 
 
-def test_trainings_of_other_settings_and_studies_are_left_alone(place):
+def test_trainings_of_other_settings_and_studies_are_kept(place):
     place.train("k3")
     place.forget_row()
     plan = place.made.plan
@@ -212,7 +212,7 @@ def test_trainings_of_other_settings_and_studies_are_left_alone(place):
     assert len(place.unneeded(plan)) == 1
 
 
-def test_what_a_second_settings_cells_lead_to_is_needed(place):
+def test_trainings_that_cells_of_a_second_setting_cite_are_kept(place):
     place.train("k3", end="release")
     whole = make_plan(place.made.study, replace(place.made.setting, profile="long"), (0,))
     place.forget_row()
@@ -220,7 +220,7 @@ def test_what_a_second_settings_cells_lead_to_is_needed(place):
     assert place.unneeded(place.made.plan, whole) == []
 
 
-def test_nothing_outside_the_trials_directory_is_touched(place, tmp_path):
+def test_no_file_outside_the_trials_directory_is_removed(place, tmp_path):
     directory = place.train("k3")
     outside = tmp_path / "precious.pt"
     outside.write_text("precious")
@@ -233,7 +233,7 @@ def test_nothing_outside_the_trials_directory_is_touched(place, tmp_path):
     assert outside.read_text() == "precious"
 
 
-def test_a_trial_directory_that_is_a_link_is_left_alone(place, tmp_path):
+def test_a_trial_directory_that_is_a_link_is_skipped(place, tmp_path):
     directory = place.train("k3")
     directory.rename(tmp_path / "elsewhere")
     directory.symlink_to(tmp_path / "elsewhere")
@@ -241,7 +241,7 @@ def test_a_trial_directory_that_is_a_link_is_left_alone(place, tmp_path):
     assert all(not item.files for item in place.unneeded())
 
 
-def test_a_server_that_is_away_leaves_its_runs_for_the_next_time(place):
+def test_runs_of_an_unreachable_server_are_listed_again(place):
     place.train("k3")
     place.forget_row()
 
@@ -254,10 +254,10 @@ def test_a_server_that_is_away_leaves_its_runs_for_the_next_time(place):
     assert (item.files, item.mlflow_run_ids) == ((), ("run-k3",))
 
 
-def test_sizes_are_told_in_units_that_people_read():
+def test_sizes_have_a_readable_unit():
     sizes = [
         gc.Removable("0" * 12, "n", (), count, (), "w") for count in (7, 7_300, 7_300_000, 7_300_000_000)
     ]
     lines = gc.describe(sizes).splitlines()
     assert [line.split("  0")[0].strip() for line in lines[:4]] == ["7 B", "7.3 kB", "7.3 MB", "7.3 GB"]
-    assert "stay" in lines[-1]
+    assert "are kept" in lines[-1]

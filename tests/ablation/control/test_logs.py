@@ -44,7 +44,7 @@ def test_an_account_has_attempts_errors_notices_numbers_and_the_end_of_the_log(
     assert "line 79" not in text
 
 
-def test_the_number_of_before_can_be_read_while_a_trial_waits_to_be_done_anew(
+def test_the_earlier_result_is_shown_while_a_renewed_trial_waits(
     make_workspace: Callable[..., workspaces.Workspace],
 ) -> None:
     workspace = make_workspace()
@@ -55,7 +55,7 @@ def test_the_number_of_before_can_be_read_while_a_trial_waits_to_be_done_anew(
     assert f"({trial.key}): WAITING\n" in text
     assert f"files in {workspace.root / 'attempt-2'}\n" in text
     assert "Evaluations" not in text
-    assert re.search(r"Results before .*\n  \w{12}  attempt 1, .* UTC: AP 49\.5", text)
+    assert re.search(r"Earlier results\n  \w{12}  attempt 1, .* UTC: AP 49\.5", text)
 
 
 def test_a_trial_that_never_ran_has_a_short_account(full: workspaces.Workspace, tmp_path: Path) -> None:
@@ -70,7 +70,7 @@ def test_the_end_of_a_long_log_is_found_without_reading_all_of_it(tmp_path: Path
     assert tail(tmp_path / "none") == []
 
 
-def test_the_log_of_a_trial_elsewhere_is_brought_from_its_storage(tmp_path: Path) -> None:
+def test_the_log_of_a_remote_trial_is_downloaded_from_its_storage(tmp_path: Path) -> None:
     elsewhere, here, place, key = tmp_path / "node", tmp_path / "here", tmp_path / "bucket", "ab" * 6
     for folder in (elsewhere, place):
         folder.mkdir()
@@ -84,7 +84,7 @@ def test_the_log_of_a_trial_elsewhere_is_brought_from_its_storage(tmp_path: Path
     assert brought(storage, key, here).read_text() == text
 
 
-def test_a_followed_log_is_read_to_its_last_words(tmp_path: Path) -> None:
+def test_a_followed_log_is_read_to_its_end(tmp_path: Path) -> None:
     path = tmp_path / "log.txt"
     path.write_text("old\n")
     turns = iter([True, True, True, True, False])
@@ -106,12 +106,12 @@ def test_a_followed_log_is_read_to_its_last_words(tmp_path: Path) -> None:
     assert len(waits) == 3
 
 
-def test_a_log_that_is_written_anew_is_followed_from_its_start(tmp_path: Path) -> None:
+def test_a_log_that_was_replaced_is_followed_from_its_start(tmp_path: Path) -> None:
     path = tmp_path / "log.txt"
     path.write_text("new\n")
     assert list(follow(path, lambda: False, start=400)) == ["new\n"]
 
 
 @pytest.mark.parametrize(("text", "shown"), [("é\tx\n", "é\tx\n"), ("\x1b[2Jx\x07", "\ufffd[2Jx\ufffd")])
-def test_what_a_log_holds_does_not_steer_the_terminal(text: str, shown: str) -> None:
+def test_control_characters_of_a_log_do_not_reach_the_terminal(text: str, shown: str) -> None:
     assert printable(text) == shown

@@ -1,4 +1,4 @@
-"""What is stale is done anew when a person asks for it, from nothing, and nothing of before is lost."""
+"""Stale results are trained anew on request, from the start; the earlier ones are kept."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -37,7 +37,7 @@ def workspace(make_workspace: MakeWorkspace) -> workspaces.Workspace:
     return made
 
 
-def test_what_was_cancelled_is_done_anew_only_where_it_is_named(workspace: workspaces.Workspace) -> None:
+def test_a_cancelled_trial_is_renewed_only_by_name(workspace: workspaces.Workspace) -> None:
     plan = workspace.plan
     trials = tuple(replace(t, state="CANCELLED") if t.state == "COMPLETE" else t for t in plan.trials)
     control = Control(replace(plan, trials=trials), workspace.store)
@@ -58,7 +58,7 @@ def test_a_stale_cell_is_trained_anew_when_asked(workspace: workspaces.Workspace
     assert [f.kind for f in staleness.find(workspace.plan, workspace.store)] == ["unrecorded"]
 
 
-def test_what_nobody_can_tell_is_done_anew_only_where_it_is_named(workspace: workspaces.Workspace) -> None:
+def test_a_result_without_a_record_is_renewed_only_by_name(workspace: workspaces.Workspace) -> None:
     found = Control(workspace.plan, workspace.store).stale(["table4"])
     assert [(renewal.trial.config.method, renewal.changes[0]) for renewal in found] == [
         ("k3", f"torch was 1.0, is {workspaces.torch_today()}"),
@@ -67,7 +67,7 @@ def test_what_nobody_can_tell_is_done_anew_only_where_it_is_named(workspace: wor
     assert Control(workspace.plan, workspace.store).stale(["table4 k=5"]) == []
 
 
-def test_a_trial_at_which_somebody_has_begun_since_is_left_alone(workspace: workspaces.Workspace) -> None:
+def test_a_trial_with_a_new_attempt_is_not_renewed(workspace: workspaces.Workspace) -> None:
     control = Control(workspace.plan, workspace.store)
     found = control.stale([])
     assert len(control.renew(found)) == 1
@@ -141,7 +141,7 @@ def test_the_new_training_does_not_start_from_the_old_checkpoint(lab: Lab) -> No
     assert own == [folder] * 4 + [f"{folder}/attempt-2"] * 4
 
 
-def test_a_new_training_that_is_stopped_goes_on_from_its_own_checkpoint(lab: Lab) -> None:
+def test_a_renewed_training_that_was_stopped_resumes_at_its_own_checkpoint(lab: Lab) -> None:
     lab.run()
     lab.store.renew({lab.key: 1})
     lab.run(stops=1)
@@ -150,7 +150,7 @@ def test_a_new_training_that_is_stopped_goes_on_from_its_own_checkpoint(lab: Lab
     assert [lab.steps(attempt) for attempt in attempts] == [[1, 2, 3, 4], [1], [2, 3, 4]]
 
 
-def test_the_old_number_stays_in_the_store(lab: Lab) -> None:
+def test_the_earlier_result_stays_in_the_store(lab: Lab) -> None:
     lab.run()
     lab.store.renew({lab.key: 1})
     assert lab.store.evaluations() == {}

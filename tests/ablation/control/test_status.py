@@ -45,13 +45,13 @@ def running(make_workspace: MakeWorkspace) -> workspaces.Workspace:
     return workspace
 
 
-def test_a_running_trial_is_shown_with_its_host_its_last_sign_of_life_and_the_time_left(
+def test_a_running_trial_is_shown_with_its_host_its_last_heartbeat_and_the_time_left(
     running: workspaces.Workspace,
 ) -> None:
     host = running.store.attempts([running.trial_key("gn")])[0].host
     text = _text(_session(running), datetime.now(UTC) + timedelta(seconds=5))
     assert "1 complete, 1 running, 9 waiting, 0 failed, 0 cancelled" in text
-    assert "Last sign of life" in text
+    assert "Last heartbeat" in text
     line = next(line for line in text.splitlines() if "table1 base+gn, seed 0" in line)
     assert line.split()[:2] == ["RUNNING", "20/100"]
     assert f"on {host}" in line
@@ -71,7 +71,9 @@ def test_a_pause_priorities_and_cancelled_trials_are_shown(running: workspaces.W
     assert "table1 base+gn, seed 0  (stopping on" in text
 
 
-def test_a_driver_that_went_silent_is_told_from_one_that_lives(running: workspaces.Workspace) -> None:
+def test_an_attempt_without_heartbeats_is_distinguished_from_a_live_one(
+    running: workspaces.Workspace,
+) -> None:
     with running.store._transaction(writes=True) as t:
         t.execute(schema.attempts.update().values(heartbeat=datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)))
     text = _text(_session(running))
@@ -80,7 +82,7 @@ def test_a_driver_that_went_silent_is_told_from_one_that_lives(running: workspac
     assert "Last sign" not in text
 
 
-def test_clocks_that_differ_make_no_sign_of_life_in_the_future(running: workspaces.Workspace) -> None:
+def test_a_heartbeat_is_never_shown_in_the_future_when_clocks_differ(running: workspaces.Workspace) -> None:
     assert "(on " in (text := _text(_session(running), datetime.now(UTC) - timedelta(hours=1)))
     assert "0 s ago" in text
 
@@ -99,7 +101,7 @@ def test_programs_get_one_object_of_plain_values(running: workspaces.Workspace) 
     assert (first["state"], first["step"], first["total"]) == ("RUNNING", 20, 100)
     assert 240 <= first["seconds_left"] < 300
     assert data["seconds_left"] > first["seconds_left"]  # one at a time, as now
-    assert datetime.fromisoformat(first["last_sign"]).tzinfo is not None
+    assert datetime.fromisoformat(first["last_heartbeat"]).tzinfo is not None
     assert next(t for t in data["trials"] if t["name"] == "table4 k=7, seed 0")["priority"] == 3
 
 
@@ -128,13 +130,13 @@ def _watched(console: Console, texts: list[str]) -> list[float]:
     return waits
 
 
-def test_a_watch_looks_every_two_seconds_until_it_is_interrupted_and_a_file_gets_what_is_new() -> None:
+def test_a_watch_polls_every_two_seconds_until_it_is_interrupted_and_a_file_gets_new_lines() -> None:
     file = io.StringIO()
     assert _watched(Console(file=file), ["a\nb 1", "a\nb 2", "a\nb 2"]) == [2.0, 2.0, 2.0]
     assert file.getvalue() == "a\nb 1\nb 2\n"
 
 
-def test_on_a_terminal_a_watch_redraws_one_picture() -> None:
+def test_a_watch_redraws_a_terminal() -> None:
     file = io.StringIO()
     _watched(Console(file=file, force_terminal=True, width=40, height=10), ["[a] 1", "[a] 2"])
     shown = file.getvalue()
@@ -142,7 +144,7 @@ def test_on_a_terminal_a_watch_redraws_one_picture() -> None:
     assert "\x1b[" in shown  # it draws over what was there
 
 
-def test_what_names_hold_is_no_markup_for_the_terminal() -> None:
+def test_names_are_not_read_as_markup() -> None:
     file = io.StringIO()
     _watched(Console(file=file), ["table3 [bold]x[/bold] 12"])
     assert file.getvalue() == "table3 [bold]x[/bold] 12\n"
