@@ -7,7 +7,7 @@ import pytest
 from hypothesis import settings
 
 from benchmarks.postgres import PostgresServer, running_server
-from tests.support import processes
+from tests.support import golden, processes
 
 settings.register_profile("busy machine", deadline=None)
 settings.load_profile("busy machine")
@@ -31,8 +31,16 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
 
 
 @pytest.fixture(scope="session")
+def authors(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of the numbers that the authors' code gives; `tests/support/golden.py` says which."""
+    folder = tmp_path_factory.mktemp("authors")
+    golden.unpack(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def shared() -> Path:
-    """Reference outputs and real images that live beside the checkout, where they are present."""
+    """Real images and whole outputs of the authors' code beside the checkout, where they are present."""
     path = ROOT.parent / "shared"
     if not (path / "golden" / "MANIFEST.json").is_file():
         pytest.skip("needs the reference data beside the checkout (../shared)")

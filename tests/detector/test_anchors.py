@@ -14,9 +14,9 @@ SIZES_96X128 = ((12, 16), (6, 8), (3, 4), (2, 2), (1, 1))
 NINE = Anchors(scale=4, scales_per_octave=3, ratios=(0.5, 1.0, 2.0))
 
 
-def test_cell_anchors_equal_the_reference(shared: Path) -> None:
-    names = json.loads((shared / "golden" / "MANIFEST.json").read_text())["anchors.npz"]["names"]
-    with np.load(shared / "golden" / "anchors.npz") as golden:
+def test_cell_anchors_equal_the_reference(authors: Path) -> None:
+    names = json.loads((authors / "anchors.json").read_text())
+    with np.load(authors / "anchors.npz") as golden:
         for name, settings in names.items():
             config = Anchors(
                 scale=settings["sizes"][0] / STRIDES[0],
@@ -30,9 +30,9 @@ def test_cell_anchors_equal_the_reference(shared: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "name"), [(Anchors(), "grid_96x128_S8"), (NINE, "grid_96x128_retinanet9")]
 )
-def test_all_anchors_of_an_image_equal_the_reference(shared: Path, config: Anchors, name: str) -> None:
+def test_all_anchors_of_an_image_equal_the_reference(authors: Path, config: Anchors, name: str) -> None:
     grid = anchor_grid(config, STRIDES, SIZES_96X128, "cpu")
-    with np.load(shared / "golden" / "anchors.npz") as golden:
+    with np.load(authors / "anchors.npz") as golden:
         assert torch.equal(grid.boxes_A4, torch.from_numpy(golden[name]))
         points = torch.from_numpy(golden["fcos_points_96x128"])
     assert torch.equal(grid.centers_A2, points.repeat_interleave(config.num_per_location, dim=0))

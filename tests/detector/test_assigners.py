@@ -70,9 +70,9 @@ RULES: dict[str, Assigner] = {
 
 
 @pytest.fixture(scope="module")
-def golden(shared: Path) -> dict[str, dict[str, Tensor]]:
+def golden(authors: Path) -> dict[str, dict[str, Tensor]]:
     images = {}
-    for path in sorted((shared / "golden").glob("img_*.npz")):
+    for path in sorted(authors.glob("img_*.npz")):
         with np.load(path) as arrays:
             images[path.stem] = {name: torch.from_numpy(arrays[name]) for name in arrays}
     assert len(images) == 14

@@ -15,8 +15,8 @@ CODERS: list[Coder] = [BoxCoder(), PointCoder()]
 
 
 @pytest.fixture(scope="module")
-def golden(shared: Path) -> dict[str, Tensor]:
-    with np.load(shared / "golden" / "coders_iou.npz") as arrays:
+def golden(authors: Path) -> dict[str, Tensor]:
+    with np.load(authors / "coders_iou.npz") as arrays:
         return {name: torch.from_numpy(arrays[name]) for name in arrays}
 
 

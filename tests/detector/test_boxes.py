@@ -18,8 +18,8 @@ BOXES = st.lists(BOX, max_size=5).map(
 
 
 @pytest.fixture(scope="module")
-def golden(shared: Path) -> dict[str, Tensor]:
-    with np.load(shared / "golden" / "coders_iou.npz") as arrays:
+def golden(authors: Path) -> dict[str, Tensor]:
+    with np.load(authors / "coders_iou.npz") as arrays:
         return {name: torch.from_numpy(arrays[name]) for name in arrays}
 
 
@@ -29,8 +29,8 @@ def test_iou_and_area_equal_the_reference_bit_for_bit(golden: dict[str, Tensor])
     assert torch.equal(area(gts), golden["area"])
 
 
-def test_flip_and_xywh_equal_the_reference(shared: Path) -> None:
-    with np.load(shared / "golden" / "data_lr.npz") as arrays:
+def test_flip_and_xywh_equal_the_reference(authors: Path) -> None:
+    with np.load(authors / "data_lr.npz") as arrays:
         golden = {name: torch.from_numpy(arrays[name]) for name in arrays}
     assert_close(flip_horizontal(golden["flip_in"], 799), golden["flip_out_w799"])
     assert_close(xywh_to_xyxy(golden["xywh_in"]), golden["xywh_to_xyxy"])

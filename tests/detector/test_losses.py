@@ -287,8 +287,8 @@ def test_no_step_of_the_losses_needs_a_value_from_the_device(box_loss: GIoU | Sm
 # --- the authors' outputs --------------------------------------------------------------------------
 
 
-def test_giou_focal_centerness_and_smooth_l1_equal_the_authors(shared: Path) -> None:
-    z = {k: torch.from_numpy(v) for k, v in np.load(shared / "golden" / "elementwise.npz").items()}
+def test_giou_focal_centerness_and_smooth_l1_equal_the_authors(authors: Path) -> None:
+    z = {k: torch.from_numpy(v) for k, v in np.load(authors / "elementwise.npz").items()}
     anchors = z["giou_anchor"]
     strides = (anchors[:, 2] - anchors[:, 0]) / 8
     for name, coder in CODERS.items():
@@ -363,9 +363,9 @@ def assert_gradients_like(loss: Tensor, outputs: Outputs, expected: list[float])
 @pytest.mark.parametrize("regression", ["BOX", "POINT"])
 @pytest.mark.parametrize("mode", ["ATSS", "SSC", "IoU", "TOPK"])
 def test_losses_and_gradients_equal_the_authors_atss_head(
-    shared: Path, batch: str, regression: str, mode: str
+    authors: Path, batch: str, regression: str, mode: str
 ) -> None:
-    golden = Golden(shared / "golden", batch)
+    golden = Golden(authors, batch)
     expected = golden.results[f"atsshead|{mode}|{regression}"]
     outputs = golden.outputs(regression == "POINT", golden.grid(Anchors()))
     match = golden.match(f"{mode.lower()}_box")
@@ -382,11 +382,11 @@ def test_losses_and_gradients_equal_the_authors_atss_head(
 
 @pytest.mark.parametrize(("batch", "shape"), [("A", "A=1|8S"), ("B", "A=1|8S"), ("A", "A=9|4S")])
 def test_losses_and_gradients_equal_the_authors_retinanet_with_its_normalisers(
-    shared: Path, batch: str, shape: str
+    authors: Path, batch: str, shape: str
 ) -> None:
     nine = shape.startswith("A=9")
     anchors = Anchors(scale=4, scales_per_octave=3, ratios=(0.5, 1.0, 2.0)) if nine else Anchors()
-    golden = Golden(shared / "golden", batch)
+    golden = Golden(authors, batch)
     expected = golden.results[f"retinanet|{shape}"]
     outputs = golden.outputs(False, golden.grid(anchors), "a9_" if nine else "")
     outputs.ctr_NA = None

@@ -10,8 +10,8 @@ from detector.config import SGD, AdamW, OneCycle, Schedule, StepDecay
 from detector.training.optim import build_optimizer, learning_rate_factor, set_learning_rate
 
 
-def test_step_decay_follows_the_reference_schedule(shared: Path) -> None:
-    golden = np.load(shared / "golden" / "data_lr.npz")
+def test_step_decay_follows_the_reference_schedule(authors: Path) -> None:
+    golden = np.load(authors / "data_lr.npz")
     schedule = Schedule(iterations=90_000, decay=StepDecay(milestones=(60 / 90, 80 / 90)))
     ours = [0.01 * learning_rate_factor(schedule, int(step)) for step in golden["lr_iters"]]
     np.testing.assert_allclose(ours, golden["lr_constant"], rtol=1e-9)

@@ -336,10 +336,10 @@ def assert_same_rows(found: Tensor, expected: Tensor) -> None:
 
 @pytest.mark.parametrize("regression", ["box", "point"])
 @pytest.mark.parametrize("image", [0, 1])
-def test_candidates_of_every_level_equal_the_authors(shared: Path, regression: str, image: int) -> None:
-    golden = np.load(shared / "golden" / "postproc.npz")
+def test_candidates_of_every_level_equal_the_authors(authors: Path, regression: str, image: int) -> None:
+    golden = np.load(authors / "postproc.npz")
     coder: Coder = BoxCoder() if regression == "box" else PointCoder()
-    outputs, sizes = golden_outputs(shared / "golden", regression == "point")
+    outputs, sizes = golden_outputs(authors, regression == "point")
     everything = Evaluation(nms_iou=1.0, max_detections=1000)
     for index in range(5):
         key = f"{regression}__im{image}__L{index}__"
@@ -356,16 +356,16 @@ def test_candidates_of_every_level_equal_the_authors(shared: Path, regression: s
 
 @pytest.mark.parametrize("regression", ["box", "point"])
 @pytest.mark.parametrize("image", [0, 1])
-def test_final_detections_equal_the_authors(shared: Path, regression: str, image: int) -> None:
-    golden = np.load(shared / "golden" / "postproc.npz")
+def test_final_detections_equal_the_authors(authors: Path, regression: str, image: int) -> None:
+    golden = np.load(authors / "postproc.npz")
     coder: Coder = BoxCoder() if regression == "box" else PointCoder()
-    outputs, sizes = golden_outputs(shared / "golden", regression == "point")
+    outputs, sizes = golden_outputs(authors, regression == "point")
     found = detect(outputs, sizes, Evaluation(), coder)[image]
     assert_same_rows(as_rows(found), torch.from_numpy(golden[f"{regression}__im{image}__final"]))
 
 
-def test_soft_votes_merging_and_area_ranges_equal_the_authors(shared: Path) -> None:
-    z = {k: torch.from_numpy(v) for k, v in np.load(shared / "golden" / "voting.npz").items()}
+def test_soft_votes_merging_and_area_ranges_equal_the_authors(authors: Path) -> None:
+    z = {k: torch.from_numpy(v) for k, v in np.load(authors / "voting.npz").items()}
 
     def rows(boxes: Tensor, scores: Tensor, labels: Tensor | None = None) -> Tensor:
         return as_rows(

@@ -7,8 +7,8 @@ from detector.geometry.transforms import flip_boxes, resized_size, scale_boxes, 
 
 
 @pytest.fixture(scope="module")
-def golden(shared: Path) -> dict[str, np.ndarray]:
-    with np.load(shared / "golden" / "data_lr.npz") as arrays:
+def golden(authors: Path) -> dict[str, np.ndarray]:
+    with np.load(authors / "data_lr.npz") as arrays:
         return dict(arrays)
 
 
