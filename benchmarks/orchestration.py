@@ -21,6 +21,7 @@ from ablation.cluster import connection as cluster
 from ablation.driver import tune as scheduler
 from ablation.driver.options import Options
 from ablation.driver.tune import Place
+from ablation.metric import Metric
 from ablation.plan import PlannedTrial, make_plan, register
 from ablation.protocol import Evaluated, Progress, Report, Request
 from ablation.resources import Resources
@@ -64,7 +65,7 @@ def study_of(trials: int) -> Study:
     rows = tuple(Row(str(n), (str(n),), (Cell(Variant(Nothing(n), Score()), "AP"),)) for n in range(trials))
     table = Table("table1", "Nothing", ("number",), ("AP",), rows)
     profile = Profile("none", "nothing", 1, lambda *_: SETTING)
-    return Study("nothing", "Nothing", (table,), (), {"none": profile}, "none", train)
+    return Study("nothing", "Nothing", (Metric("AP"),), (table,), (), {"none": profile}, "none", train)
 
 
 @dataclass

@@ -24,13 +24,13 @@ from sqlalchemy import func, select, text
 from ablation.cli import main as ablation
 from ablation.plan import register
 from ablation.protocol import Evaluated, Progress
-from ablation.results.statistics import METRICS
 from ablation.results.table import assemble
 from ablation.session import Selection, Session
 from ablation.store import Store, schema
 from ablation.workspace import Workspace
 from benchmarks.common import Row, report
 from benchmarks.postgres import running_server
+from detector.evaluation.coco_eval import AP_NAMES
 
 TRIALS = 100_000
 POINTS = 10_000_000
@@ -51,7 +51,7 @@ def fill(selection: Selection, trials: int, points: int) -> None:
     for trial in session.plan.trials:
         attempt = session.store.claim(trial.key, "benchmark", {"commit": "0" * 40})
         assert attempt is not None
-        numbers = dict.fromkeys(METRICS, 30.0)
+        numbers = dict.fromkeys(AP_NAMES, 30.0)
         results = [Evaluated(evaluation.key, numbers) for evaluation in trial.evaluations]
         session.store.record(attempt, [Progress(100, 100, {"loss": 1.0}), *results])
         session.store.finish(attempt)
@@ -118,7 +118,7 @@ def add_others(store: Store, count: int, config_json: str) -> None:
                         "trial_key": key,
                         "config": "{}",
                         "attempt_id": first + number,
-                        "metrics": dict.fromkeys(METRICS, 30.0),
+                        "metrics": dict.fromkeys(AP_NAMES, 30.0),
                         "time": start,
                     }
                     for number, key in keys.items()

@@ -1,20 +1,21 @@
-"""One static web page of a whole study: how far it is, its tables and claims, and every trial.
+"""One static web page of a whole study: its progress, its tables and claims, and every trial.
 
-Read-only: built from the store and the study's declarations, needs no server and no other file. Claims
-that are computed rather than measured are left to the results folder, since computing them may need the
-detector.
+Read-only: built from the store and the study's declarations; the page needs no server and no other file.
+Claims that are computed rather than measured stand in the results folder alone: computing them may import
+what the study trains with.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from html import escape
 from pathlib import Path
 
 from ablation.files import write_whole
+from ablation.metric import Metric
 from ablation.plan import Plan, PlannedTrial
 from ablation.render import html
 from ablation.render.files import writing_to
@@ -24,8 +25,6 @@ from ablation.store import AttemptRow, Store
 from ablation.store.schema import TrialState
 from ablation.study import Statistic, Study
 
-CURVE = "loss"
-"""The metric whose curve a trial shows."""
 STATES: tuple[TrialState, ...] = ("COMPLETE", "RUNNING", "WAITING", "CANCELLED", "FAILED")
 
 _COMPUTED = '<p class="note">Claims that are computed, not measured, are in the results folder alone.</p>'
@@ -73,7 +72,7 @@ def page(study: Study, plan: Plan, store: Store) -> str:
         html.claims(verdicts(measured, tables, plan.setting)),
         _COMPUTED * (len(measured.claims) < len(study.claims)),
         '<section id="trials">\n<h2>Trials</h2>',
-        *(_trial(trial, store) for trial in plan.trials),
+        *(_trial(trial, study, store) for trial in plan.trials),
         "</section>",
     ]
     return html.page(study.title, "\n".join(body), _STYLE)
@@ -86,7 +85,7 @@ def _progress(plan: Plan) -> str:
     return f'<div class="bar">{parts}</div>\n<p>{len(plan.trials)} trials: {words}.</p>'
 
 
-def _trial(trial: PlannedTrial, store: Store) -> str:
+def _trial(trial: PlannedTrial, study: Study, store: Store) -> str:
     share = (
         f" {math.floor(100 * trial.step / trial.total)} %" if trial.state == "RUNNING" and trial.total else ""
     )
@@ -96,22 +95,31 @@ def _trial(trial: PlannedTrial, store: Store) -> str:
         f'<details id="{trial.key}"><summary>{escape(trial.name)}'
         f'<span class="{trial.state}">{trial.state.lower()}{share}</span></summary>\n'
         f'<p class="note">Trial {trial.key}, cited by {escape(", ".join(trial.tables))}.</p>{notices}{error}'
-        f"{curve(store.curve(trial.key, CURVE))}{_results(trial, store)}"
+        f"{''.join(_curves(trial, study, store))}{_results(trial, study, store)}"
         f"{_attempts(store.attempts([trial.key]))}"
         f"<details><summary>Config</summary><pre>{escape(trial.config_json)}</pre></details></details>"
     )
 
 
-def _results(trial: PlannedTrial, store: Store) -> str:
+def _curves(trial: PlannedTrial, study: Study, store: Store) -> Iterator[str]:
+    """A curve for each progress metric that the study declares and the trial has reported."""
+    return (curve(store.curve(trial.key, metric.name), metric) for metric in study.progress)
+
+
+def _results(trial: PlannedTrial, study: Study, store: Store) -> str:
     rows = [
-        [key, *(["submit"] if row.awaits_scores else _shown(row.metrics))]
+        [key, *(["submit"] if row.awaits_scores else _shown(row.metrics, study))]
         for key, row in store.evaluations([evaluation.key for evaluation in trial.evaluations]).items()
     ]
     return _plain_table("Evaluation", rows)
 
 
-def _shown(metrics: Mapping[str, float]) -> list[str]:
-    return [f"{name} {value:.2f}" for name, value in metrics.items()]
+def _shown(values: Mapping[str, float], study: Study) -> list[str]:
+    """The declared metrics that are defined, with one digit more than tables show."""
+    defined = {metric: values.get(metric.name, math.nan) for metric in study.metrics}
+    return [
+        f"{metric.title} {metric.text(value, 1)}" for metric, value in defined.items() if math.isfinite(value)
+    ]
 
 
 def _attempts(attempts: Sequence[AttemptRow]) -> str:
@@ -140,8 +148,8 @@ def _plain_table(name: str, rows: Sequence[Sequence[str]]) -> str:
     return f'<div class="scroll"><table>{"".join(lines)}</table></div>' if lines else ""
 
 
-def curve(points: Sequence[tuple[int, float]], width: int = 540, height: int = 130) -> str:
-    """An inline SVG of (step, value) points; nothing below two finite ones."""
+def curve(points: Sequence[tuple[int, float]], metric: Metric, width: int = 540, height: int = 130) -> str:
+    """An inline SVG of the (step, value) points of a metric; nothing below two finite ones."""
     finite = [(step, value) for step, value in points if math.isfinite(value)]
     if len(finite) < 2 or finite[-1][0] == finite[0][0]:
         return ""
@@ -156,10 +164,11 @@ def curve(points: Sequence[tuple[int, float]], width: int = 540, height: int = 1
 
     line = " L".join(place(step, value) for step, value in finite)
     return (
-        f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{CURVE} from {finite[0][1]:.3g} to '
-        f'{finite[-1][1]:.3g} over {last} steps">'
+        f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(metric.title)} from '
+        f'{metric.text(finite[0][1])} to {metric.text(finite[-1][1])} over {last} steps">'
         f'<line x1="{left}" y1="{bottom}" x2="{width}" y2="{bottom}"/><path d="M{line}"/>'
-        f'<text x="0" y="16">{high:.3g}</text><text x="0" y="{bottom}">{low:.3g}</text>'
+        f'<text x="0" y="16">{metric.text(high)}</text><text x="0" y="{bottom}">{metric.text(low)}</text>'
+        f'<text x="{width}" y="16" text-anchor="end">{escape(metric.axis)}</text>'
         f'<text x="{left}" y="{height - 5}">step {first}</text>'
         f'<text x="{width}" y="{height - 5}" text-anchor="end">{last}</text></svg>'
     )

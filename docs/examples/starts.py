@@ -18,13 +18,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ablation.metric import Metric
 from ablation.protocol import Checkpointed, Evaluated, Progress, Report, Request
 from ablation.study import (
+    Better,
     Cell,
     CellRef,
     Claim,
     Equivalent,
-    Greater,
     PlainSetting,
     Profile,
     Row,
@@ -150,8 +151,8 @@ NETWORKS = (("sigmoid", False), ("tanh", False), ("tanh", True), ("softsign", Fa
 ROWS = tuple(row(*network) for network in NETWORKS)
 TABLE = Table("table1", "How the weights start", ("Activation", "Normalised"), ("Accuracy",), ROWS)
 CLAIMS: tuple[Claim, ...] = (
-    Greater("sigmoid", "tanh learns where sigmoid does not", number("tanh"), number("sigmoid")),
-    Greater("tanh", "Normalised weights help tanh", number("tanh, normalised"), number("tanh")),
+    Better("sigmoid", "tanh learns where sigmoid does not", number("tanh"), number("sigmoid")),
+    Better("tanh", "Normalised weights help tanh", number("tanh, normalised"), number("tanh")),
     Equivalent(
         "softsign",
         "softsign does as well without",
@@ -168,10 +169,12 @@ def study() -> Study:
     return Study(
         name="starts",
         title="How the weights of a deep network start",
+        metrics=(Metric("accuracy"),),
         tables=(TABLE,),
         claims=CLAIMS,
         profiles={"quick": Profile.plain(setting, "every row in seconds, three seeds", seeds=3)},
         default_profile="quick",
         train=train,
+        progress=(Metric("loss", unit="", better="lower", digits=3),),
         sources=("starts",),
     )

@@ -1,10 +1,10 @@
-"""How much a seed is worth: the spread between seeds of a profile's two baseline rows.
+"""Measures how much AP varies with the seed, on two baseline rows of a profile.
 
     python -m experiments.atss.seed_noise --seeds 8
 
-FCOS and RetinaNet (#A=1) with all five improvements, on drawings and with seeds that no table uses. What a
-seed does to both rows cancels in their difference, so one training is worth the difference's spread divided
-by the root of 2: the profile's `seed_noise`.
+The rows are FCOS and RetinaNet (#A=1) with all five improvements, on drawings and with seeds that no table
+uses. The effect of a seed on both rows cancels in their difference, so the standard deviation of one training
+is that of the difference divided by the root of 2: the profile's `seed_noise` of AP.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def average_precision(setting: ScaledSetting, detector: Detector, seed: int) -> 
 
 
 def spread(numbers: Sequence[tuple[float, float]]) -> float:
-    """Of one training, from pairs of two rows with the same seed."""
+    """Standard deviation of one training, from pairs of two rows with the same seed."""
     return float(np.std([left - right for left, right in numbers], ddof=1)) / 2**0.5
 
 
@@ -64,7 +64,8 @@ def main() -> None:
     pairs = list(zip(found[::2], found[1::2], strict=True))
     for seed, (left, right) in zip(seeds, pairs, strict=True):
         print(f"seed {seed}: FCOS {left:.1f}, RetinaNet {right:.1f}, difference {right - left:.1f}")
-    print(f"one training is worth {spread(pairs):.2f} points of AP ({len(pairs) - 1} degrees of freedom)")
+    print(f"standard deviation of a training: {spread(pairs):.2f} points of AP")
+    print(f"degrees of freedom: {len(pairs) - 1}")
 
 
 if __name__ == "__main__":

@@ -6,21 +6,16 @@ from dataclasses import replace
 
 from ablation.study import Cell, Row, Table, Variant
 from detector.config import Anchors, Assigner, Detector, Regression, SpatialScale
+from detector.evaluation.coco_eval import AP_NAMES
 from experiments.atss import presets
 from experiments.atss.presets import MULTI_SCALE, SINGLE_SCALE
 from experiments.detection.recipe import Recipe
 
-COCO_AP = ("AP", "AP50", "AP75", "APS", "APM", "APL")
-
-TOLERANCE = 0.3
-"""Points of AP within which a run at the paper's scale counts as reproduced. Seeds of one model spread
-by a standard deviation of about 0.1; other sources of a difference (layout, versions) reach 0.3."""
-
 
 def _row(label: str, headers: tuple[str | bool, ...], variant: Variant, paper: tuple[float, ...]) -> Row:
     """A row whose columns are the numbers of one evaluation: AP alone, or all six."""
-    metrics = COCO_AP[: len(paper)]
-    cells = (Cell(variant, m, p, TOLERANCE) for m, p in zip(metrics, paper, strict=True))
+    metrics = AP_NAMES[: len(paper)]
+    cells = (Cell(variant, m, p) for m, p in zip(metrics, paper, strict=True))
     return Row(label, headers, tuple(cells))
 
 
@@ -54,7 +49,7 @@ def _table2() -> Table:
     rows = []
     for (label, paper), assigner in zip(papers.items(), assigners, strict=True):
         cells = (
-            Cell(_one_x(presets.improved(assigner, start)), "AP", ap, TOLERANCE)
+            Cell(_one_x(presets.improved(assigner, start)), "AP", ap)
             for start, ap in zip(starts, paper, strict=True)
         )
         rows.append(Row(label, (label,), tuple(cells)))
@@ -77,7 +72,7 @@ def _table3() -> Table:
         "FCOS + ATSS": (presets.fcos_atss(), (39.2, 57.3, 42.4, 22.7, 43.1, 51.5)),
     }
     made = tuple(_row(label, (label,), _one_x(d), paper) for label, (d, paper) in rows.items())
-    return Table("table3", "Verification of ATSS", ("Method",), COCO_AP, made)
+    return Table("table3", "Verification of ATSS", ("Method",), AP_NAMES, made)
 
 
 # --- Tables 4 to 7: the hyperparameter k, and the anchors --------------------------------------------
@@ -101,7 +96,7 @@ def _table5() -> Table:
         _row(str(scale), (str(scale),), _one_x(presets.atss(anchors=Anchors(float(scale)))), paper)
         for scale, paper in papers.items()
     )
-    return Table("table5", "Anchor scale: square anchors of that many strides", ("Scale",), COCO_AP, rows)
+    return Table("table5", "Anchor scale: square anchors of that many strides", ("Scale",), AP_NAMES, rows)
 
 
 def _table6() -> Table:
@@ -117,7 +112,7 @@ def _table6() -> Table:
         _row(label, (label,), _one_x(presets.atss(anchors=Anchors(ratios=(ratio,)))), paper)
         for label, (ratio, paper) in papers.items()
     )
-    return Table("table6", "Anchor aspect ratio (scale 8)", ("Aspect ratio",), COCO_AP, rows)
+    return Table("table6", "Anchor aspect ratio (scale 8)", ("Aspect ratio",), AP_NAMES, rows)
 
 
 def _table7() -> Table:
@@ -147,7 +142,7 @@ def _table7() -> Table:
         for method, sc, ar, detector, paper in rows
     )
     title = "Anchors per location: number of scales (#sc) and of aspect ratios (#ar)"
-    return Table("table7", title, ("Method", "#sc", "#ar"), COCO_AP, made)
+    return Table("table7", title, ("Method", "#sc", "#ar"), AP_NAMES, made)
 
 
 # --- Table 8: larger backbones, test-dev -------------------------------------------------------------
@@ -174,7 +169,7 @@ def _table8() -> Table:
         variant = Variant(presets.large(rows[label][0]), replace(MULTI_SCALE, split="test"))
         made.append(_row(f"{label} (multi-scale testing)", (label, "multi-scale"), variant, paper))
     title = "ATSS with larger backbones"
-    return Table("table8", title, ("Backbone", "Testing"), COCO_AP, tuple(made))
+    return Table("table8", title, ("Backbone", "Testing"), AP_NAMES, tuple(made))
 
 
 TABLES = (

@@ -13,8 +13,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ablation.errors import UserError
+from ablation.metric import SeedNoise
 from ablation.resources import Resources
-from ablation.study import Overrides, Profile, SeedNoise
+from ablation.study import Overrides, Profile
 from detector.config import Data, Detector, Evaluation, Precision, Schedule, Trial, Weights
 from detector.errors import WeightsError
 from detector.model.pretrained import TORCHVISION, as_pretrained, backbone_name, layout_of, sha256_of
@@ -44,9 +45,9 @@ WORKER = Resources(workers=1, cpus=4, gpus=1, memory=12 << 30)
 more GPUs for each. Four CPUs load its images, as many as a node of eight GPUs has for each; the annotations
 of COCO, images on their way and the processes themselves are 12 GiB."""
 
-SEED_NOISE = SeedNoise(0.1, 5)
-"""Points of AP. Li et al. 2020 (Generalized Focal Loss) and others report trainings of one config that far
-apart; taken as if half a dozen of them had shown it."""
+SEED_NOISE = {"AP": SeedNoise(0.1, 5)}
+"""Li et al. 2020 (Generalized Focal Loss) and others report trainings of one config with this spread;
+counted as an estimate from six of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +78,9 @@ class PaperSetting:
         return not smaller and self.dataset.images["train"] == COCO_TRAIN_IMAGES
 
     @property
-    def seed_noise(self) -> SeedNoise | None:
+    def seed_noise(self) -> Mapping[str, SeedNoise]:
         """See `ablation.study.Setting`."""
-        return SEED_NOISE if self.at_paper_scale else None
+        return SEED_NOISE if self.at_paper_scale else {}
 
     @property
     def data_name(self) -> str:

@@ -29,7 +29,7 @@ from detector.config import Evaluation, Trial, Weights
 from detector.data.coco import CheckedSplit, DataPaths, read_data, read_test, to_coco_dict
 from detector.data.dataset import SplitImages, open_split
 from detector.evaluation.bootstrap import bootstrap, match_data
-from detector.evaluation.coco_eval import Results, quick_scores, run_cocoeval, save_arrays, scores
+from detector.evaluation.coco_eval import AP_NAMES, Results, quick_scores, run_cocoeval, save_arrays, scores
 from detector.evaluation.inference import detect_split
 from detector.geometry.transforms import scale_boxes, xywh_to_xyxy
 from detector.model.dense_detector import DenseDetector
@@ -248,7 +248,7 @@ def _evaluate(
     paths |= {"matches": folder / "matches.npz", "bootstrap": folder / "bootstrap.npz"}
     matches = match_data(judged)
     matches.save(paths["matches"])
-    save_arrays(paths["bootstrap"], {"replicates": bootstrap(matches)})
+    save_arrays(paths["bootstrap"], {"replicates": bootstrap(matches), "metrics": np.array(AP_NAMES)})
     return Evaluated(wanted.key, scores(judged).metrics, _as_text(paths))
 
 

@@ -8,11 +8,12 @@ trained once and cited by many cells.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol, assert_never
 
 from ablation.errors import UserError
+from ablation.metric import Metric, SeedNoise
 from ablation.protocol import TrainFunction
 from ablation.resources import Resources
 
@@ -30,15 +31,13 @@ class Cell:
     """One number of a table.
 
     Attributes:
-        metric: which of an evaluation's numbers ("AP", "AP50", ...), in percent.
-        paper: the reported number, or None.
-        tolerance: points of AP within which a run at the paper's own scale counts as reproduced.
+        metric: name of one of the study's metrics.
+        paper: the reported number, in the metric's unit, or None.
     """
 
     variant: Variant
     metric: str
     paper: float | None = None
-    tolerance: float = 0.3
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,23 +96,31 @@ class CellRef:
 
     table: str
     row: str
-    column: str = "AP"
+    column: str
+
+
+# The cells of a claim have one metric, which says what is better; margins are in its unit.
 
 
 @dataclass(frozen=True, slots=True)
-class Greater:
-    """`left` has a higher value than `right`."""
+class Better:
+    """`left` is better than `right`: higher, or lower where the metric says that lower is better.
+
+    Its estimate is `left` minus `right`, which is negative where lower is better and the claim is true.
+    """
 
     id: str
     text: str
     left: CellRef
     right: CellRef
-    paper_delta: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """Each cell is higher than the one before it."""
+    """In each chain every cell is better than the one before it.
+
+    Its estimate is the step that gains least: a cell minus the one before it.
+    """
 
     id: str
     text: str
@@ -122,7 +129,7 @@ class Chain:
 
 @dataclass(frozen=True, slots=True)
 class Equivalent:
-    """Two cells differ by less than `margin` points."""
+    """Two cells differ by less than `margin`, whichever is better."""
 
     id: str
     text: str
@@ -133,7 +140,7 @@ class Equivalent:
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """The largest and smallest of the cells differ by less than `margin` points."""
+    """The largest and the smallest of the cells differ by less than `margin`."""
 
     id: str
     text: str
@@ -158,19 +165,22 @@ class Statistic:
     compute: Callable[[Setting], StatisticResult]
 
 
-Claim = Greater | Chain | Equivalent | Range | Statistic
+Claim = Better | Chain | Equivalent | Range | Statistic
 
 
-class SeedNoise(NamedTuple):
-    """How much trainings differ by their seeds, beyond what a seed does to both rows of a comparison.
-
-    Attributes:
-        sd: standard deviation, in points of AP.
-        freedom: degrees of freedom that this estimate rests on.
-    """
-
-    sd: float
-    freedom: int
+def references(claim: Claim) -> tuple[CellRef, ...]:
+    """The cells that a claim rests on."""
+    match claim:
+        case Better() | Equivalent():
+            return (claim.left, claim.right)
+        case Chain():
+            return tuple(ref for chain in claim.chains for ref in chain)
+        case Range():
+            return claim.cells
+        case Statistic():
+            return ()
+        case _:
+            assert_never(claim)
 
 
 def data_id(setting: Setting) -> str:
@@ -188,7 +198,8 @@ class Setting(Protocol):
         data_name: the data set's name, for people.
         own_data: names the user's data set in folder names, no other data set likewise; None when the
             data set is the profile's own. Tables of different data sets never mix.
-        seed_noise: what is taken where a claim has one seed; None for unknown.
+        seed_noise: what is assumed where a comparison has one seed, by name of the metric; a metric that
+            is not in it has an unknown spread.
         exclusive_gpus: whether each worker holds a GPU of its own, where there are GPUs; else trials share
             them.
         caption: one sentence for table captions: images, size, schedule, precision.
@@ -209,7 +220,7 @@ class Setting(Protocol):
     def own_data(self) -> str | None:  # noqa: D102
         ...
     @property
-    def seed_noise(self) -> SeedNoise | None:  # noqa: D102
+    def seed_noise(self) -> Mapping[str, SeedNoise]:  # noqa: D102
         ...
     @property
     def exclusive_gpus(self) -> bool:  # noqa: D102
@@ -273,7 +284,7 @@ class PlainSetting:
     notices: tuple[str, ...] = ()
     context: Any = None
     own_data: str | None = None
-    seed_noise: SeedNoise | None = None
+    seed_noise: Mapping[str, SeedNoise] = field(default_factory=dict)
     at_paper_scale: bool = False
     exclusive_gpus: bool = False
 
@@ -326,33 +337,94 @@ class Profile:
 
 
 @dataclass(frozen=True, slots=True)
-class Study:
-    """A paper: its tables, its claims, the profiles it can run at, and what trains a trial.
+class ByClass:
+    """A metric that an evaluation also has for each class of its test data.
 
     Attributes:
+        metric: its name.
+        measure: `(setting, trial config, evaluation config, detections file)` to the metric by class name,
+            NaN for a class without test data; raises ablation.errors.UserError.
+    """
+
+    metric: str
+    measure: Callable[[Setting, Any, Any, Path], Mapping[str, float]]
+
+
+@dataclass(frozen=True, slots=True)
+class Study:
+    """A paper: what it measures, its tables, its claims, its profiles, and what trains a trial.
+
+    Attributes:
+        metrics: what evaluations report, in the order in which displays show it; a finished trial is
+            announced with the first.
+        progress: what `Progress.metrics` holds for displays and dashboards to show, in their order.
         check_data: `(data, folder)` to a report on a data set that a user wants to use, pictures of it in
             the folder; raises ablation.errors.UserError. None where the study cannot check one.
         rescore: `(setting, trial config, evaluation config, detections file)` to the metrics that those
             detections give today; None where the study cannot tell.
-        by_class: of the same arguments, AP in percent by class name, NaN where the images hold none of it;
-            None where the study has no classes.
+        read_scores: `(content, source)` of a file that an evaluation server returned to the metrics in it,
+            NaN for an undefined one; raises ablation.errors.UserError, which names the source. None where
+            no evaluation needs a server.
+        by_class: None where the study has no numbers by class.
         sources: names of the packages whose modules decide what a training computes, as "detector".
         folder: where its modules lie, for the processes of trials; None where they are installed.
+
+    Raises:
+        ValueError: two metrics of one name, a cell of an undeclared metric, or a claim on a cell that does
+            not exist or on cells of several metrics.
     """
 
     name: str
     title: str
+    metrics: tuple[Metric, ...]
     tables: tuple[Table, ...]
     claims: tuple[Claim, ...]
     profiles: Mapping[str, Profile]
     default_profile: str
     train: TrainFunction
+    progress: tuple[Metric, ...] = ()
     paper_note: str = ""
     check_data: Callable[[Mapping[str, Path], Path], str] | None = None
     rescore: Callable[[Setting, Any, Any, Path], Mapping[str, float]] | None = None
-    by_class: Callable[[Setting, Any, Any, Path], Mapping[str, float]] | None = None
+    read_scores: Callable[[str, str], Mapping[str, float]] | None = None
+    by_class: ByClass | None = None
     sources: tuple[str, ...] = ()
     folder: Path | None = None
+
+    def __post_init__(self) -> None:
+        for kind, metrics in (("metrics", self.metrics), ("progress", self.progress)):
+            names = [metric.name for metric in metrics]
+            if len(set(names)) != len(names):
+                raise ValueError(f"{self.name}: names of {kind} must differ, got {names}")
+        for table, row, cell in self.cells():
+            self._require(cell.metric, f"{table.id}, row {row.label!r}")
+        if self.by_class:
+            self._require(self.by_class.metric, "by_class")
+        for claim in self.claims:
+            self._check_claim(claim)
+
+    def _require(self, name: str, where: str) -> None:
+        try:
+            self.metric(name)
+        except KeyError as error:
+            raise ValueError(f"{self.name}: {where}: {error.args[0]}") from None
+
+    def _check_claim(self, claim: Claim) -> None:
+        try:
+            names = {self.cell(ref).metric for ref in references(claim)}
+        except KeyError as error:
+            raise ValueError(f"{self.name}: claim {claim.id!r}: {error.args[0]}") from None
+        if len(names) != 1 and not isinstance(claim, Statistic):
+            raise ValueError(
+                f"{self.name}: claim {claim.id!r} must compare cells of one metric, got {sorted(names)}"
+            )
+
+    def metric(self, name: str) -> Metric:
+        """The metric of that name; KeyError with the names there are."""
+        for metric in self.metrics:
+            if metric.name == name:
+                return metric
+        raise KeyError(f"no metric {name!r}; the study declares {[metric.name for metric in self.metrics]}")
 
     def table(self, table_id: str) -> Table:
         """The table of that id; KeyError with the ids there are."""

@@ -277,7 +277,14 @@ def test_a_cancelled_trial_is_counted_and_named_and_no_work(store: Store) -> Non
 
 def test_a_config_without_identity_is_refused_with_its_row() -> None:
     bad = Study(
-        "bad", "Bad", (Table("t", "", (), ("AP", "AP50"), (row("x", float("nan")),)),), (), {}, "", never
+        "bad",
+        "Bad",
+        STUDY.metrics,
+        (Table("t", "", (), ("AP", "AP50"), (row("x", float("nan")),)),),
+        (),
+        {},
+        "",
+        never,
     )
     with pytest.raises(TypeError, match="topk") as caught:
         make_plan(bad, SETTING, (0,))

@@ -4,10 +4,11 @@ from types import SimpleNamespace
 
 import pytest
 
+from ablation.metric import Metric
 from ablation.plan import make_plan, register
 from ablation.protocol import Evaluated, Noticed, Progress
 from ablation.store import Store
-from ablation.study import Cell, CellRef, Greater, Row, Statistic, Study, Table, Variant
+from ablation.study import Better, Cell, CellRef, Row, Statistic, Study, Table, Variant
 from dashboards.report import curve, page, write_dashboard
 
 
@@ -22,6 +23,9 @@ class HowTested:
     scale: int = 1
 
 
+LOSS = Metric("loss", unit="", better="lower", digits=3)
+
+
 def forbidden(setting):
     raise AssertionError("a dashboard computes nothing")
 
@@ -33,14 +37,24 @@ def workspace(tmp_path):
         for name in ("good", "bad", "late")
     )
     claims = (
-        Greater("g", "Good beats late", CellRef("table1", "good"), CellRef("table1", "late"), 1.0),
+        Better("g", "Good beats late", CellRef("table1", "good", "AP"), CellRef("table1", "late", "AP")),
         Statistic("s", "Is fair", forbidden),
     )
     table = Table("table1", "Methods", ("Method",), ("AP",), rows)
-    study = Study("paper", "A <paper>", (table,), claims, {}, "shapes", lambda request: iter(()))
+    study = Study(
+        "paper",
+        "A <paper>",
+        (Metric("AP"),),
+        (table,),
+        claims,
+        {},
+        "shapes",
+        lambda request: iter(()),
+        (LOSS,),
+    )
     setting = SimpleNamespace(
         profile="shapes", data_name="shapes", caption="Small.", notices=(), context=None,
-        at_paper_scale=False, own_data=None, seed_noise=None, exclusive_gpus=False,
+        at_paper_scale=False, own_data=None, seed_noise={}, exclusive_gpus=False,
         trial=lambda training, seed: Trial(training.method, seed), evaluation=lambda evaluation: evaluation,
         resources=lambda trial: None, cost=lambda trial, evaluations: 1.0,
     )  # fmt: skip
@@ -116,5 +130,11 @@ def test_a_store_opened_read_only_is_enough(workspace, tmp_path):
 
 def test_a_curve_needs_two_finite_points_at_different_steps():
     nan = float("nan")
-    assert curve([]) == curve([(1, 2.0)]) == curve([(1, 2.0), (2, nan)]) == curve([(1, 2.0), (1, 3.0)]) == ""
-    assert curve([(0, 2.0), (1, nan), (10, 2.0)]).count("L") == 1
+    assert (
+        curve([], LOSS)
+        == curve([(1, 2.0)], LOSS)
+        == curve([(1, 2.0), (2, nan)], LOSS)
+        == curve([(1, 2.0), (1, 3.0)], LOSS)
+        == ""
+    )
+    assert curve([(0, 2.0), (1, nan), (10, 2.0)], LOSS).count("L") == 1

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ablation.study import Chain, Equivalent, Greater, Range
+from ablation.study import Better
 from experiments.atss.claims import CLAIMS
 from experiments.atss.study import study
 from experiments.atss.tables import TABLES
@@ -36,9 +36,9 @@ def test_every_number_beside_a_row_is_the_papers(paper: dict[str, Any]) -> None:
         assert [numbers for numbers in cells if numbers in reported] == reported, name
 
 
-def test_every_number_of_the_paper_says_how_near_a_run_at_its_scale_must_come() -> None:
-    cells = [cell for table in TABLES for row in table.rows for cell in row.cells]
-    assert all(cell.tolerance > 0 for cell in cells if cell.paper is not None)
+def test_a_cell_is_reproduced_within_three_tenths_of_a_point() -> None:
+    metrics = {cell.metric for table in TABLES for row in table.rows for cell in row.cells}
+    assert {study().metric(name).tolerance for name in metrics} == {0.3}
 
 
 def test_table_1_checks_the_papers_switches(paper: dict[str, Any]) -> None:
@@ -57,25 +57,13 @@ def test_neighbouring_rows_of_table_1_differ_in_one_switch() -> None:
     assert changed == [["head"], ["box_loss"], ["assigner"], ["head"], ["head"]]
 
 
-def test_all_claims_of_the_paper_are_there_and_point_at_cells_that_exist(paper: dict[str, Any]) -> None:
+def test_all_claims_of_the_paper_are_there(paper: dict[str, Any]) -> None:
     assert set(paper["claims"]) <= {claim.id for claim in CLAIMS}
-    whole = study()
-    for claim in CLAIMS:
-        match claim:
-            case Greater() | Equivalent():
-                refs = (claim.left, claim.right)
-            case Chain():
-                refs = tuple(ref for chain in claim.chains for ref in chain)
-            case Range():
-                refs = claim.cells
-            case _:
-                refs = ()
-        assert all(whole.cell(ref) for ref in refs)
 
 
-@pytest.mark.parametrize("claim", [c for c in CLAIMS if isinstance(c, Greater)], ids=lambda c: c.id)
-def test_the_paper_itself_supports_each_comparison(claim: Greater) -> None:
+@pytest.mark.parametrize("claim", [c for c in CLAIMS if isinstance(c, Better)], ids=lambda c: c.id)
+def test_the_paper_itself_supports_each_comparison(claim: Better) -> None:
     whole = study()
     left, right = whole.cell(claim.left).paper, whole.cell(claim.right).paper
-    if left is not None and right is not None:
-        assert left - right == pytest.approx(claim.paper_delta, abs=1e-6)
+    assert left is not None and right is not None
+    assert left > right

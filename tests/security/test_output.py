@@ -12,12 +12,13 @@ from typing import Any
 
 import pytest
 
+from ablation.metric import Metric
 from ablation.plan import Plan, make_plan, register
 from ablation.protocol import Noticed
 from ablation.render import csv, html, latex, markdown
 from ablation.results.table import assemble
 from ablation.store import Store
-from ablation.study import Cell, CellRef, Greater, Row, Study, Table, Variant
+from ablation.study import Better, Cell, CellRef, Row, Study, Table, Variant
 from dashboards.report import page
 
 SCRIPT = "<script>alert(1)</script><img src=x onerror=alert(1)>\"'></td>&lt;b&gt;"
@@ -42,7 +43,7 @@ def _setting() -> Any:
         at_paper_scale=False,
         data_name=SCRIPT,
         own_data=None,
-        seed_noise=None,
+        seed_noise={},
         exclusive_gpus=False,
         caption=f"{SCRIPT} {TEX}",
         notices=(),
@@ -59,9 +60,18 @@ def _study() -> Study:
     rows = tuple(
         Row(name, (name, True), (Cell(Variant(Training(name), HowTested()), "AP", 37.0),)) for name in names
     )
-    claim = Greater("g", SCRIPT, CellRef("table1", names[0], "=AP"), CellRef("table1", names[1], "=AP"), 1.0)
+    claim = Better("g", SCRIPT, CellRef("table1", names[0], "=AP"), CellRef("table1", names[1], "=AP"))
     table = Table("table1", f"{SCRIPT} {TEX}", ("=Name", "Flag"), ("=AP",), rows)
-    return Study("paper", f"{SCRIPT} {TEX}", (table,), (claim,), {}, "shapes", lambda request: iter(()))
+    return Study(
+        "paper",
+        f"{SCRIPT} {TEX}",
+        (Metric("AP", label=f"{SCRIPT} {TEX}", better="lower"),),
+        (table,),
+        (claim,),
+        {},
+        "shapes",
+        lambda request: iter(()),
+    )
 
 
 @pytest.fixture
@@ -115,7 +125,7 @@ def test_csv_cells_are_no_formulas(nasty: tuple[Study, Plan, Store]) -> None:
 
 
 def test_csv_numbers_stay_numbers_when_they_are_negative() -> None:
-    assert csv._plain(-1.25) == "-1.25"
+    assert csv._plain(-1.25, Metric("AP")) == "-1.25"
 
 
 def test_markdown_has_no_link_no_picture_no_tag_and_no_further_column(

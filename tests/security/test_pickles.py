@@ -112,9 +112,11 @@ def test_an_archive_that_is_a_pickle_is_refused(tmp_path: Path, bomb: Bomb) -> N
 
 def test_bootstrap_replicates_with_objects_are_refused(tmp_path: Path, bomb: Bomb) -> None:
     path = tmp_path / "bootstrap.npz"
-    np.savez(path, replicates=np.array([[bomb] * 6], dtype=object))
-    with pytest.raises(UserError):
-        read_replicates(path, "AP")
+    for objects in ({"replicates": np.array([[bomb]], dtype=object), "metrics": ["AP"]},
+                    {"replicates": np.zeros((1, 1)), "metrics": np.array([bomb], dtype=object)}):  # fmt: skip
+        np.savez(path, **objects)
+        with pytest.raises(UserError, match="pickle"):
+            read_replicates(path, "AP")
 
 
 # --- in the code ------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ablation.metric import Metric
 from ablation.protocol import Report, Request
 from ablation.resources import Resources
 from ablation.study import Cell, PlainSetting, Row, Study, Table, Variant
@@ -59,6 +60,7 @@ def row(label: str, topk: float, *, multi_scale: bool = False) -> Row:
 STUDY = Study(
     name="atss",
     title="ATSS",
+    metrics=(Metric("AP"), Metric("AP50")),
     tables=(
         Table("table1", "k", (), ("AP", "AP50"), (row("k=3", 3), row("k=5", 5), row("k=9", 9))),
         Table(

@@ -20,6 +20,7 @@ from ablation.driver.display import Board, PlainDisplay
 from ablation.driver.options import Options
 from ablation.driver.tune import Place, Summary, run
 from ablation.errors import UserError
+from ablation.metric import Metric
 from ablation.plan import Plan, make_plan, register
 from ablation.protocol import (
     Checkpointed,
@@ -173,12 +174,18 @@ class ToySetting(PlainSetting):
         return trial.steps * max(trial.step_seconds, 0.01)
 
 
+PROGRESS = (
+    Metric("loss", unit="", better="lower", digits=3),
+    Metric("images_per_second", unit="images/s", digits=0, label="speed"),
+)
+
+
 def toy_study(toys: list[Toy]) -> Study:
     """One table, a row for each."""
     rows = tuple(Row(toy.name, (toy.name,), (Cell(Variant(toy, Count()), "AP"),)) for toy in toys)
     table = Table("table1", "Counting", ("method",), ("AP",), rows)
     profile = Profile("toy", "counts", 1, lambda workspace, data, overrides: ToySetting())
-    return Study("toy", "Counting", (table,), (), {"toy": profile}, "toy", train)
+    return Study("toy", "Counting", (Metric("AP"),), (table,), (), {"toy": profile}, "toy", train, PROGRESS)
 
 
 def planned(toys: list[Toy], store: Store, seeds: Sequence[int] = (0,)) -> Plan:

@@ -1,26 +1,27 @@
 """A small paper with every kind of table and claim, and a workspace in which some of it has run."""
 
+import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+from ablation.metric import Metric, SeedNoise
 from ablation.plan import Plan, make_plan, register
 from ablation.protocol import Checkpointed, Described, Evaluated, Progress
 from ablation.provenance import environment
 from ablation.resources import Resources
-from ablation.results.statistics import METRICS
 from ablation.store import Store
 from ablation.study import (
+    Better,
     Cell,
     CellRef,
     Chain,
     Equivalent,
-    Greater,
     Range,
     Row,
-    SeedNoise,
     Statistic,
     StatisticResult,
     Study,
@@ -45,6 +46,8 @@ class HowTested:
     multi_scale: bool = False
 
 
+METRICS = tuple(Metric(name, tolerance=0.3) for name in ("AP", "APS"))
+PROGRESS = (Metric("loss", unit="", better="lower", digits=3),)
 LITTLE = SeedNoise(0.05, 8)
 
 
@@ -54,7 +57,7 @@ class Setting:
     at_paper_scale: bool = False
     data_name: str = "shapes_v1 & co"
     own_data: str | None = None
-    seed_noise: SeedNoise | None = LITTLE
+    seed_noise: Mapping[str, SeedNoise] = field(default_factory=lambda: {"AP": LITTLE})
     exclusive_gpus: bool = False
     caption: str = "96x96 images, 50 % drawn, #1."
     notices: Sequence[str] = ()
@@ -123,14 +126,16 @@ NUMBERS = Table(
     transposed=True,
 )
 CLAIMS = (
-    Greater("greater", "Other beats base", CellRef("table1", "other"), CellRef("table1", "base"), 5.3),
+    Better("better", "Other beats base", CellRef("table1", "other", "AP"), CellRef("table1", "base", "AP")),
     Chain(
-        "chain", "Each helps", (tuple(CellRef("table1", row) for row in ("base", "base+gn", "base+gn+giou")),)
+        "chain",
+        "Each helps",
+        (tuple(CellRef("table1", row, "AP") for row in ("base", "base+gn", "base+gn+giou")),),
     ),
     Equivalent(
         "equal", "Box is point", CellRef("table2", "IoU", "Box"), CellRef("table2", "IoU", "Point"), 1.0
     ),
-    Range("range", "k does not matter", tuple(CellRef("table4", f"k={k}") for k in (3, 5, 7)), 1.0),
+    Range("range", "k does not matter", tuple(CellRef("table4", f"k={k}", "AP") for k in (3, 5, 7)), 1.0),
     Statistic("statistic", "Is fair", lambda setting: StatisticResult(True, f"on {setting.profile}")),
 )
 
@@ -169,14 +174,16 @@ class Workspace:
         self.store.record(
             attempt, [Progress(step, 100, {"loss": 2 - step / 100}) for step in range(0, 101, 20)]
         )
-        given = {"AP": value} if isinstance(value, float) else dict(value)
-        numbers = {metric: given.get(metric, 50.0) for metric in METRICS}
+        names = [metric.name for metric in self.study.metrics]
+        given = {names[0]: value} if isinstance(value, float) else dict(value)
+        numbers = {name: given.get(name, 50.0) for name in names}
         trial = self.plan.trial(self.trial_key(method, seed))
-        own = np.random.default_rng(sum(map(ord, method)) + seed).normal(0, noise, (200, 6))
+        own = np.random.default_rng(sum(map(ord, method)) + seed).normal(0, noise, (200, len(names)))
         for evaluation in trial.evaluations:
             path = self.root / "artifacts" / trial.key / "bootstrap.npz"
             path.parent.mkdir(parents=True, exist_ok=True)
-            np.savez(path, replicates=np.array(list(numbers.values())) + self.shared_noise + own)
+            replicates = np.array(list(numbers.values())) + self.shared_noise + own
+            np.savez(path, replicates=replicates, metrics=names)
             self.store.record(attempt, [Evaluated(evaluation.key, numbers, {"bootstrap": str(path)})])
         self.store.finish(attempt)
 
@@ -188,7 +195,7 @@ class Workspace:
             packages = found["packages"] | {"torch": torch}
             self.store.record(attempt, [Described(found | {"packages": packages})])
         self.store.record(attempt, [Progress(100, 100), Checkpointed(100, "artifacts/100.pt", "0" * 64)])
-        numbers = dict.fromkeys(METRICS, 40.0)
+        numbers = {"AP": 40.0}
         self.store.record(attempt, [Evaluated(evaluation.key, numbers) for evaluation in trial.missing])
         self.store.finish(attempt)
         return trial.key
@@ -209,7 +216,7 @@ class Workspace:
         """An evaluation server's number for one of those evaluations."""
         path = self.root / "artifacts" / "scores.txt"
         path.write_text(str(value))
-        self.store.import_scores(key, dict.fromkeys(METRICS, value), str(path))
+        self.store.import_scores(key, {metric.name: value for metric in self.study.metrics}, str(path))
 
 
 def torch_today() -> str:
@@ -217,23 +224,28 @@ def torch_today() -> str:
     return environment.package_versions()["torch"] or ""
 
 
-def make(root: Path, seeds: Sequence[int]) -> Workspace:
-    study = Study(
-        "paper",
-        "A paper of 100 % & more",
-        (STEPS, SQUARE, NASTY, NUMBERS),
-        CLAIMS,
-        {},
-        "shapes",
-        lambda request: iter(()),
-        "the paper's: COCO",
-    )
+STUDY = Study(
+    name="paper",
+    title="A paper of 100 % & more",
+    metrics=METRICS,
+    tables=(STEPS, SQUARE, NASTY, NUMBERS),
+    claims=CLAIMS,
+    profiles={},
+    default_profile="shapes",
+    train=lambda request: iter(()),  # type: ignore[arg-type,return-value]
+    progress=PROGRESS,
+    paper_note="the paper's: COCO",
+    read_scores=lambda content, source: json.loads(content),
+)
+
+
+def make(root: Path, seeds: Sequence[int], study: Study = STUDY) -> Workspace:
     workspace = Workspace(root, study, Setting(), Store.open(root / "store.db"), tuple(seeds))
     register(workspace.plan, workspace.store)
     return workspace
 
 
 PAPER_NUMBERS = {
-    "other": 47.8, "base": 42.5, "gn": 43.4, "giou": {"AP": 44.96, "APS": -1.0}, "iou-box": 47.0,
+    "other": 47.8, "base": 42.5, "gn": 43.4, "giou": {"AP": 44.96, "APS": math.nan}, "iou-box": 47.0,
     "iou-point": 46.9, "ssc-point": 47.84, "c": {"AP": 45.0, "APS": 30.0}, "k3": 49.3, "k5": 49.5, "k7": 49.7,
 }  # fmt: skip

@@ -58,7 +58,8 @@ def import_scores_command(arguments: argparse.Namespace) -> int:
     """Import the numbers that an evaluation server returned."""
     places = places_of(arguments)
     store, workspace = existing_store(places), Workspace.at(places.workspace)
-    print(import_scores(store, workspace, arguments.key, arguments.file, replace=arguments.replace))
+    study = load_study(arguments.study)
+    print(import_scores(store, workspace, study, arguments.key, arguments.file, replace=arguments.replace))
     mirror = Mirror.of(store, workspace, places.mlflow_uri)
     if not mirror.try_sync():
         print(f"MLflow does not have it yet ({mirror.last_error}); a run or `ablation sync` copies it.")
@@ -95,6 +96,7 @@ def _add_import_scores(commands: Commands) -> None:
     scores = add(
         commands, "import-scores", import_scores_command, [places_parser()], "bbcc5ad2fb25 answer.json"
     )
+    add_study(scores)
     scores.add_argument(
         "key", metavar="KEY", help="of the evaluation, or its first characters; `ablation status` prints it"
     )
@@ -102,7 +104,6 @@ def _add_import_scores(commands: Commands) -> None:
         "file",
         type=Path,
         metavar="FILE",
-        help="what the server returned: the 12 lines that pycocotools prints, or JSON with AP, AP50, AP75, "
-        "APS, APM, APL (fractions, or percent when one is above 1)",
+        help="what the server returned, in a format that the study reads",
     )
     scores.add_argument("--replace", action="store_true", help="replace numbers that were imported earlier")

@@ -129,7 +129,7 @@ def add_commands(commands: Commands) -> None:
     tables = add(commands, "tables", tables_command, shared, "--format md,latex")
     add_format(tables)
     tables.add_argument(
-        "--by-class", action="store_true", help="AP of every class in place of the paper's columns"
+        "--by-class", action="store_true", help="a number for every class in place of the paper's columns"
     )
     logs = add(commands, "logs", logs_command, shared, '"table3 FCOS" --follow')
     logs.add_argument(

@@ -1,4 +1,4 @@
-"""What a person sees while trials run: a live picture on a terminal, plain lines anywhere else.
+"""What a run shows while its trials train: a live view on a terminal, plain lines anywhere else.
 
 Both keep the same `Board`. The scheduler only knows a `Listener`.
 """
@@ -20,48 +20,48 @@ from rich.table import Table
 from rich.text import Text
 
 from ablation.errors import last_line
+from ablation.metric import Metric
 from ablation.plan import Plan, PlannedTrial
 from ablation.protocol import Evaluated, Noticed, Progress, Report
 from ablation.wording import duration
 
 Results = Mapping[str, Mapping[str, float]]
-"""Numbers of evaluations by name, by key of the evaluation."""
+"""Metrics of evaluations by name, by key of the evaluation."""
 
-LOSS, SPEED = "loss", "images_per_second"
-"""Names of the two metrics of a `Progress` that are shown."""
+CELL_WIDTH = 4
 LINE_EVERY_S = 30.0
 REFRESH_PER_S = 2
 
 
 class Listener(Protocol):
-    """Hears of every trial, in the driver's main thread."""
+    """Is told of the events of a run, in the driver's main thread."""
 
     def started(self, trial: PlannedTrial) -> None:
         """An attempt began."""
 
     def reported(self, trial: PlannedTrial, report: Report) -> None:
-        """It reported; the store has it already."""
+        """An attempt sent a report; the store has it already."""
 
     def finished(self, trial: PlannedTrial) -> None:
-        """It came to its end."""
+        """The trial is complete."""
 
     def failed(self, trial: PlannedTrial, error: str) -> None:
-        """It failed for good; `error` ends with the reason."""
+        """The trial failed for good; the last line of `error` is the reason."""
 
     def lost(self, trial: PlannedTrial, reason: str) -> None:
-        """A process of it died, and it starts again; `reason` ends with a line for people."""
+        """A process of the attempt died, and another attempt follows; the last line is the reason."""
 
     def released(self, trial: PlannedTrial, why: str) -> None:
-        """Its attempt ended before the trial did, and not by accident."""
+        """The attempt was ended on request before the trial was complete."""
 
     def noted(self, text: str) -> None:
-        """Something that a person should know of the whole run."""
+        """Something that concerns the whole run."""
 
     def stopping(self) -> None:
-        """A person stopped the run."""
+        """The user stopped the run."""
 
 
-# --- what is known ------------------------------------------------------------------------------------
+# --- state -------------------------------------------------------------------------------------
 
 
 @dataclass(slots=True)
@@ -72,7 +72,7 @@ class Active:
         since: when the attempt began, on the board's clock.
         first_step, first_time: of its first report, from which its pace is measured.
         last_time: of its last report of progress.
-        evaluated: the numbers of its last evaluation.
+        evaluated: the metrics of its last evaluation.
     """
 
     trial: PlannedTrial
@@ -105,12 +105,12 @@ class Active:
 
 
 class Board:
-    """Counts what a plan has and is getting.
+    """The state of a run: active trials, counts, and the tables as far as they are filled.
 
     Args:
-        plan: what is planned; what its trials do not miss counts as there.
-        results: the numbers of the evaluations that are there, by key.
-        clock: seconds.
+        plan: its trials without missing evaluations count as done.
+        results: the metrics of the stored evaluations, by key.
+        clock: in seconds.
     """
 
     def __init__(
@@ -125,17 +125,18 @@ class Board:
         self._ended = 0.0
         self.failed = sum(trial.state == "FAILED" for trial in plan.trials)
         self._results = dict(results or {})
-        self._cells = _cells(plan)
+        self._metrics, self._cells = _first_metrics(plan), _cells(plan)
+        self.study = plan.study
 
     def start(self, trial: PlannedTrial) -> Active:
-        """An attempt began; it may go on where an earlier one stopped."""
+        """An attempt began, perhaps from a checkpoint of an earlier one."""
         if self._began is None:
             self._began = self._clock()
         self.active[trial.key] = Active(trial, self._clock())
         return self.active[trial.key]
 
     def report(self, trial: PlannedTrial, report: Report) -> None:
-        """Takes in a report."""
+        """An attempt sent a report."""
         active, now = self.active[trial.key], self._clock()
         if isinstance(report, Progress):
             active.step, active.total, active.last_time = report.step, report.total, now
@@ -147,7 +148,7 @@ class Board:
             active.evaluated = report.metrics
 
     def end(self, trial: PlannedTrial, *, failed: bool = False) -> Active:
-        """The trial came to an end."""
+        """The trial is complete, or failed for good."""
         active = self.active.pop(trial.key)
         spent = active.cost_done if failed else trial.cost
         self._ended += spent
@@ -157,29 +158,35 @@ class Board:
         return active
 
     def lose(self, trial: PlannedTrial) -> None:
-        """The attempt is gone; another one follows."""
+        """The attempt ended before the trial did."""
         self.active.pop(trial.key)
 
     def seconds(self, active: Active) -> float:
         """How long an attempt has run."""
         return self._clock() - active.since
 
-    def tables(self) -> dict[str, tuple[float | None, ...]]:
-        """The main number of each planned table, cell by cell: the mean over those seeds that are there.
+    def tables(self) -> dict[str, str]:
+        """The planned tables as a line each: of the cells with the first metric, the mean over seeds so far.
 
-        None where there is none yet; NaN where the data has nothing to average, or only an evaluation
-        server can say.
+        A dot stands for a cell that has no result yet, a dash for one whose evaluation has no number: the
+        test data holds nothing to measure, or only an evaluation server can give it.
         """
-        return {table: tuple(self._value(*cell) for cell in cells) for table, cells in self._cells.items()}
+        return {
+            table: " ".join(self._cell(self._metrics[table], keys) for keys in cells)
+            for table, cells in self._cells.items()
+        }
 
-    def _value(self, metric: str, evaluations: Sequence[str]) -> float | None:
-        there = [self._results[key].get(metric, math.nan) for key in evaluations if key in self._results]
-        return fmean(there) if there else None
+    def _cell(self, metric: Metric, evaluations: Sequence[str]) -> str:
+        have = [self._results[key].get(metric.name, math.nan) for key in evaluations if key in self._results]
+        if not have:
+            return "·".rjust(CELL_WIDTH)
+        mean = fmean(have)
+        return ("–" if math.isnan(mean) else metric.text(mean)).rjust(CELL_WIDTH)
 
     def seconds_left(self) -> float | None:
-        """Of the whole run, from the pace so far; None while nothing has moved.
+        """Of the whole run, from the pace so far; None while there is no progress.
 
-        Trials count by their cost: the longest come first, and the pace of trials would be that of these.
+        Trials count by their cost: the longest start first, so the number done says little about the rest.
         """
         moved = self._ended + sum(active.cost_done for active in list(self.active.values()))
         if self._began is None or moved <= 0:
@@ -187,11 +194,16 @@ class Board:
         return max(0.0, self._to_do - moved) * (self._clock() - self._began) / moved
 
 
-def _cells(plan: Plan) -> dict[str, list[tuple[str, list[str]]]]:
-    """Of each planned table, its first metric and the evaluations behind each cell that has it."""
+def _first_metrics(plan: Plan) -> dict[str, Metric]:
+    """The metric of the first cell of each planned table."""
+    return {table.id: plan.study.metric(table.rows[0].cells[0].metric) for table in plan.tables}
+
+
+def _cells(plan: Plan) -> dict[str, list[list[str]]]:
+    """The evaluations behind each cell that has the first metric of its table."""
     return {
         table.id: [
-            (cell.metric, [plan.lookup(cell, seed)[1] for seed in plan.seeds])
+            [plan.lookup(cell, seed)[1] for seed in plan.seeds]
             for row in table.rows
             for cell in row.cells
             if cell.metric == table.rows[0].cells[0].metric
@@ -203,18 +215,14 @@ def _cells(plan: Plan) -> dict[str, list[tuple[str, list[str]]]]:
 # --- words --------------------------------------------------------------------------------------------
 
 
-def facts(active: Active) -> list[str]:
-    """Step, loss, speed and time left of a running trial, as far as they are known."""
+def facts(active: Active, progress: Sequence[Metric]) -> list[str]:
+    """Step, progress metrics and time left of a running trial, as far as they are known."""
     if not active.total:
         return ["starting"]
     if active.step >= active.total:
         return [f"{active.step}/{active.total}", "evaluating"]
-    texts = [f"{active.step}/{active.total}"]
-    if LOSS in active.metrics:
-        texts.append(f"loss {active.metrics[LOSS]:.3f}")
-    if SPEED in active.metrics:
-        texts.append(f"{active.metrics[SPEED]:.0f} img/s")
-    return [*texts, f"{duration(active.seconds_left())} left"]
+    shown = [m.with_unit(active.metrics[m.name]) for m in progress if m.name in active.metrics]
+    return [f"{active.step}/{active.total}", *shown, f"{duration(active.seconds_left())} left"]
 
 
 def overall(board: Board) -> str:
@@ -227,13 +235,6 @@ def overall(board: Board) -> str:
     return f"{board.done} of {board.total} trials done{failed}, {duration(left)} left (about {end:%H:%M})"
 
 
-def filled(numbers: Sequence[float | None]) -> str:
-    """One of `Board.tables` in a line: a dot where nothing is yet, a dash for what is not known here."""
-    return " ".join(
-        "   ·" if number is None else "   –" if math.isnan(number) else f"{number:4.1f}" for number in numbers
-    )
-
-
 # --- showing ------------------------------------------------------------------------------------------
 
 
@@ -241,8 +242,8 @@ class PlainDisplay:
     """A line for every event, and one for each running trial every half minute; no control codes.
 
     Args:
-        write: takes a line.
-        every_s: between two lines of one running trial.
+        write: is given each line.
+        every_s: seconds between two lines of one running trial.
     """
 
     def __init__(self, board: Board, write: Callable[[str], None], every_s: float = LINE_EVERY_S) -> None:
@@ -276,7 +277,8 @@ class PlainDisplay:
     def finished(self, trial: PlannedTrial) -> None:
         """See `Listener`."""
         active = self._board.end(trial)
-        numbers = [f"AP {active.evaluated['AP']:.1f}"] if "AP" in active.evaluated else []
+        main = self._board.study.metrics[0]
+        numbers = [main.with_unit(active.evaluated[main.name])] if main.name in active.evaluated else []
         taken = duration(self._board.seconds(active))
         self._say("finished", trial, ", ".join([*numbers, taken]) + f"; {overall(self._board)}")
         self._tell_tables()
@@ -305,14 +307,15 @@ class PlainDisplay:
         self._write("Stopping; once more to end at once.")
 
     def _tell(self, trial: PlannedTrial) -> None:
-        self._say("running", trial, ", ".join(facts(self._board.active[trial.key])))
+        shown = facts(self._board.active[trial.key], self._board.study.progress)
+        self._say("running", trial, ", ".join(shown))
 
     def _tell_tables(self) -> None:
-        """Those tables that have more numbers than when last told."""
+        """The tables that have changed since they were last told."""
         now = self._board.tables()
-        for table, numbers in now.items():
-            if filled(numbers) != filled(self._told_tables[table]):  # as text, since no NaN equals another
-                self._line(table, filled(numbers))
+        for table, line in now.items():
+            if line != self._told_tables[table]:
+                self._line(table, line)
         self._told_tables = now
 
     def _say(self, event: str, trial: PlannedTrial, text: str = "") -> None:
@@ -324,7 +327,7 @@ class PlainDisplay:
 
 
 class LiveDisplay(PlainDisplay):
-    """Events as lines that scroll by, and under them a picture of the moment that stays."""
+    """Events as lines that scroll by, and below them a view of the current state."""
 
     def __init__(self, board: Board, console: Console) -> None:
         super().__init__(board, self._print)
@@ -342,24 +345,25 @@ class LiveDisplay(PlainDisplay):
 
     def picture(self) -> RenderableType:
         """The running trials, the whole, the tables."""
-        grid = Table.grid(padding=(0, 2))
+        grid, progress = Table.grid(padding=(0, 2)), self._board.study.progress
         for active in list(self._board.active.values()):
             bar = ProgressBar(total=1.0, completed=active.fraction, width=20)
-            grid.add_row(Text(active.trial.name, overflow="ellipsis", no_wrap=True), bar, *facts(active))
+            name = Text(active.trial.name, overflow="ellipsis", no_wrap=True)
+            grid.add_row(name, bar, *facts(active, progress))
         of = max(1, self._board.total)
         bar = ProgressBar(total=of, completed=self._board.done, width=20)
         whole = Table.grid(padding=(0, 2))
         whole.add_row(bar, Text(overall(self._board)))
         tables = Table.grid(padding=(0, 2))
-        for table, numbers in self._board.tables().items():
-            tables.add_row(Text(table), Text(filled(numbers), style="dim"))
+        for table, line in self._board.tables().items():
+            tables.add_row(Text(table), Text(line, style="dim"))
         return Group(grid, whole, tables)
 
     def _tell(self, trial: PlannedTrial) -> None:
-        """The picture shows it."""
+        """The view shows it."""
 
     def _tell_tables(self) -> None:
-        """The picture shows it."""
+        """The view shows it."""
 
     def _print(self, line: str) -> None:
         self._console.print(line, markup=False, highlight=False)

@@ -1,6 +1,7 @@
 """Whether what the store says of every evaluation is what its files give: hashes, and numbers made anew.
 
-The judge is deterministic, so numbers made from the stored detections must equal the stored ones exactly.
+Numbers made anew from the stored detections must equal the stored ones within `Metric.rescore_tolerance`,
+which is 0 where nothing else is declared: scoring is deterministic.
 An evaluation server's numbers are compared with the file that it returned; where nobody can give numbers
 yet, only the files are looked at.
 """
@@ -12,10 +13,10 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from ablation.errors import UserError
 from ablation.plan import Plan, PlannedEvaluation, PlannedTrial
-from ablation.results.scores import parse_scores
 from ablation.store import DETECTIONS, SCORES, ArtifactRow, EvaluationRow, Store
 
 
@@ -104,28 +105,45 @@ class _Check:
         files: Mapping[str, ArtifactRow],
     ) -> tuple[list[str], list[str]]:
         """What the stored numbers are compared with says: problems and notes."""
-        rescore = self.plan.study.rescore
+        study = self.plan.study
         if row.awaits_scores:
             return [], ["cannot be recomputed here: an evaluation server has yet to give its numbers"]
-        if row.imported:
+        if row.imported and study.read_scores:
             path = self.store.resolve(files[SCORES].path)
-            return differences(row.metrics, parse_scores(path.read_text(encoding="utf-8"), str(path))), []
-        if rescore is None or DETECTIONS not in files:
+            returned = study.read_scores(path.read_text(encoding="utf-8"), str(path))
+            return differences(row.metrics, returned), []
+        if study.rescore is None or DETECTIONS not in files:
             return [], ["no detections are stored to make its numbers from"]
         detections = self.store.resolve(files[DETECTIONS].path)
-        made = rescore(self.plan.setting, trial.config, wanted.config, detections)
-        return differences(row.metrics, made), []
+        made = study.rescore(self.plan.setting, trial.config, wanted.config, detections)
+        tolerances = {metric.name: metric.rescore_tolerance for metric in study.metrics}
+        return differences(row.metrics, made, tolerances), []
 
 
-def differences(stored: Mapping[str, float], made: Mapping[str, float]) -> list[str]:
-    """Where two sets of numbers are not exactly the same; NaN, and absence, equal themselves."""
+def differences(
+    stored: Mapping[str, float],
+    made: Mapping[str, float],
+    tolerances: Mapping[str, float | None] = MappingProxyType({}),
+) -> list[str]:
+    """The numbers that differ, a sentence each; NaN equals an absent number.
+
+    Args:
+        tolerances: largest difference by name of the metric, None for a metric that is not compared; 0 for
+            a metric that is not in it.
+    """
     nan = math.nan
     pairs = {name: (stored.get(name, nan), made.get(name, nan)) for name in {**stored, **made}}
     return [
         f"{name} is stored as {ours!r}, and made anew it is {again!r}"
         for name, (ours, again) in pairs.items()
-        if not (ours == again or (math.isnan(ours) and math.isnan(again)))
+        if not _agree(ours, again, tolerances.get(name, 0.0))
     ]
+
+
+def _agree(ours: float, again: float, tolerance: float | None) -> bool:
+    if tolerance is None or (math.isnan(ours) and math.isnan(again)):
+        return True
+    return abs(ours - again) <= tolerance  # False where one of them is NaN
 
 
 def digest(path: Path) -> str:

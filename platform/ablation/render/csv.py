@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 
+from ablation.metric import Metric
 from ablation.render import text
 from ablation.results.table import FilledCell, FilledTable
 
@@ -14,9 +15,10 @@ VALUE_COLUMNS = ("column", "metric", "ours", "spread", "seeds", "paper", "differ
 def table(filled: FilledTable) -> str:
     """One table: id, row label, the heading columns as declared, then what the cell holds.
 
-    Numbers are percent to 4 decimals; an absent one is empty, its `state` says why. `seeds` is
-    "have/planned"; `trial_keys` are separated by spaces, in order of seed. A text that a spreadsheet would
-    compute (it starts with =, +, -, @, a tab or a carriage return) has an apostrophe before it.
+    Numbers are in the unit of the metric, with three decimals more than tables show; an absent one is
+    empty, and `state` says why. `seeds` is "have/planned"; `trial_keys` are separated by spaces, in order
+    of seed. A text that a spreadsheet would compute (it starts with =, +, -, @, a tab or a carriage return)
+    has an apostrophe before it.
     """
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
@@ -30,12 +32,12 @@ def table(filled: FilledTable) -> str:
 def _values(cell: FilledCell) -> list[str]:
     return [
         _text(cell.column),
-        _text(cell.cell.metric),
-        _plain(cell.mean),
-        _plain(cell.spread),
+        _text(cell.metric.name),
+        _plain(cell.mean, cell.metric),
+        _plain(cell.spread, cell.metric),
         f"{len(cell.values)}/{len(cell.sources)}",
-        _plain(cell.paper),
-        _plain(cell.difference),
+        _plain(cell.paper, cell.metric),
+        _plain(cell.difference, cell.metric),
         cell.state,
         " ".join(source.trial_key for source in cell.sources),
     ]
@@ -49,5 +51,8 @@ def _text(plain: str) -> str:
     return f"'{plain}" if plain.startswith(("=", "+", "-", "@", "\t", "\r")) else plain
 
 
-def _plain(value: float | None) -> str:
-    return "" if value is None else f"{round(value, 4) + 0.0:g}"
+def _plain(value: float | None, metric: Metric) -> str:
+    if value is None:
+        return ""
+    decimals = metric.digits + 3
+    return f"{round(value, decimals) + 0.0:.{decimals}f}".rstrip("0").rstrip(".")

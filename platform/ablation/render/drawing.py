@@ -1,18 +1,18 @@
 """One figure per table: ours beside the paper's, each on its own scale.
 
-Drawn from any filled table: a curve where the rows are numbers (k, scale), else a dot per row. The two
-panels never share an axis, because only orders and shapes compare between scales. Columns drawn are
-those of the first column's metric (AP; the two columns of a 2x2 table). No pyplot, so no global state.
+A curve where the rows are numbers (k, scale), else a dot per row. The two panels never share an axis,
+because only orders and shapes compare between scales. Columns drawn are those of the first column's metric
+(AP; the two columns of a 2x2 table). No pyplot, so no global state.
 
 A bar is the 95 % interval of a cell's distance from the mean of all cells drawn. The noise that all of
-them share (which images were tested) is so taken out: it says nothing about their order.
+them share (which samples were tested) says nothing about their order and is left out in this way.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import cycle
 
 from matplotlib import rc_context
@@ -21,10 +21,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from ablation.metric import SeedNoise
 from ablation.results.claims import sample
 from ablation.results.statistics import average, difference
 from ablation.results.table import FilledCell, FilledTable
-from ablation.study import SeedNoise
 
 COLOURS = ("#0b68cb", "#c2571a", "#18794e", "#7d4fc3")
 GREY = "#5f6873"
@@ -32,31 +32,32 @@ GREY = "#5f6873"
 
 @rc_context({"text.parse_math": False})  # a $ in a name is a $
 def draw(filled: FilledTable) -> Figure:
-    """The figure of one table."""
+    """The figure of one table: of its cells that have the metric of the first one."""
+    filled = _of_one_metric(filled)
     columns, numbers = _columns(filled), _numbers(filled)
-    seeds, metric = _shared_seeds(columns), columns[0][0].cell.metric
-    drawn = {
-        f"ours, {metric} ({filled.heading.profile}, {filled.heading.data_name})": _ours(
-            columns, seeds, filled.heading.seed_noise
-        )
-    }
+    seeds, metric, heading = _shared_seeds(columns), columns[0][0].metric, filled.heading
+    title = f"ours, {metric.title} ({heading.profile}, {heading.data_name})"
+    drawn = {title: _ours(columns, seeds, heading.seed_noise)}
     if any(cell.paper is not None for column in columns for cell in column):
-        drawn[f"the paper's, {metric}"] = _papers(columns)
+        drawn[f"the paper's, {metric.title}"] = _papers(columns)
     high = 2.9 if numbers else 1.4 + 0.34 * len(filled.rows)
     figure = _canvas(2.0 + 2.8 * len(drawn), high)
     panels = figure.subplots(1, len(drawn), sharey=numbers is None, squeeze=False)[0]
     for axes, (title, series) in zip(panels, drawn.items(), strict=True):
         if numbers is None:
             _dots(axes, series, [_name(row.label) for row in filled.table.rows])
+            axes.set_xlabel(metric.axis, fontsize=8)
         else:
             _curves(axes, series, numbers)
             axes.set_xlabel(filled.table.headers[0], fontsize=8)
+            axes.set_ylabel(metric.axis, fontsize=8)
         _finish(axes, title)
     if numbers is None:
         _say_states(panels[0], columns)
     if len(columns) > 1:
         panels[-1].legend(frameon=False, fontsize=8)
-    figure.supxlabel(_note(seeds, filled.heading.seed_noise), fontsize=7, color=GREY, x=0.01, ha="left")
+    note = _note(seeds, heading.seed_noise.get(metric.name))
+    figure.supxlabel(note, fontsize=7, color=GREY, x=0.01, ha="left")
     figure.suptitle(f"{filled.name}. {filled.table.title}", fontsize=10, x=0.01, ha="left")
     return figure
 
@@ -66,8 +67,8 @@ def _note(seeds: Sequence[int], seed_noise: SeedNoise | None) -> str:
     if len(seeds) != 1:
         return f"{bars}."
     if seed_noise is None:
-        return f"{bars}, from the images alone: how far seeds spread here is unknown."
-    return f"{bars}; one seed, with the spread that the baseline rows showed between others."
+        return f"{bars}, from the test data alone: the spread over seeds is unknown."
+    return f"{bars}; one seed, with the spread over seeds that the profile states."
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +82,7 @@ class _Series:
 
 
 def _ours(
-    columns: Sequence[Sequence[FilledCell]], seeds: Sequence[int], seed_noise: SeedNoise | None
+    columns: Sequence[Sequence[FilledCell]], seeds: Sequence[int], seed_noise: Mapping[str, SeedNoise]
 ) -> list[_Series]:
     halves = _halves(columns, seeds, seed_noise)
     return [
@@ -147,7 +148,7 @@ def _curves(axes: Axes, drawn: Sequence[_Series], numbers: Sequence[float]) -> N
 
 
 def _say_states(axes: Axes, columns: Sequence[Sequence[FilledCell]]) -> None:
-    """In the place of each row that has no number, why."""
+    """The state of each row that has no number, at its place."""
     across = axes.get_yaxis_transform()
     for place, cell in enumerate(columns[0]):
         if not cell.values:
@@ -162,10 +163,18 @@ def _canvas(width: float, height: float) -> Figure:
     return figure
 
 
+def _of_one_metric(filled: FilledTable) -> FilledTable:
+    """The rows whose first cell has the metric of the table's first cell."""
+    pairs = zip(filled.table.rows, filled.rows, strict=True)
+    kept = [(row, cells) for row, cells in pairs if cells[0].metric == filled.rows[0][0].metric]
+    rows, cells = zip(*kept, strict=True)
+    return replace(filled, table=replace(filled.table, rows=rows), rows=cells)
+
+
 def _columns(filled: FilledTable) -> list[list[FilledCell]]:
-    metric = filled.rows[0][0].cell.metric
+    metric = filled.rows[0][0].metric
     columns = [list(column) for column in zip(*filled.rows, strict=True)]
-    return [column for column in columns if column[0].cell.metric == metric]
+    return [column for column in columns if all(cell.metric == metric for cell in column)]
 
 
 def _numbers(filled: FilledTable) -> list[float] | None:
@@ -185,11 +194,11 @@ def _shared_seeds(columns: Sequence[Sequence[FilledCell]]) -> list[int]:
 
 
 def _halves(
-    columns: Sequence[Sequence[FilledCell]], seeds: Sequence[int], seed_noise: SeedNoise | None
+    columns: Sequence[Sequence[FilledCell]], seeds: Sequence[int], seed_noise: Mapping[str, SeedNoise]
 ) -> dict[FilledCell, float]:
     """Half the length of each cell's bar; nothing for cells that share no seed or have no interval.
 
-    A number that an evaluation server gave has none, and so has no distance from a mean that it is in.
+    A number from an evaluation server has no interval, and neither has a mean that contains it.
     """
     cells = [cell for column in columns for cell in column if cell.values]
     if not seeds or any(cell.imported for cell in cells):
@@ -200,7 +209,7 @@ def _halves(
         others = samples[:place] + samples[place + 1 :]
         found = difference(one, average(others)).interval() if others else None
         if found is not None:
-            # A cell is in the mean that its bar is about: from the others' it is as much further away.
+            # The mean contains the cell, whose distance from the mean of the others is that much larger.
             halves[cell] = (found[1] - found[0]) / 2 * len(others) / len(samples)
     return halves
 

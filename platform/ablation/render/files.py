@@ -1,4 +1,4 @@
-"""The results folder: everything a run leaves for people to read, each file whole or not there."""
+"""The results folder: tables, claims, figures and manifest, each file written whole or not at all."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def _table(filled: FilledTable) -> dict[str, Any]:
 
 def _cell(cell: FilledCell) -> dict[str, Any]:
     return {
-        "metric": cell.cell.metric,
+        "metric": cell.metric.name,
         "ours": cell.mean,
         "spread": cell.spread,
         "paper": cell.paper,

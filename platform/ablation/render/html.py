@@ -1,4 +1,4 @@
-"""HTML: one file that needs no other, light or dark as the reader's system is, narrow or wide."""
+"""HTML: one self-contained file, in the light or dark scheme of the system, for any width."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from html import escape
 
 from ablation.render import text
-from ablation.render.markdown import CLAIMS_NOTE
 from ablation.results.claims import Verdict, summary
 from ablation.results.table import FilledCell, FilledTable, Item, grid, num_heading_columns, spans
 
@@ -41,7 +40,7 @@ td i { font-size: .75rem; font-style: normal; color: var(--soft); }
 
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
-"""A page runs no script and asks nobody for anything, should a text ever get into it unescaped."""
+"""A page runs no script and loads nothing, even if a text were inserted unescaped."""
 
 
 def page(title: str, body: str, style: str = "") -> str:
@@ -86,7 +85,7 @@ def claims(judged: Sequence[Verdict]) -> str:
         f'<section id="claims">\n<h2>Claims</h2>\n<p>{escape(summary(judged))}</p>\n'
         f'<div class="scroll"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n'
         + "\n".join(map(_claim, judged))
-        + f'\n</tbody></table></div>\n<p class="note">{escape(CLAIMS_NOTE)}</p>\n</section>'
+        + f'\n</tbody></table></div>\n<p class="note">{escape(text.claims_note(judged))}</p>\n</section>'
     )
 
 

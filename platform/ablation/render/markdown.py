@@ -36,15 +36,8 @@ def claims(title: str, judged: Sequence[Verdict]) -> str:
         ]
         for verdict in judged
     ]
-    lines = pipe_table(head, body, num_left=len(head))
-    return f"# {escape(title)}: the paper's claims\n\n{summary(judged)}\n\n{lines}\n\n{CLAIMS_NOTE}\n"
-
-
-CLAIMS_NOTE = (
-    "Differences in points. Intervals join a bootstrap over images, paired between rows, with the "
-    "spread over seeds: 95 % for what should be greater (the smallest step of a chain), 90 % for what "
-    "should be equivalent within a margin (two one-sided tests at 5 %). They are of each claim alone."
-)
+    lines, note = pipe_table(head, body, num_left=len(head)), text.claims_note(judged)
+    return f"# {escape(title)}: the paper's claims\n\n{summary(judged)}\n\n{lines}\n\n{note}\n"
 
 
 def pipe_table(head: Sequence[str], body: Sequence[Sequence[str]], num_left: int) -> str:

@@ -1,4 +1,4 @@
-"""What a person gets at the end of a command: the tables, the claims, and where everything lies."""
+"""What a command prints at its end: the tables, the claims, and where the files lie."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from rich.console import Console
 from ablation.render import terminal
 from ablation.render.files import write_results, write_tables
 from ablation.results.by_class import by_class
-from ablation.results.claims import references, verdicts
+from ablation.results.claims import verdicts
 from ablation.results.table import assemble
 from ablation.session import Session
-from ablation.study import Claim
+from ablation.study import Claim, references
 from ablation.tracking.client import server_address
 
 PLAIN_WIDTH = 120
-"""Columns where the output is no terminal, and nothing says how wide its reader is."""
+"""Columns where the output is no terminal."""
 
 
 def report_console() -> Console:
@@ -28,8 +28,7 @@ def report_console() -> Console:
 def print_report(session: Session, formats: Collection[str], console: Console | None = None) -> None:
     """Print the planned tables and the claims as the store has them now, and write the results folder.
 
-    The folder and the claims are of all the study's tables, so that a command about one table leaves
-    no less there than it found.
+    The folder always holds all tables and claims of the study, also after a command about one table.
     """
     console = console or report_console()
     study, plan = session.study, session.plan
@@ -46,13 +45,13 @@ def print_report(session: Session, formats: Collection[str], console: Console | 
 
 
 def _is_about(claim: Claim, table_ids: Collection[str]) -> bool:
-    """Whether it rests on one of the tables, or on none: then it is computed, whatever they are."""
+    """Whether the claim rests on one of the tables, or on no table at all."""
     rests_on = {ref.table for ref in references(claim)}
     return not rests_on or not rests_on.isdisjoint(table_ids)
 
 
 def print_by_class(session: Session, formats: Collection[str], console: Console | None = None) -> None:
-    """Print the planned tables by class as their detections give them now, and write all to a folder."""
+    """Print the planned tables by class, from the stored predictions, and write all tables to a folder."""
     console = console or report_console()
     tables, problems = by_class(session.study, session.plan, session.store)
     planned = [filled for filled in tables if filled.table.id in session.plan.table_ids]

@@ -75,7 +75,7 @@ def claims(judged: Sequence[Verdict]) -> RenderableType:
         )
     notes = [Text(summary(judged), style="bold")]
     if any(UNKNOWN_SPREAD in verdict.detail for verdict in judged):
-        tip = "One seed whose spread nobody knows decides nothing; three (--seeds 3) can."
+        tip = "One seed of unknown spread decides nothing; three (--seeds 3) can."
         notes.append(Text(tip, style="dim"))
     return Group(drawn, *notes)
 

@@ -1,6 +1,6 @@
-"""The tables once more, with a column for each class: its AP, from the detections behind every row.
+"""The tables with a column for each class, from the predictions behind every row.
 
-The store does not keep these numbers; they are made when somebody asks.
+The store does not keep these numbers; they are computed on request.
 """
 
 from __future__ import annotations
@@ -10,23 +10,24 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from ablation.errors import UserError
+from ablation.metric import Metric
 from ablation.plan import Plan, make_plan
 from ablation.results.table import FilledCell, FilledTable, Source, assemble, mark_best
 from ablation.store import DETECTIONS, Store
-from ablation.study import Cell, Row, Study
+from ablation.study import ByClass, Cell, Row, Study
 
 Measure = Callable[[Source], Mapping[str, float] | None]
-"""AP by class behind one seed of a row; empty where nothing here can tell, None for an unreadable file."""
+"""The metric by class for one seed of a row; empty where there is none, None for an unreadable file."""
 
 
 def by_class(study: Study, plan: Plan, store: Store) -> tuple[list[FilledTable], list[str]]:
-    """All the study's tables with a column for each class; without any where nothing has been tested.
+    """All tables of the study with a column for each class; without columns where nothing has been tested.
 
-    There is a row for each training and test that a row of the table cites; where there are several, the
-    table's column is named. Where classes outnumber rows, they are the rows.
+    There is a row for each training and test that a row of the table cites; where there are several, each
+    names the column of the table. Where there are more classes than rows, the table is transposed.
 
     Returns:
-        The tables, and what is wrong with detections that cannot be read, a sentence each.
+        The tables, and a sentence for each file of predictions that cannot be read.
 
     Raises:
         UserError: the study has no classes.
@@ -35,13 +36,12 @@ def by_class(study: Study, plan: Plan, store: Store) -> tuple[list[FilledTable],
         raise UserError(f"The study {study.name!r} has no numbers by class.")
     whole, problems = make_plan(study, plan.setting, plan.seeds), list[str]()
     tables = assemble(study, whole, store)
-    measure = _measure(whole, store, study.by_class, problems)  # later: a run beside may end a test meanwhile
-    return [_by_class(filled, measure) for filled in tables], problems
+    # After `assemble`, as a run may store an evaluation in between: rows that it read are there now.
+    measure, metric = _measure(whole, store, study.by_class, problems), study.metric(study.by_class.metric)
+    return [_by_class(filled, metric, measure) for filled in tables], problems
 
 
-def _measure(
-    plan: Plan, store: Store, give: Callable[..., Mapping[str, float]], problems: list[str]
-) -> Measure:
+def _measure(plan: Plan, store: Store, declared: ByClass, problems: list[str]) -> Measure:
     wanted = {e.key: (trial.config, e.config) for trial in plan.trials for e in trial.evaluations}
     rows = store.evaluations(list(wanted))
     known: dict[str, Mapping[str, float] | None] = {}
@@ -52,7 +52,8 @@ def _measure(
             return {}
         if key not in known:
             try:
-                known[key] = give(plan.setting, *wanted[key], store.resolve(rows[key].artifacts[DETECTIONS]))
+                path = store.resolve(rows[key].artifacts[DETECTIONS])
+                known[key] = declared.measure(plan.setting, *wanted[key], path)
             except UserError as error:
                 known[key] = None
                 problems.append(str(error))
@@ -61,18 +62,18 @@ def _measure(
     return measure
 
 
-def _by_class(filled: FilledTable, measure: Measure) -> FilledTable:
+def _by_class(filled: FilledTable, metric: Metric, measure: Measure) -> FilledTable:
     firsts = _firsts(filled)
     sources = [source for _, first in firsts for source in first.sources]
     classes = tuple(dict.fromkeys(name for source in sources for name in measure(source) or ()))
-    cells = [tuple(_cell(row, first, name, measure) for name in classes) for row, first in firsts]
+    cells = [tuple(_cell(row, first, metric, name, measure) for name in classes) for row, first in firsts]
     rows = [
         replace(row, cells=tuple(cell.cell for cell in line))
         for (row, _), line in zip(firsts, cells, strict=True)
     ]
     table = replace(
         filled.table,
-        title=f"{filled.table.title}: AP by class",
+        title=f"{filled.table.title}: {metric.title} by class",
         headers=(*filled.table.headers, *["Column"] * (len(rows) > len(filled.rows))),
         columns=classes,
         rows=tuple(rows),
@@ -82,7 +83,7 @@ def _by_class(filled: FilledTable, measure: Measure) -> FilledTable:
 
 
 def _firsts(filled: FilledTable) -> list[tuple[Row, FilledCell]]:
-    """The first cell of each training and test that a row cites, and the row that it becomes, still empty."""
+    """The first cell of each training and test that a row cites, and its new row, which is still empty."""
     cited = [
         (row, list({cell.cell.variant: cell for cell in reversed(cells)}.values())[::-1])
         for row, cells in zip(filled.table.rows, filled.rows, strict=True)
@@ -96,19 +97,20 @@ def _firsts(filled: FilledTable) -> list[tuple[Row, FilledCell]]:
     ]
 
 
-def _cell(row: Row, first: FilledCell, name: str, measure: Measure) -> FilledCell:
+def _cell(row: Row, first: FilledCell, metric: Metric, name: str, measure: Measure) -> FilledCell:
     sources = tuple(_source(source, name, measure(source)) for source in first.sources)
-    return FilledCell(Cell(first.cell.variant, f"AP of {name}"), row.label, name, sources)
+    of_class = replace(metric, name=f"{metric.name} of {name}", label=metric.title)
+    return FilledCell(Cell(first.cell.variant, of_class.name), of_class, row.label, name, sources)
 
 
 def _source(source: Source, name: str, found: Mapping[str, float] | None) -> Source:
-    """The same seed with its AP of a class; no replicates of images are kept by class."""
+    """The same seed with its number for a class; no bootstrap replicates are kept by class."""
     empty = replace(source, value=None, bootstrap=None)
     if found is None:
         return replace(empty, state="unreadable")
     value = found.get(name, math.nan)
     if not math.isnan(value):
         return replace(empty, value=value, state="complete")
-    # An evaluation server tells nothing by class, whatever it may tell of the whole.
+    # An evaluation server gives no numbers by class.
     known = source.state in ("complete", "submit", "imported", "undefined")
     return replace(empty, state="undefined") if known else empty

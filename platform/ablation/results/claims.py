@@ -1,8 +1,8 @@
 """A verdict for each claim of the paper, from the filled tables.
 
-A claim is supported or refuted only where the interval (images and seeds, see `statistics`) says so;
-otherwise it is undecided, and `points_the_papers_way` says which way the numbers lean. Intervals are
-those of each claim alone, not adjusted for how many claims a study makes.
+A claim is supported or refuted only where the interval (test data and seeds, see `statistics`) says so;
+otherwise it is undecided, and `points_the_papers_way` says whether the point estimates agree with it.
+Intervals are those of each claim alone, not adjusted for the number of claims.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ablation.errors import UserError
+from ablation.metric import Metric, SeedNoise
 from ablation.results.statistics import (
     EQUIVALENCE_LEVEL,
     Estimate,
@@ -27,40 +28,42 @@ from ablation.results.statistics import (
     all_caveats,
     apart,
     difference,
-    judge_greater,
+    judge_better,
     judge_within,
     read_replicates,
 )
 from ablation.results.table import FilledCell, FilledTable, Source
 from ablation.study import (
+    Better,
     CellRef,
     Chain,
     Claim,
     Equivalent,
-    Greater,
     Range,
-    SeedNoise,
     Setting,
     Statistic,
     Study,
+    references,
 )
 
+Comparison = Better | Chain | Equivalent | Range
 VerdictName = Literal["supported", "refuted", "undecided", "pending"]
 OUTCOMES: tuple[VerdictName, ...] = ("supported", "refuted", "undecided", "pending")
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What became of one claim.
+    """The verdict on one claim.
 
     Attributes:
         verdict: "pending" while a cell that it rests on is missing.
         points_the_papers_way: by the point estimates alone; None while pending.
-        estimate: in points of AP: the difference (Greater, Equivalent), the largest distance (Range), the
-            smallest step (Chain); None for a Statistic.
-        interval: at 95 % (Greater, Chain) or 90 % (Equivalent, Range); None where unknown.
-        detail: the margin or the steps, what the claim waits for, and what the interval leaves out.
+        estimate: the difference (Better, Equivalent), the largest distance (Range) or the step that gains
+            least (Chain), in the unit of the metric's differences; None for a Statistic.
+        interval: at 95 % (Better, Chain) or 90 % (Equivalent, Range); None where unknown.
+        detail: the margin or the steps, the missing cells, and what the interval leaves out.
         paper: the paper's own estimate.
+        metric: of the cells that the claim rests on; None for a Statistic.
         signed: whether the estimate is a difference; False for a distance, which has no sign.
     """
 
@@ -72,6 +75,7 @@ class Verdict:
     interval: tuple[float, float] | None = None
     detail: str = ""
     paper: float | None = None
+    metric: Metric | None = None
     signed: bool = True
 
 
@@ -82,26 +86,11 @@ def verdicts(study: Study, tables: Sequence[FilledTable], setting: Setting) -> l
 
 
 def summary(judged: Sequence[Verdict]) -> str:
-    """One line: how many claims there are, what became of them, how many point the paper's way."""
+    """One line: the number of claims, of each verdict, and of those that point the paper's way."""
     counts = Counter(verdict.verdict for verdict in judged)
     parts = [f"{counts[outcome]} {outcome}" for outcome in OUTCOMES if counts[outcome]]
     agreeing = sum(verdict.points_the_papers_way is True for verdict in judged)
     return f"{len(judged)} claims: {', '.join(parts)}; {agreeing} point the paper's way."
-
-
-def references(claim: Claim) -> tuple[CellRef, ...]:
-    """The cells that a claim rests on."""
-    match claim:
-        case Greater() | Equivalent():
-            return (claim.left, claim.right)
-        case Chain():
-            return tuple(ref for chain in claim.chains for ref in chain)
-        case Range():
-            return claim.cells
-        case Statistic():
-            return ()
-        case _:
-            assert_never(claim)
 
 
 def _verdict(study: Study, claim: Claim, cells: Mapping[CellRef, FilledCell], setting: Setting) -> Verdict:
@@ -111,18 +100,19 @@ def _verdict(study: Study, claim: Claim, cells: Mapping[CellRef, FilledCell], se
         outcome = outcomes[result.holds]
         return Verdict(claim.id, claim.text, outcome, result.holds, detail=result.detail)
     refs = references(claim)
-    seeds = _common_seeds(refs, cells)
+    seeds, metric = _common_seeds(refs, cells), study.metric(study.cell(refs[0]).metric)
     pending = Verdict(
         claim.id,
         claim.text,
         "pending",
         detail=_waits_for(refs, cells),
-        paper=_papers_estimate(study, claim),
+        paper=_papers_estimate(study, claim, metric),
+        metric=metric,
         signed=not isinstance(claim, Range),
     )
     if not seeds:
         return pending
-    found = _find(claim, _samples(refs, cells, seeds, setting))
+    found = _find(claim, _samples(refs, cells, seeds, setting), metric)
     if any(cells[ref].imported for ref in refs):
         found = replace(found, caveats=("an evaluation server's numbers: no interval",))
     notes = (found.detail, _partial(refs, cells, seeds), *found.caveats, _damaged(refs, cells, seeds))
@@ -138,7 +128,7 @@ def _verdict(study: Study, claim: Claim, cells: Mapping[CellRef, FilledCell], se
 
 @dataclass(frozen=True, slots=True)
 class _Finding:
-    """What the samples say of a claim."""
+    """The verdict that follows from the samples."""
 
     outcome: Outcome
     points_the_papers_way: bool
@@ -148,27 +138,29 @@ class _Finding:
     caveats: Sequence[str]
 
 
-def _find(claim: Greater | Chain | Equivalent | Range, samples: Mapping[CellRef, Sample]) -> _Finding:
+def _find(claim: Comparison, samples: Mapping[CellRef, Sample], metric: Metric) -> _Finding:
     match claim:
-        case Greater():
+        case Better():
             estimate = difference(samples[claim.left], samples[claim.right])
-            return _signed_finding(estimate, judge_greater(estimate))
+            return _signed_finding(estimate, judge_better(estimate, metric), metric)
         case Equivalent():
             return _equivalent(samples[claim.left], samples[claim.right], claim.margin)
         case Range():
             return _range([samples[ref] for ref in claim.cells], claim.margin)
         case Chain():
             steps = _steps(claim, samples)
-            detail = "steps " + "; ".join(_signed(step.value, step.interval()) for step in steps)
-            smallest = _signed_finding(min(steps, key=lambda step: step.value), _judge_chain(steps))
-            return replace(smallest, detail=detail, caveats=all_caveats(steps))
+            least = min(steps, key=lambda step: metric.improvement(step.value))
+            found = _signed_finding(least, _judge_chain(steps, metric), metric)
+            detail = "steps " + "; ".join(_signed(metric, step) for step in steps)
+            return replace(found, detail=detail, caveats=all_caveats(steps))
         case _:
             assert_never(claim)
 
 
-def _signed_finding(estimate: Estimate, outcome: Outcome) -> _Finding:
+def _signed_finding(estimate: Estimate, outcome: Outcome, metric: Metric) -> _Finding:
     value = estimate.value
-    return _Finding(outcome, value > 0, value, estimate.interval(), "", estimate.caveats)
+    agrees = metric.improvement(value) > 0
+    return _Finding(outcome, agrees, value, estimate.interval(), "", estimate.caveats)
 
 
 def _equivalent(left: Sample, right: Sample, margin: float) -> _Finding:
@@ -203,29 +195,28 @@ def _steps(claim: Chain, samples: Mapping[CellRef, Sample]) -> list[Estimate]:
     ]
 
 
-def _judge_chain(steps: Sequence[Estimate]) -> Outcome:
+def _judge_chain(steps: Sequence[Estimate], metric: Metric) -> Outcome:
     """All steps must be supported; one refuted refutes (at the level shared among the steps)."""
-    outcomes = {judge_greater(step, tests=len(steps)) for step in steps}
+    outcomes = {judge_better(step, metric, tests=len(steps)) for step in steps}
     if "refuted" in outcomes:
         return "refuted"
     return "undecided" if "undecided" in outcomes else "supported"
 
 
-def _papers_estimate(study: Study, claim: Greater | Chain | Equivalent | Range) -> float | None:
-    """The claim's estimate from the paper's own numbers; None where it reports one of them not."""
-    if isinstance(claim, Greater):
-        return claim.paper_delta
+def _papers_estimate(study: Study, claim: Comparison, metric: Metric) -> float | None:
+    """The claim's estimate from the paper's own numbers; None where it does not report all of them."""
     reported = {ref: study.cell(ref).paper for ref in references(claim)}
     numbers = {ref: value for ref, value in reported.items() if value is not None}
     if len(numbers) < len(reported):
         return None
     match claim:
-        case Equivalent():
+        case Better() | Equivalent():
             value = numbers[claim.left] - numbers[claim.right]
         case Range():
             value = max(numbers.values()) - min(numbers.values())
         case Chain():
-            value = min(numbers[b] - numbers[a] for chain in claim.chains for a, b in pairwise(chain))
+            steps = [numbers[b] - numbers[a] for chain in claim.chains for a, b in pairwise(chain)]
+            value = min(steps, key=metric.improvement)
         case _:
             assert_never(claim)
     return round(value, 6)
@@ -240,22 +231,23 @@ def _common_seeds(refs: Sequence[CellRef], cells: Mapping[CellRef, FilledCell]) 
 def _samples(
     refs: Sequence[CellRef], cells: Mapping[CellRef, FilledCell], seeds: Sequence[int], setting: Setting
 ) -> dict[CellRef, Sample]:
-    """What each cell measured; means alone, of which no interval follows, where a number is imported."""
+    """The sample of each cell; means alone, which have no interval, where a number is imported."""
     if any(cells[ref].imported for ref in refs):
         return {ref: Sample(np.array([fmean(cells[ref].values[seed] for seed in seeds)])) for ref in refs}
     return {ref: sample(cells[ref], seeds, setting.seed_noise) for ref in refs}
 
 
-def sample(cell: FilledCell, seeds: Sequence[int], seed_noise: SeedNoise | None) -> Sample:
+def sample(cell: FilledCell, seeds: Sequence[int], seed_noise: Mapping[str, SeedNoise]) -> Sample:
     """The measurements behind a cell at these seeds; replicates only where every seed kept them.
 
     Args:
-        seed_noise: what to take for the spread over seeds where there is only one (`Setting.seed_noise`).
+        seed_noise: the spread over seeds to assume where there is only one (`Setting.seed_noise`).
     """
-    replicates = [_replicates(path, cell.cell.metric) for path in _bootstraps(cell, seeds)]
+    replicates = [_replicates(path, cell.metric.name) for path in _bootstraps(cell, seeds)]
     known = [array for array in replicates if array is not None]
     together = np.stack(known) if len(known) == len(replicates) else None
-    return Sample(np.array([cell.values[seed] for seed in seeds]), together, seed_noise)
+    assumed = seed_noise.get(cell.metric.name)
+    return Sample(np.array([cell.values[seed] for seed in seeds]), together, assumed)
 
 
 def _bootstraps(cell: FilledCell, seeds: Sequence[int]) -> list[Path | None]:
@@ -265,10 +257,7 @@ def _bootstraps(cell: FilledCell, seeds: Sequence[int]) -> list[Path | None]:
 
 
 def _replicates(path: Path | None, metric: str) -> NDArray[np.float64] | None:
-    """None where there are none, or none any more: artifacts may have been cleared away, or damaged.
-
-    The verdict then says what it lacks; one bad file is no reason to have no report.
-    """
+    """None where the file is missing or damaged; the verdict then names what it lacks."""
     try:
         return read_replicates(path, metric) if path is not None and path.is_file() else None
     except UserError:
@@ -276,9 +265,9 @@ def _replicates(path: Path | None, metric: str) -> NDArray[np.float64] | None:
 
 
 def _damaged(refs: Sequence[CellRef], cells: Mapping[CellRef, FilledCell], seeds: Sequence[int]) -> str:
-    """Which replicates are there but cannot be read; "" where none."""
+    """Which files of replicates exist but cannot be read; "" where none."""
     there = {
-        (path, cells[ref].cell.metric)
+        (path, cells[ref].metric.name)
         for ref in refs
         for path in _bootstraps(cells[ref], seeds)
         if path is not None and path.is_file()
@@ -309,6 +298,6 @@ def _partial(refs: Sequence[CellRef], cells: Mapping[CellRef, FilledCell], seeds
     return "" if len(seeds) == total else f"{len(seeds)} of {total} seeds so far"
 
 
-def _signed(value: float, interval: tuple[float, float] | None) -> str:
-    bounds = "" if interval is None else f" [{interval[0]:+.2f}, {interval[1]:+.2f}]"
-    return f"{value:+.2f}{bounds}".replace("-", "−")
+def _signed(metric: Metric, step: Estimate) -> str:
+    bounds = ", ".join(metric.signed(bound, 1) for bound in step.interval() or ())
+    return metric.signed(step.value, 1) + (f" [{bounds}]" if bounds else "")

@@ -1,14 +1,14 @@
-"""How sure a difference is: paired bootstrap over images, combined with the spread over seeds.
+"""How sure a difference is: paired bootstrap over test samples, combined with the spread over seeds.
 
-Axes: S seeds, R bootstrap replicates (image resamples, drawn with multiplicity and the same for every
-evaluation of a data set, so that replicate r of two evaluations saw the same images). All in percent.
+Axes: S seeds, R bootstrap replicates (resamples of the test data, drawn with multiplicity and the same for
+every evaluation of a data set, so that replicate r of two evaluations saw the same samples). Values are in
+the unit of their metric; estimates are plain differences, and `judge_better` is told which sign is better.
 
-Two things move a measured AP. Which images are tested: estimated by the bootstrap. Which seed was
-trained: estimated by the spread over seeds, which all see the same images, so the two parts are
-independent and their variances add. With one seed the second part is taken from what the profile's
-baseline rows showed between seeds (`Sample.assumed`), or is unknown; either way the estimate says so. No
-claim is decided on the images' part alone. Two tests of one training then count as two trainings: what
-seeds do to their difference is less, but one seed does not show how much.
+Two things move a measured number. Which samples are tested: estimated by the bootstrap. Which seed was
+trained: estimated by the spread over seeds. All seeds see the same samples, so the two parts are independent
+and their variances add. With one seed the second part is assumed (`Sample.assumed`) or unknown, and the
+estimate says so. Nothing is decided on the bootstrap alone. Two tests of one training count as two trainings
+then: seeds change their difference less, but one seed does not show how much.
 """
 
 from __future__ import annotations
@@ -25,10 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ablation.errors import UserError
-from ablation.study import SeedNoise
-
-METRICS = ("AP", "AP50", "AP75", "APS", "APM", "APL")
-"""Columns of a bootstrap file that does not name them."""
+from ablation.metric import Metric, SeedNoise
 
 DIFFERENCE_LEVEL = 0.95
 """Of the two-sided interval that must exclude 0."""
@@ -36,7 +33,9 @@ EQUIVALENCE_LEVEL = 0.90
 """Two one-sided tests at 5 % are a 90 % interval inside the margin (Schuirmann 1987)."""
 
 UNKNOWN_SPREAD = "one seed: spread over seeds unknown"
-"""Why an interval decides nothing, wherever it lies."""
+"""Caveat of an interval that decides nothing, wherever it lies."""
+MOST_DEGREES_OF_FREEDOM = 1000.0
+"""Where Student's t is as good as normal: for the bootstrap's part of the error."""
 
 Outcome = Literal["supported", "refuted", "undecided"]
 
@@ -46,9 +45,9 @@ class Sample:
     """One cell, measured.
 
     Attributes:
-        points_S: float64, the values in percent.
-        replicates_SR: float64, the values on R image resamples; None where not kept.
-        assumed: spread between seeds to take where there is only one; None for unknown.
+        points_S: float64, the values, in the metric's unit.
+        replicates_SR: float64, the values on R resamples of the test data; None where not kept.
+        assumed: spread between seeds to assume where there is only one; None for unknown.
     """
 
     points_S: NDArray[np.float64]
@@ -61,69 +60,58 @@ class Estimate:
     """A value with its standard error, split by cause.
 
     Attributes:
-        image_variance: of the value, from which images were tested; None where unknown.
+        sample_variance: of the value, from which samples were tested; None where unknown.
         seed_variance: of the value, from which seeds were trained; None with one seed.
         num_seeds: how many seeds it rests on.
-        assumed_freedom: degrees of freedom of the seeds' part where it is assumed; None where measured here.
+        assumed_degrees_of_freedom: of the seeds' part where it is assumed; None where it was measured here.
     """
 
     value: float
-    image_variance: float | None
+    sample_variance: float | None
     seed_variance: float | None
     num_seeds: int
-    assumed_freedom: int | None = None
+    assumed_degrees_of_freedom: int | None = None
 
     @property
     def known(self) -> bool:
-        """Whether enough of the error is to conclude something: the seeds' part, and that there is any."""
-        return self.seed_variance is not None and self.seed_variance + (self.image_variance or 0.0) > 0
+        """Whether the error suffices for a conclusion: the seeds' part is known, and the error is not 0."""
+        return self.seed_variance is not None and self.seed_variance + (self.sample_variance or 0.0) > 0
 
     def interval(self, level: float = DIFFERENCE_LEVEL) -> tuple[float, float] | None:
         """Two-sided confidence interval; None where neither part of the error is known.
 
-        Student's t with Welch and Satterthwaite's degrees of freedom: the seeds' part has S - 1 or those of
-        what it was assumed from, the images' part as good as infinitely many.
+        Student's t with the degrees of freedom of Welch and Satterthwaite. The seeds' part has S - 1, or
+        those of the estimate that is assumed.
         """
-        if self.image_variance is None and self.seed_variance is None:
+        from scipy.special import stdtrit  # half a second to import, and most commands need no interval
+
+        if self.sample_variance is None and self.seed_variance is None:
             return None
-        seeds = self.seed_variance or 0.0
-        variance = (self.image_variance or 0.0) + seeds
-        of_seeds = self.num_seeds - 1 if self.assumed_freedom is None else self.assumed_freedom
-        freedom = of_seeds * (variance / seeds) ** 2 if seeds > 0 else _MANY
-        half = t_quantile((1 + level) / 2, freedom) * variance**0.5
+        variance = (self.sample_variance or 0.0) + (self.seed_variance or 0.0)
+        half = float(stdtrit(self._degrees_of_freedom(variance), (1 + level) / 2)) * variance**0.5
         return self.value - half, self.value + half
+
+    def _degrees_of_freedom(self, variance: float) -> float:
+        if not self.seed_variance:
+            return MOST_DEGREES_OF_FREEDOM
+        assumed = self.assumed_degrees_of_freedom
+        of_seeds = self.num_seeds - 1 if assumed is None else assumed
+        return min(MOST_DEGREES_OF_FREEDOM, of_seeds * (variance / self.seed_variance) ** 2)
 
     @property
     def caveats(self) -> list[str]:
-        """What the interval leaves out."""
-        missing = [] if self.image_variance is not None else ["no image bootstrap kept"]
+        """What the interval leaves out or assumes."""
+        missing = [] if self.sample_variance is not None else ["no bootstrap kept"]
         if self.seed_variance is None:
             missing.append(UNKNOWN_SPREAD)
-        elif self.assumed_freedom is not None:
-            missing.append("one seed: spread over seeds as the baseline rows showed it")
+        elif self.assumed_degrees_of_freedom is not None:
+            missing.append("one seed: spread over seeds assumed as the profile states it")
         return missing
 
 
 def all_caveats(estimates: Iterable[Estimate]) -> tuple[str, ...]:
-    """What the interval of any of them leaves out, each once."""
+    """The caveats of all estimates, each once."""
     return tuple(dict.fromkeys(caveat for estimate in estimates for caveat in estimate.caveats))
-
-
-_MANY = 1000.0
-
-
-def t_quantile(probability: float, freedom: float) -> float:
-    """Quantile of Student's t for any real degrees of freedom from 1 (above 1000 taken as 1000).
-
-    With t = sqrt(f) tan(a), the density in the angle a is proportional to cos(a)^(f-1), smooth and
-    bounded, so a trapezoid sum over (-90, 90) degrees inverts it to five digits.
-    """
-    freedom = float(np.clip(freedom, 1.0, _MANY))
-    angles = np.linspace(-np.pi / 2, np.pi / 2, 40001)[1:-1]
-    density = np.cos(angles) ** (freedom - 1)
-    total = np.cumsum(density) - density / 2
-    angle = np.interp(probability, total / np.sum(density), angles)
-    return float(np.sqrt(freedom) * np.tan(angle))
 
 
 _OF_DAMAGE = (
@@ -144,8 +132,7 @@ def read_replicates(path: Path, metric: str) -> NDArray[np.float64]:
     """One column of a bootstrap file.
 
     Args:
-        path: an .npz with `replicates`, (R, M), percent, and `metrics`, the M names of its columns; without
-            names they are `METRICS`.
+        path: an .npz with `replicates`, (R, M), and `metrics`, the M names of its columns.
         metric: the column's name.
 
     Returns:
@@ -157,11 +144,12 @@ def read_replicates(path: Path, metric: str) -> NDArray[np.float64]:
     try:
         with np.load(path, allow_pickle=False) as archive:
             replicates = np.asarray(archive["replicates"], dtype=np.float64)
-            names = archive["metrics"].tolist() if "metrics" in archive else METRICS
+            names = archive["metrics"].tolist()
         return replicates[:, names.index(metric)]
     except _OF_DAMAGE as error:
         raise UserError(
-            f"{path}: not a bootstrap file (an .npz with `replicates` that have a column {metric}): {error}"
+            f"{path}: not a bootstrap file (an .npz with `replicates`, and `metrics` that name its columns, "
+            f"{metric!r} among them): {error}"
         ) from error
 
 
@@ -174,7 +162,7 @@ def average(samples: Sequence[Sample]) -> Sample:
     return Sample(
         points_S,
         np.mean(known, axis=0) if len(known) == len(replicates) else None,
-        None if total is None else SeedNoise(total.sd / len(samples), total.freedom),
+        None if total is None else SeedNoise(total.sd / len(samples), total.degrees_of_freedom),
     )
 
 
@@ -184,14 +172,17 @@ def _combined(spreads: Sequence[SeedNoise | None]) -> SeedNoise | None:
     if len(known) < len(spreads):
         return None
     sd = float(np.sqrt(np.sum(np.square([spread.sd for spread in known]))))
-    return SeedNoise(sd, min(spread.freedom for spread in known))
+    return SeedNoise(sd, min(spread.degrees_of_freedom for spread in known))
 
 
 def difference(left: Sample, right: Sample) -> Estimate:
-    """Left minus right, paired by seed and by image resample.
+    """Left minus right, paired by seed and by resample.
 
-    Seeds are paired because a seed fixes the order of the images and the initial weights that two
+    Seeds are paired because a seed fixes the order of the training data and the initial weights that two
     configs share; where that pairing does nothing, the interval is wider by the lost degrees of freedom.
+
+    Raises:
+        ValueError: different numbers of seeds or resamples.
     """
     if left.points_S.shape != right.points_S.shape:
         raise ValueError(f"samples need the same seeds, got {left.points_S.shape} and {right.points_S.shape}")
@@ -199,7 +190,7 @@ def difference(left: Sample, right: Sample) -> Estimate:
     if left.replicates_SR is not None and right.replicates_SR is not None:
         if left.replicates_SR.shape != right.replicates_SR.shape:
             raise ValueError(
-                "samples need the same image resamples, got replicates of shape "
+                "samples need the same resamples, got replicates of shape "
                 f"{left.replicates_SR.shape} and {right.replicates_SR.shape}"
             )
         replicates = left.replicates_SR - right.replicates_SR
@@ -210,17 +201,17 @@ def _estimate(
     points_S: NDArray[np.float64], replicates_SR: NDArray[np.float64] | None, assumed: SeedNoise | None
 ) -> Estimate:
     count = len(points_S)
-    images = None if replicates_SR is None else float(np.nanvar(replicates_SR.mean(axis=0), ddof=1))
+    tested = None if replicates_SR is None else float(np.nanvar(replicates_SR.mean(axis=0), ddof=1))
     value = float(points_S.mean())
     if count > 1:
-        return Estimate(value, images, float(np.var(points_S, ddof=1)) / count, count)
+        return Estimate(value, tested, float(np.var(points_S, ddof=1)) / count, count)
     if assumed is None:
-        return Estimate(value, images, None, count)
-    return Estimate(value, images, assumed.sd**2, count, assumed.freedom)
+        return Estimate(value, tested, None, count)
+    return Estimate(value, tested, assumed.sd**2, count, assumed.degrees_of_freedom)
 
 
-def judge_greater(estimate: Estimate, tests: int = 1) -> Outcome:
-    """Whether the value is above 0.
+def judge_better(estimate: Estimate, metric: Metric, tests: int = 1) -> Outcome:
+    """Whether a difference is an improvement: above 0, or below where lower is better.
 
     `tests` is in how many places the same claim could be refuted; a refutation must then hold at the
     level divided among them (Bonferroni). Support needs no such care: a claim made of several is
@@ -230,9 +221,9 @@ def judge_greater(estimate: Estimate, tests: int = 1) -> Outcome:
     refute = estimate.interval(_shared(DIFFERENCE_LEVEL, tests))
     if not estimate.known or support is None or refute is None:
         return "undecided"
-    if support[0] > 0:
+    if min(map(metric.improvement, support)) > 0:
         return "supported"
-    return "refuted" if refute[1] < 0 else "undecided"
+    return "refuted" if max(map(metric.improvement, refute)) < 0 else "undecided"
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,11 +254,11 @@ def judge_within(bounds: Bounds, margin: float) -> Outcome:
 def apart(samples: Sequence[Sample]) -> Bounds:
     """Largest minus smallest of the samples, from all pairs; two samples are the equivalence test.
 
-    Smaller than a margin means that every pair is. So the upper bound is the largest over pairs at the
-    level of one pair (all must hold, so no correction is needed), and the lower bound is the largest
-    over pairs at the level shared among them (one is enough, so Bonferroni). Both are conservative:
-    picking the highest and lowest of several noisy cells makes their distance look larger than it is,
-    and this takes no credit for that.
+    It is smaller than a margin if every pair is. So the upper bound is the largest over pairs at the level
+    of one pair (all must hold, so no correction is needed), and the lower bound is the largest over pairs
+    at the level shared among them (one is enough, so Bonferroni). Both are conservative: the distance
+    between the largest and the smallest of several noisy cells is overestimated, and the bounds do not
+    correct for that.
     """
     pairs = list(_pairs(samples))
     caveats = all_caveats(pairs)

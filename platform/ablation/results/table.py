@@ -1,43 +1,44 @@
 """Tables filled from the store: every cell with ours, the paper's, their difference, and its trials.
 
-Reads the store, never logs or files. A filled table is what every renderer draws, what claims are
-judged on and what figures show, so all of them tell the same story.
+Reads the store, never logs or files. Renderers, claims and figures all use filled tables, so they agree.
 """
 
 from __future__ import annotations
 
 import math
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
+from ablation.metric import PERCENT, Metric, SeedNoise
 from ablation.store import SUBMISSION, AttemptRow, EvaluationRow, Store, TrialRow
-from ablation.study import Cell, Row, SeedNoise, Setting, Study, Table
+from ablation.study import Cell, Row, Setting, Study, Table
 
 if TYPE_CHECKING:
     from ablation.plan import Plan
 
 IMPORTED_MARK = "†"
-"""Beside a number that an evaluation server gave."""
+"""Stands beside a number from an evaluation server."""
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """What one seed gives to a cell.
+    """The value of one seed for a cell.
 
     Attributes:
-        value: the metric in percent; None while there is none.
-        state: "complete", "imported" (complete, but an evaluation server's number), "waiting", "running",
-            "failed", "cancelled", "submit" where only an evaluation server can give it, "undefined"
-            where the data set has nothing to measure (AP of small objects without small objects), or
-            "unreadable" where the value is to come from a file that is damaged or gone.
+        value: in the metric's unit; None while there is none.
+        state: "complete", "imported" (complete, with an evaluation server's number), "waiting", "running",
+            "failed", "cancelled", "submit" where only an evaluation server can give the value, "undefined"
+            where the evaluation has run and the test data holds nothing to measure, or "unreadable" where
+            the value comes from a file that is damaged or missing.
         fraction: share of the training done, 0..1.
         commit: of the code that evaluated it, "+changes" behind it when not all was committed; "" where
             unknown.
-        bootstrap: path of its image-bootstrap replicates; None where there are none.
+        bootstrap: path of its bootstrap replicates; None where there are none.
         submission: what to upload, relative to the workspace; "" where there is nothing.
     """
 
@@ -54,9 +55,14 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class FilledCell:
-    """One cell: what is declared, and what each seed gave."""
+    """One cell: what is declared, and the value of each seed.
+
+    Attributes:
+        metric: the one that the cell names.
+    """
 
     cell: Cell
+    metric: Metric
     row: str
     column: str
     sources: tuple[Source, ...]
@@ -64,12 +70,12 @@ class FilledCell:
 
     @property
     def values(self) -> dict[int, float]:
-        """The values there are, in percent, by seed."""
+        """The values there are, by seed."""
         return {source.seed: source.value for source in self.sources if source.value is not None}
 
     @property
     def mean(self) -> float | None:
-        """Mean over the seeds that are there."""
+        """Mean over the seeds that have a value."""
         return fmean(self.values.values()) if self.values else None
 
     @property
@@ -90,10 +96,10 @@ class FilledCell:
 
     @property
     def reproduced(self) -> bool | None:
-        """Whether ours, as shown, is within tolerance of the paper's; None where one is missing."""
+        """Whether ours, as shown, is within the metric's tolerance of the paper's; None where unknown."""
         if self.mean is None or self.paper is None:
             return None
-        return abs(round(self.mean, 1) - self.paper) < self.cell.tolerance + 1e-6
+        return self.metric.reproduces(self.mean, self.paper)
 
     @property
     def complete(self) -> bool:
@@ -102,12 +108,12 @@ class FilledCell:
 
     @property
     def imported(self) -> bool:
-        """Whether a value is an evaluation server's: nothing here says how sure it is."""
+        """Whether a value comes from an evaluation server, without a measure of its error."""
         return any(source.state == "imported" for source in self.sources)
 
     @property
     def state(self) -> str:
-        """What keeps the missing seeds, a failure named first; "complete" or "imported" where none is."""
+        """State of the missing seeds, a failure first; "complete" or "imported" where none is missing."""
         missing = [source for source in self.sources if source.value is None]
         states = {source.state for source in missing}
         if not missing:
@@ -124,11 +130,12 @@ class FilledCell:
 
 @dataclass(frozen=True, slots=True)
 class Heading:
-    """Under what conditions the numbers of a table were measured.
+    """The conditions under which the numbers of a table were measured.
 
     Attributes:
         note: the setting's caption.
         paper_note: of the paper's own numbers; None where a table holds none.
+        seed_noise: of the setting, by name of the metric.
     """
 
     profile: str
@@ -138,7 +145,7 @@ class Heading:
     paper_note: str | None
     seeds: tuple[int, ...]
     commits: tuple[str, ...]
-    seed_noise: SeedNoise | None
+    seed_noise: Mapping[str, SeedNoise]
 
     @property
     def conditions(self) -> str:
@@ -181,13 +188,13 @@ class FilledTable:
 
     @property
     def caption(self) -> str:
-        """What stands below the title: the conditions, how to read a cell, what is special here."""
+        """The text below the title: the conditions, how to read a cell, and the table's notes."""
         return " ".join([self.heading.text, *self.notes])
 
     @property
     def notes(self) -> list[str]:
-        """Sentences that other tables need not have: reproduced cells, numbers of an evaluation server."""
-        notes = []
+        """Sentences of this table alone: units, reproduced cells, numbers of an evaluation server."""
+        notes = _units(self.cells)
         compared = [cell.reproduced for cell in self.cells if cell.reproduced is not None]
         if self.heading.at_paper_scale and compared:
             share = f"{compared.count(True)} of {len(compared)} cells"
@@ -206,8 +213,15 @@ class FilledTable:
         return next(cell for cell in self.cells if (cell.row, cell.column) == (row, column))
 
 
+def _units(cells: Sequence[FilledCell]) -> list[str]:
+    """The metrics that are not percentages of which higher is better, with unit and direction."""
+    metrics = dict.fromkeys(cell.metric for cell in cells)
+    special = [metric.axis for metric in metrics if (metric.unit, metric.better) != (PERCENT, "higher")]
+    return [f"{'; '.join(dict.fromkeys(special))}."] if special else []
+
+
 def _to_submit(cells: Sequence[FilledCell]) -> list[str]:
-    """What to do about cells that only an evaluation server can fill: one is told, others are counted."""
+    """What to do about cells that only an evaluation server can fill: one is named, others are counted."""
     sources = [source for cell in cells for source in cell.sources if source.state == "submit"]
     files = {source.evaluation_key: source.submission for source in sources}
     if not files:
@@ -215,13 +229,13 @@ def _to_submit(cells: Sequence[FilledCell]) -> list[str]:
     key, file = next(iter(files.items()))
     more = f" {len(files) - 1} more likewise: ablation status lists them." if len(files) > 1 else ""
     return [
-        f'"submit": only an evaluation server can give the number. Upload {file or "its detections"} of the '
+        f'"submit": only an evaluation server can give the number. Upload {file or "its submission"} of the '
         f"workspace, then run ablation import-scores {key} FILE with what comes back.{more}"
     ]
 
 
 Item = str | bool | FilledCell
-"""What stands at a place of the drawn table: text, a check mark or its absence, a cell."""
+"""An entry of the drawn table: text, a check mark or its absence, a cell."""
 
 
 def grid(filled: FilledTable) -> tuple[tuple[Item, ...], ...]:
@@ -238,7 +252,7 @@ def num_heading_columns(filled: FilledTable) -> int:
 
 
 def spans(line: Sequence[Item]) -> list[tuple[Item, int]]:
-    """Neighbours with equal text merged: each item and how many places it takes."""
+    """Neighbours with equal text merged: each item and how many columns it takes."""
     merged: list[tuple[Item, int]] = []
     for item in line:
         if merged and isinstance(item, str) and item == merged[-1][0]:
@@ -288,8 +302,7 @@ class _Reader:
         return replace(source, state=trial.state.lower(), fraction=fraction)
 
     def _measured(self, source: Source, evaluation: EvaluationRow, value: float) -> Source:
-        # Absent, or pycocotools' -1, where no ground truth has the size asked for.
-        if not math.isfinite(value) or value < 0:
+        if not math.isfinite(value):
             return replace(source, state="undefined", fraction=1.0)
         attempt = self.attempts.get(evaluation.attempt_id)
         bootstrap = evaluation.artifacts.get("bootstrap")
@@ -319,7 +332,7 @@ def _cells(table: Table) -> Iterable[Cell]:
 def _fill(study: Study, plan: Plan, table: Table, reader: _Reader) -> FilledTable:
     def filled(row: Row, cell: Cell, column: str) -> FilledCell:
         sources = tuple(reader.source(seed, *plan.lookup(cell, seed), cell.metric) for seed in plan.seeds)
-        return FilledCell(cell, row.label, column, sources)
+        return FilledCell(cell, study.metric(cell.metric), row.label, column, sources)
 
     rows = [
         tuple(filled(row, cell, column) for cell, column in zip(row.cells, table.columns, strict=True))
@@ -329,19 +342,25 @@ def _fill(study: Study, plan: Plan, table: Table, reader: _Reader) -> FilledTabl
 
 
 def mark_best(rows: Sequence[Sequence[FilledCell]]) -> tuple[tuple[FilledCell, ...], ...]:
-    """Mark the highest of a column's complete cells, and its equals as shown; nothing where all are equal."""
+    """Mark the best complete cell of each metric in a column, and the cells that show the same number.
+
+    None is marked where all complete cells of the metric show the same number.
+    """
     columns = [_mark_column(column) for column in zip(*rows, strict=True)]
     return tuple(zip(*columns, strict=True))
 
 
 def _mark_column(column: Sequence[FilledCell]) -> list[FilledCell]:
-    shown = [None if cell.mean is None or not cell.complete else round(cell.mean, 1) for cell in column]
-    comparable = [value for value in shown if value is not None]
-    best = max(comparable) if len(set(comparable)) > 1 else None
-    return [
-        replace(cell, best=best is not None and value == best)
-        for cell, value in zip(column, shown, strict=True)
-    ]
+    shown: dict[Metric, set[float]] = defaultdict(set)
+    for cell in column:
+        if cell.mean is not None and cell.complete:
+            shown[cell.metric].add(cell.metric.rounded(cell.mean))
+    best = {metric: metric.best(values) for metric, values in shown.items() if len(values) > 1}
+    return [replace(cell, best=_is_best(cell, best.get(cell.metric))) for cell in column]
+
+
+def _is_best(cell: FilledCell, best: float | None) -> bool:
+    return cell.mean is not None and cell.complete and cell.metric.rounded(cell.mean) == best
 
 
 def _heading(study: Study, plan: Plan, rows: Sequence[Sequence[FilledCell]]) -> Heading:

@@ -24,12 +24,11 @@ from ablation.plan import Plan
 from ablation.protocol import Evaluated, Progress
 from ablation.session import Selection, Session, load_study
 from ablation.store import Store
-from ablation.study import Cell, Overrides, Profile, Row, Study, Table, Variant
+from ablation.study import ByClass, Cell, Overrides, Profile, Row, Study, Table, Variant
 from ablation.tracking.mirror import Mirror
 from ablation.workspace import Workspace
 from dashboards import __main__ as dashboard
 from tests.support import workspaces
-from tests.support.coco_summary import SUMMARY
 from tests.support.toy_driver import Count, Toy, toy_study
 
 
@@ -266,7 +265,8 @@ def test_tables_by_class_are_printed_and_written_beside_the_others(
     make_workspace: MakeWorkspace, use: Use, capsys: pytest.CaptureFixture[str]
 ) -> None:
     workspace = make_workspace()
-    study = replace(_toy(workspace.study, lambda *_: workspaces.Setting()), by_class=lambda *_: {"cat": 37.5})
+    study = _toy(workspace.study, lambda *_: workspaces.Setting())
+    study = replace(study, by_class=ByClass("AP", lambda *_: {"cat": 37.5}))
     use(study)
     options = ("tables", "--by-class", "--workspace", str(workspace.root), "--format", "md,csv")
     assert _run(*options) == 0
@@ -326,7 +326,7 @@ def test_status_says_what_to_upload_and_the_command_that_takes_the_numbers_in(
     assert command
     assert Path(upload[1]).read_text() == "detections"
     returned = tmp_path / "returned.txt"
-    returned.write_text(SUMMARY)
+    returned.write_text('{"AP": 43.6}')
     typed = [str(returned) if word == "FILE" else word for word in shlex.split(command[1])]
     assert _run(*typed) == 0
     assert f"evaluation {key}): AP 43.6" in capsys.readouterr().out

@@ -11,13 +11,12 @@ from ablation.driver.display import (
     PlainDisplay,
     display,
     facts,
-    filled,
     overall,
 )
 from ablation.plan import Plan
 from ablation.protocol import Checkpointed, Evaluated, Noticed, Progress
 from ablation.store import Store
-from tests.support.toy_driver import Toy, planned
+from tests.support.toy_driver import PROGRESS, Toy, planned
 
 
 class Clock:
@@ -43,13 +42,13 @@ def test_time_left_follows_the_pace_since_the_attempt_began_and_not_since_the_tr
     clock, trial = Clock(), plan.trials[0]
     board = Board(plan, clock=clock)
     active = board.start(trial)
-    assert facts(active) == ["starting"]
+    assert facts(active, PROGRESS) == ["starting"]
     for step, now in ((50, 10.0), (60, 15.0)):  # resumed at 50 of 100: ten steps take five seconds
         clock.now = now
         board.report(trial, Progress(step, 100, {"loss": 1.25, "images_per_second": 80.4}))
-    assert facts(active) == ["60/100", "loss 1.250", "80 img/s", "20 s left"]
+    assert facts(active, PROGRESS) == ["60/100", "loss 1.250", "speed 80 images/s", "20 s left"]
     board.report(trial, Progress(100, 100))
-    assert facts(active) == ["100/100", "evaluating"]
+    assert facts(active, PROGRESS) == ["100/100", "evaluating"]
 
 
 def test_the_estimated_end_counts_only_what_this_run_has_done(plan: Plan) -> None:
@@ -91,13 +90,13 @@ def test_the_estimated_end_knows_that_the_longest_trials_come_first(tmp_path: Pa
 def test_tables_fill_with_every_evaluation(plan: Plan) -> None:
     one, two, three = (trial.evaluations[0].key for trial in plan.trials)
     board = Board(plan, {three: {"AP": 39.96}})
-    assert board.tables() == {"table1": (None, None, 39.96)}
+    assert board.tables() == {"table1": "   ·    · 40.0"}
     board.start(plan.trials[1])
     board.report(plan.trials[1], Evaluated(two, {"AP": 40.0}))
-    assert filled(board.tables()["table1"]) == "   · 40.0 40.0"
+    assert board.tables()["table1"] == "   · 40.0 40.0"
     board.start(plan.trials[0])
     board.report(plan.trials[0], Evaluated(one, {}))  # only an evaluation server can say
-    assert filled(board.tables()["table1"]) == "   – 40.0 40.0"
+    assert board.tables()["table1"] == "   – 40.0 40.0"
 
 
 def test_a_cell_of_several_seeds_shows_the_mean_of_those_that_are_there(tmp_path: Path) -> None:
@@ -106,7 +105,7 @@ def test_a_cell_of_several_seeds_shows_the_mean_of_those_that_are_there(tmp_path
     for trial, ap in zip(plan.trials, (40.0, 41.0), strict=False):
         board.start(trial)
         board.report(trial, Evaluated(trial.evaluations[0].key, {"AP": ap}))
-    assert board.tables() == {"table1": (40.5,)}
+    assert board.tables() == {"table1": "40.5"}
 
 
 def test_a_file_gets_one_plain_line_for_every_event(plan: Plan) -> None:
@@ -129,7 +128,7 @@ def test_a_file_gets_one_plain_line_for_every_event(plan: Plan) -> None:
     assert "\x1b" not in text.getvalue()
     assert lines[0] == "started   table1 one, seed 0"
     assert lines[1] == "note      table1 one, seed 0: passed over a broken checkpoint"
-    assert lines[2].startswith("finished  table1 one, seed 0: AP 41.3, 0 s; 1 of 3 trials done")
+    assert lines[2].startswith("finished  table1 one, seed 0: AP 41.3 %, 0 s; 1 of 3 trials done")
     assert lines[3] == "table1    41.3    ·    ·"
     assert lines[5] == "FAILED    table1 two, seed 0: ValueError: loss is [NaN]"
     assert lines[7] == "again     table1 three, seed 0: its process died"
@@ -166,6 +165,13 @@ def test_a_terminal_shows_running_trials_the_whole_and_the_tables(plan: Plan) ->
         console.print(shown.picture())
         shown.failed(plan.trials[0], "ValueError: broken")
     seen = text.getvalue()
-    for piece in ("table1 one, seed 0", "2/4", "loss 2.000", "51 img/s", "0 of 3 trials", "   ·    ·    ·"):
+    for piece in (
+        "table1 one, seed 0",
+        "2/4",
+        "loss 2.000",
+        "speed 51 images/s",
+        "0 of 3 trials",
+        "   ·    ·    ·",
+    ):
         assert piece in seen
     assert "FAILED    table1 one, seed 0: ValueError: broken" in seen

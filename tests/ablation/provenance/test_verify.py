@@ -5,17 +5,9 @@ from pathlib import Path
 import pytest
 
 from ablation.errors import UserError
+from ablation.metric import SECONDS, Metric
 from ablation.protocol import Evaluated
 from ablation.provenance.verify import differences, summary, verify
-
-SUMMARY = """
- Average Precision  (AP) @[ IoU=0.50:0.95 | area=   all | maxDets=100 ] = 0.436
- Average Precision  (AP) @[ IoU=0.50      | area=   all | maxDets=100 ] = 0.620
- Average Precision  (AP) @[ IoU=0.75      | area=   all | maxDets=100 ] = 0.470
- Average Precision  (AP) @[ IoU=0.50:0.95 | area= small | maxDets=100 ] = 0.260
- Average Precision  (AP) @[ IoU=0.50:0.95 | area=medium | maxDets=100 ] = 0.466
- Average Precision  (AP) @[ IoU=0.50:0.95 | area= large | maxDets=100 ] = 0.533
-"""
 
 
 def rescore(setting, trial, evaluation, detections: Path) -> dict[str, float]:
@@ -135,14 +127,29 @@ def test_what_waits_for_an_evaluation_server_cannot_be_recomputed_but_its_files_
 def test_imported_numbers_are_compared_with_the_file_that_the_server_returned(workspace):
     (key,) = workspace.submit("k3")
     path = workspace.root / "artifacts" / "scores.txt"
-    path.write_text(SUMMARY)
-    given = dict(
-        zip(("AP", "AP50", "AP75", "APS", "APM", "APL"), (43.6, 62, 47, 26, 46.6, 53.3), strict=True)
-    )
+    given = {"AP": 43.6, "APS": 26.0}
+    path.write_text(json.dumps(given))
     workspace.store.import_scores(key, given, str(path))
     assert verdicts(workspace)[0].ok
     workspace.store.import_scores(key, given | {"AP": 43.7}, str(path))
     assert verdicts(workspace)[0].problems == ("AP is stored as 43.7, and made anew it is 43.6",)
+
+
+def test_numbers_made_anew_may_differ_by_the_tolerance_of_their_metric(workspace):
+    workspace.study = replace(
+        workspace.study,
+        metrics=(
+            Metric("AP", rescore_tolerance=0.1),
+            Metric("APS"),
+            Metric("seconds", unit=SECONDS, better="lower", rescore_tolerance=None),
+        ),
+    )
+    stored = {"AP": 40.0, "APS": 20.0, "seconds": 3.2}
+    evaluate(workspace, "k3", stored, json.dumps({"AP": 40.09, "APS": 20.0}))
+    evaluate(workspace, "k5", stored, json.dumps({"AP": 40.2, "APS": 20.01}))
+    evaluate(workspace, "k7", stored, json.dumps({"APS": 20.0}))
+    problems = {verdict.name: len(verdict.problems) for verdict in verdicts(workspace)}
+    assert problems == {"table4 k=3, seed 0": 0, "table4 k=5, seed 0": 2, "table4 k=7, seed 0": 1}
 
 
 def test_only_what_has_a_result_gets_a_verdict_each_as_soon_as_it_is_known(workspace):

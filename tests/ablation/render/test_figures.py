@@ -1,11 +1,10 @@
 import pytest
 from PIL import Image
 
+from ablation.metric import SeedNoise
 from ablation.render.drawing import draw
 from ablation.render.figures import write_figures
-from ablation.results.statistics import t_quantile
 from ablation.results.table import assemble
-from ablation.study import SeedNoise
 
 
 def test_every_table_with_a_number_gets_a_png_and_a_pdf(partial, tmp_path):
@@ -60,11 +59,11 @@ def test_a_bar_is_about_the_mean_that_its_own_cell_is_in(make_workspace):
     workspace = make_workspace()
     for method in ("k3", "k5"):
         workspace.measure(method, 49.3, noise=0.0)
-    workspace.setting.seed_noise = noise = SeedNoise(0.6, 8)
+    workspace.setting.seed_noise = {"AP": SeedNoise(0.6, 8)}
     (table,) = assemble(workspace.study, workspace.plan, workspace.store, ["table4"])
     (bars,) = draw(table).axes[0].collections
     lengths = {round(segment[1][1] - segment[0][1], 3) for segment in bars.get_segments() if len(segment)}
-    assert lengths == {round(2 * t_quantile(0.975, 8) * noise.sd * 2**0.5 / 2, 3)}
+    assert lengths == {round(2 * 2.306 * 0.6 * 2**0.5 / 2, 3)}
 
 
 def test_a_row_without_a_number_says_why(partial):

@@ -17,6 +17,7 @@ from ablation.render import csv, html, latex, markdown
 from ablation.results import by_class as by_class_module
 from ablation.results.by_class import by_class
 from ablation.results.table import FilledTable
+from ablation.study import ByClass
 from tests.support.workspaces import Workspace
 
 asked: list[Path] = []
@@ -32,7 +33,7 @@ def read(setting: object, trial: object, evaluation: object, detections: Path) -
 def make(make_workspace: Callable[..., Workspace]) -> Callable[..., Workspace]:
     def made(seeds: tuple[int, ...] = (0,)) -> Workspace:
         workspace = make_workspace(seeds)
-        workspace.study = replace(workspace.study, by_class=read)
+        workspace.study = replace(workspace.study, by_class=ByClass("AP", read))
         asked.clear()
         return workspace
 
@@ -144,7 +145,7 @@ def test_one_unreadable_file_leaves_the_other_rows_as_they_are(
             raise UserError("detections.npz: not a zip file")
         return read(setting, trial, evaluation, detections)
 
-    workspace.study = replace(workspace.study, by_class=some)
+    workspace.study = replace(workspace.study, by_class=ByClass("AP", some))
     leave(workspace, "giou", {"cat": 30.0})
     leave(workspace, "c", {"cat": 40.0})
     made, problems = by_class(workspace.study, workspace.plan, workspace.store)

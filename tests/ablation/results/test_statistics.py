@@ -4,20 +4,18 @@ import numpy as np
 import pytest
 
 from ablation.errors import UserError
+from ablation.metric import Metric, SeedNoise
 from ablation.results.statistics import (
-    METRICS,
     Bounds,
     Estimate,
     Sample,
     apart,
     average,
     difference,
-    judge_greater,
+    judge_better,
     judge_within,
     read_replicates,
-    t_quantile,
 )
-from ablation.study import SeedNoise
 
 
 def sample(points, noise=None):
@@ -25,12 +23,14 @@ def sample(points, noise=None):
     return Sample(points, None if noise is None else points[:, None] + np.asarray(noise))
 
 
+HIGHER, LOWER = Metric("accuracy"), Metric("error", better="lower")
+
+
 @pytest.mark.parametrize(
-    ("probability", "freedom", "expected"),
-    [(0.975, 1, 12.7062), (0.975, 2, 4.3027), (0.95, 5, 2.0150), (0.975, 30, 2.0423), (0.975, 1e9, 1.9600)],
+    ("seeds", "quantile"), [(2, 12.7062), (3, 4.3027), (6, 2.5706), (31, 2.0423), (100_001, 1.9623)]
 )
-def test_t_quantiles_equal_the_tables(probability, freedom, expected):
-    assert t_quantile(probability, freedom) == pytest.approx(expected, rel=2e-3)
+def test_intervals_use_students_quantiles(seeds, quantile):
+    assert Estimate(0.0, None, 1.0, seeds).interval()[1] == pytest.approx(quantile, abs=1e-4)
 
 
 def test_noise_that_both_cells_share_does_not_widen_their_difference():
@@ -40,7 +40,7 @@ def test_noise_that_both_cells_share_does_not_widen_their_difference():
     assert estimate.interval() == pytest.approx((2.0, 2.0))
 
 
-def test_one_seed_rests_on_images_alone_and_says_so():
+def test_one_seed_rests_on_the_bootstrap_alone_and_says_so():
     left, right = np.random.default_rng(0).normal(0, 1, (2, 5000))
     estimate = difference(sample([40.0], left), sample([38.0], right))
     low, high = estimate.interval()
@@ -52,11 +52,11 @@ def test_spread_over_seeds_alone_gives_the_paired_t_interval():
     # Differences 1, 2, 3: mean 2, standard error 1/sqrt(3), t(2) = 4.3027.
     estimate = difference(sample([11.0, 12.0, 13.0]), sample([10.0, 10.0, 10.0]))
     assert estimate.interval() == pytest.approx((2 - 4.3027 / 3**0.5, 2 + 4.3027 / 3**0.5), rel=1e-3)
-    assert estimate.caveats == ["no image bootstrap kept"]
+    assert estimate.caveats == ["no bootstrap kept"]
 
 
-def test_variances_of_images_and_seeds_add():
-    estimate = Estimate(0.0, image_variance=3.0, seed_variance=1.0, num_seeds=3)
+def test_variances_of_samples_and_seeds_add():
+    estimate = Estimate(0.0, sample_variance=3.0, seed_variance=1.0, num_seeds=3)
     # Welch and Satterthwaite: 2 * (4 / 1)^2 = 32 degrees of freedom, t = 2.0369.
     assert estimate.interval()[1] == pytest.approx(2.0369 * 2.0, rel=1e-3)
     assert estimate.caveats == []
@@ -65,7 +65,7 @@ def test_variances_of_images_and_seeds_add():
 def test_without_replicates_and_with_one_seed_nothing_is_decided():
     estimate = difference(sample([40.0]), sample([38.0]))
     assert estimate.interval() is None
-    assert judge_greater(estimate) == "undecided"
+    assert judge_better(estimate, HIGHER) == "undecided"
     assert judge_within(apart([sample([40.0]), sample([40.0])]), 1.0) == "undecided"
 
 
@@ -73,14 +73,21 @@ def test_a_difference_is_supported_refuted_or_undecided_by_its_interval():
     def estimate(value):
         return Estimate(value, 0.25, 0.0, 1)  # interval of value +- 0.98
 
-    assert [judge_greater(estimate(v)) for v in (1.2, 0.5, -1.2)] == ["supported", "undecided", "refuted"]
-    assert judge_greater(estimate(-1.2), tests=5) == "undecided"
+    outcomes = [judge_better(estimate(v), HIGHER) for v in (1.2, 0.5, -1.2)]
+    assert outcomes == ["supported", "undecided", "refuted"]
+    assert judge_better(estimate(-1.2), HIGHER, tests=5) == "undecided"
+
+
+def test_where_lower_is_better_a_negative_difference_is_an_improvement():
+    outcomes = [judge_better(Estimate(v, 0.25, 0.0, 1), LOWER) for v in (1.2, -0.5, -1.2)]
+    assert outcomes == ["refuted", "undecided", "supported"]
+    assert judge_better(Estimate(1.2, 0.25, 0.0, 1), LOWER, tests=5) == "undecided"
 
 
 def test_nothing_is_decided_where_the_seeds_part_is_unknown_or_nothing_varies_at_all():
     for estimate in (Estimate(9.0, 0.25, None, 1), Estimate(9.0, 0.0, 0.0, 2)):
         assert estimate.interval()[0] > 0
-        assert judge_greater(estimate) == "undecided"
+        assert judge_better(estimate, HIGHER) == "undecided"
     nothing = [Sample(np.zeros(1), np.zeros((1, 100)))] * 2
     assert judge_within(apart(nothing), 1.0) == "undecided"
 
@@ -135,14 +142,22 @@ def test_the_average_of_cells_is_taken_seed_by_seed_and_resample_by_resample():
 def test_samples_that_cannot_be_paired_are_refused():
     with pytest.raises(ValueError, match="same seeds"):
         difference(sample([1.0, 2.0]), sample([1.0]))
-    with pytest.raises(ValueError, match="same image resamples"):
+    with pytest.raises(ValueError, match="same resamples"):
         difference(sample([1.0], np.zeros(10)), sample([1.0], np.zeros(11)))
 
 
 def test_replicates_are_read_by_metric(tmp_path):
     path = tmp_path / "bootstrap.npz"
-    np.savez(path, replicates=np.arange(12.0).reshape(2, 6))
-    assert read_replicates(path, METRICS[2]).tolist() == [2.0, 8.0]
+    np.savez_compressed(path, replicates=np.arange(6.0).reshape(3, 2), metrics=["loss", "accuracy"])
+    assert read_replicates(path, "accuracy").tolist() == [1.0, 3.0, 5.0]
+    with pytest.raises(UserError, match="'AP' among them"):
+        read_replicates(path, "AP")
+
+
+def test_replicates_whose_columns_have_no_names_are_refused(tmp_path):
+    np.savez(tmp_path / "bootstrap.npz", replicates=np.zeros((2, 6)))
+    with pytest.raises(UserError, match=r"bootstrap\.npz.*`metrics` that name its columns"):
+        read_replicates(tmp_path / "bootstrap.npz", "AP")
 
 
 @pytest.mark.parametrize("content", [b"", b"no archive", b"PK\x03\x04 cut off"])
@@ -153,17 +168,9 @@ def test_a_damaged_bootstrap_file_is_named(tmp_path, content):
         read_replicates(path, "AP")
 
 
-def test_a_bootstrap_file_may_name_its_columns(tmp_path):
-    path = tmp_path / "bootstrap.npz"
-    np.savez_compressed(path, replicates=np.arange(6.0).reshape(3, 2), metrics=["loss", "accuracy"])
-    assert read_replicates(path, "accuracy").tolist() == [1.0, 3.0, 5.0]
-    with pytest.raises(UserError, match="column AP"):
-        read_replicates(path, "AP")
-
-
 def test_replicates_with_any_byte_changed_are_either_read_or_named(tmp_path):
     path = tmp_path / "bootstrap.npz"
-    np.savez_compressed(path, replicates=np.random.default_rng(0).random((5, len(METRICS))))
+    np.savez_compressed(path, replicates=np.random.default_rng(0).random((5, 1)), metrics=["AP"])
     whole = path.read_bytes()
     for place in range(len(whole)):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
@@ -171,7 +178,7 @@ def test_replicates_with_any_byte_changed_are_either_read_or_named(tmp_path):
             read_replicates(path, "AP")
 
 
-def test_one_seed_takes_the_spread_that_the_baseline_rows_showed():
+def test_one_seed_takes_the_spread_that_the_profile_states():
     flat = np.zeros(100)
     left = Sample(np.array([40.0]), np.full((1, 100), 40.0) + flat, assumed=SeedNoise(0.75, 8))
     right = Sample(np.array([38.0]), np.full((1, 100), 38.0) + flat, assumed=SeedNoise(0.75, 8))
@@ -179,7 +186,7 @@ def test_one_seed_takes_the_spread_that_the_baseline_rows_showed():
     low, high = estimate.interval()
     half = 2.306 * 0.75 * 2**0.5  # Student's t with what the spread rests on
     assert (low, high) == pytest.approx((2 - half, 2 + half), abs=0.01)
-    assert "baseline rows" in estimate.caveats[0]
+    assert "assumed as the profile states it" in estimate.caveats[0]
 
 
 def test_measured_seeds_come_before_assumed_ones():
@@ -187,4 +194,4 @@ def test_measured_seeds_come_before_assumed_ones():
     right = Sample(np.array([38.0, 39.0]), assumed=SeedNoise(0.75, 8))
     estimate = difference(left, right)
     assert estimate.seed_variance == 0.0
-    assert estimate.caveats == ["no image bootstrap kept"]
+    assert estimate.caveats == ["no bootstrap kept"]

@@ -46,7 +46,7 @@ def test_a_cell_whose_trial_was_cancelled_says_so(make_workspace):
     assert tables_of(workspace)["table3"].cell("c", "AP").state == "waiting"
 
 
-def test_ap_that_coco_calls_minus_one_is_undefined(full):
+def test_a_number_that_is_nan_is_undefined(full):
     cell = tables_of(full)["table3"].cell("a_b", "APS")
     assert cell.mean is None
     assert cell.state == "undefined"
