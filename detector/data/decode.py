@@ -15,13 +15,28 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 from torch.nn import functional as F
 
 from detector.data.coco import ImageRecord
+from detector.data.exif import orientation_of
 from detector.errors import DataError
 
 Pixels = NDArray[np.uint8]
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What makes an image upright, by its EXIF orientation."""
+
+_MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+"""Of an image, above which Pillow does not open it."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -77,15 +92,24 @@ def read_upright(path: Path) -> Decoded:
     Raises:
         DataError: the file cannot be decoded or is not of 8 bits.
     """
-    return _decoded(path, ImageOps.exif_transpose)
+    return _decoded(path, _turned)
 
 
 def _upright_if(size: tuple[int, int], image: Image.Image) -> Image.Image:
     """Turned where only that gives (width, height)."""
     if image.size == size:
         return image
-    turned = ImageOps.exif_transpose(image)
+    turned = _turned(image)
     return turned if turned.size == size else image
+
+
+def _turned(image: Image.Image) -> Image.Image:
+    """Turned as the EXIF orientation says; damaged EXIF says nothing.
+
+    As `ImageOps.exif_transpose`, which also rewrites the EXIF data and fails on those that it cannot write.
+    """
+    turn = _TURNS.get(orientation_of(image) or 1)
+    return image if turn is None else image.transpose(turn)
 
 
 def _decoded(path: Path, turn: Callable[[Image.Image], Image.Image]) -> Decoded:
@@ -95,7 +119,11 @@ def _decoded(path: Path, turn: Callable[[Image.Image], Image.Image]) -> Decoded:
             if image.mode[0] in "IF":
                 raise DataError(f"{path}: has more than 8 bits a channel ({image.mode}); convert it to 8")
             return Decoded(image.convert("RGB"), stored.format == "JPEG")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except DataError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise DataError(f"{path}: has more than {_MAX_PIXELS:,} pixels; cut it into tiles") from error
+    except Exception as error:  # Pillow's readers let through whatever damaged bytes make them raise
         reason = getattr(error, "strerror", None) or error  # strerror: the whole would repeat the path
         raise DataError(f"{path}: cannot be decoded ({reason})") from error
 

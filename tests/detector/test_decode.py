@@ -1,10 +1,14 @@
+import contextlib
+import random
+import struct
+import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
 from detector.data.coco import DataPaths, ImageRecord, read_split
 from detector.data.decode import Decoded, Pixels, load_resized, read_upright
@@ -201,3 +205,66 @@ def test_what_is_no_image_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.jpg").write_bytes(content)
     with pytest.raises(DataError, match=r"/a\.jpg: cannot be decoded"):
         load(tmp_path / "a.jpg", (16, 16), (16, 16))
+
+
+# --- damaged EXIF ----------------------------------------------------------------------------------
+
+FORMATS = ("JPEG", "PNG", "WEBP", "TIFF")
+
+
+def exif_with(**values: Any) -> Image.Exif:
+    exif = Image.Exif()
+    for name, value in values.items():
+        exif[ExifTags.Base[name].value] = value
+    return exif
+
+
+def exif_bytes(unit: bytes = b"inch") -> bytes:
+    """EXIF data with Orientation 6, and ResolutionUnit, a number, as text."""
+    entries = struct.pack("<HHI4s", 0x0112, 3, 1, struct.pack("<HH", 6, 0))
+    entries += struct.pack("<HHI4s", 0x0128, 2, 4, unit)
+    return b"Exif\0\0II*\0" + struct.pack("<IH", 8, 2) + entries + struct.pack("<I", 0)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_an_image_is_turned_although_other_exif_data_are_damaged(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "a"
+    picture(32, 16).save(path, format=kind, exif=exif_bytes())
+    assert read_upright(path).size == (32, 16)
+    assert load(path, (16, 32), (32, 16)).shape == (32, 16, 3)
+    assert load(path, (32, 16), (16, 32)).shape == (16, 32, 3)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_images_are_turned_as_pillow_turns_them(tmp_path: Path, kind: str, orientation: int) -> None:
+    path = tmp_path / "a"
+    picture(32, 16).save(path, format=kind, exif=exif_with(Orientation=orientation))
+    with Image.open(path) as image:
+        expected = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    np.testing.assert_array_equal(read_upright(path).at(expected.shape[:2]), expected)
+
+
+@pytest.mark.parametrize("kind", [*FORMATS, "BMP", "GIF"])
+def test_a_damaged_file_is_read_or_named(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "a.img"
+    options = {"exif": exif_bytes()} if kind in ("JPEG", "PNG", "WEBP") else {}
+    picture(32, 16).save(path, format=kind, **options)
+    whole, chance = path.read_bytes(), random.Random(kind)
+    for _ in range(200):
+        damaged = bytearray(whole)
+        for _ in range(chance.randint(1, 4)):  # most of the damage in the head, where EXIF data are
+            damaged[chance.randrange(chance.choice((min(200, len(whole)), len(whole))))] = chance.randrange(
+                256
+            )
+        path.write_bytes(damaged[: chance.choice((len(damaged), chance.randrange(len(damaged))))])
+        with warnings.catch_warnings(), contextlib.suppress(DataError):
+            warnings.simplefilter("ignore")
+            assert read_upright(path).image.mode == "RGB"
+
+
+def test_an_image_of_too_many_pixels_is_to_be_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    picture(32, 16).save(tmp_path / "a.png")
+    with pytest.raises(DataError, match=r"/a\.png: has more than [\d,]+ pixels; cut it into tiles"):
+        read_upright(tmp_path / "a.png")
