@@ -436,8 +436,10 @@ class RefuseSynchronisation(TorchDispatchMode):
 @pytest.mark.parametrize("rule", RULES)
 def test_no_rule_waits_for_the_device(rule: str, grid_128: AnchorGrid) -> None:
     boxes = torch.tensor([[[0.0, 0.0, 64.0, 64.0], [20.0, 20.0, 84.0, 84.0]]])
+    present = torch.tensor([[True, False]])
     with RefuseSynchronisation():
-        RULES[rule](grid_128, boxes, torch.tensor([[True, False]]))
+        match = RULES[rule](grid_128, boxes, present)
+    assert match.max() == 0, "the second box is padding"
 
 
 @pytest.mark.gpu

@@ -16,7 +16,9 @@ def _never(question: str) -> str:
 def test_within_the_budget_or_with_yes_nobody_is_asked(
     hours: float | None, budget: float | None, yes: bool
 ) -> None:
-    confirm(hours, budget, yes=yes, ask=_never, interactive=False)
+    asked: list[str] = []
+    confirm(hours, budget, yes=yes, ask=lambda question: asked.append(question) or "", interactive=True)
+    assert asked == []
 
 
 @pytest.mark.parametrize(("hours", "said"), [(12.34, "about 12.3 GPU-hours"), (None, "Nothing is known yet")])

@@ -648,6 +648,9 @@ def test_stores_can_be_made_by_several_threads_at_once(place: Place, tmp_path: P
         made.close()
 
     run_together([make] * 8)
+    made = Store.open(place, root=tmp_path)
+    assert made.studies() == [SETTING[:2]]
+    made.close()
 
 
 def test_drivers_that_start_the_same_study_at_once_add_its_trials_once(
