@@ -1,8 +1,8 @@
-"""Identity of a config: its canonical JSON, and the hash of that.
+"""Identity of a config: its canonical JSON and the hash of it.
 
-Two configs are the same exactly when their canonical JSON is. It names every dataclass's type, so
-that classes with equal fields differ; it converts numbers by annotation, so that 8 and 8.0 are equal
-in a float field; and it refuses whatever could not be written the same way everywhere and for ever.
+Two configs are the same if and only if their canonical JSON is. The JSON names every dataclass's type, so
+classes with equal fields differ. It converts numbers by annotation, so 8 and 8.0 are equal in a float field.
+It refuses values without a stable text, such as callables and NaN.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 KEY_LENGTH = 12
-"""Hexadecimal characters of a key: 48 bits, enough for millions of trials without a collision."""
+"""Hexadecimal characters of a key: 48 bits, enough for a million trials without a collision."""
 
 
 def canonical_json(config: Any) -> str:
@@ -29,7 +29,7 @@ def canonical_json(config: Any) -> str:
             tuples, other such dataclasses, and unions of these.
 
     Raises:
-        TypeError: a field holds something else or something unstable; names the field's path.
+        TypeError: a field has a value of another type, or one without a stable text; names the field.
     """
     if not is_dataclass(config) or isinstance(config, type):
         raise TypeError(f"a config must be a dataclass, got {config!r}")
@@ -49,7 +49,7 @@ def checked_key(text: str) -> str:
 
 
 def evaluation_key(trial_key: str, evaluation: Any) -> str:
-    """Identity of an evaluation: the same config is another evaluation for another trial."""
+    """Key of an evaluation: a hash of its trial's key and its config."""
     return _hash(f"{trial_key}\n{canonical_json(evaluation)}")
 
 
@@ -66,11 +66,11 @@ def _hints(kind: type) -> dict[str, Any]:
     try:
         return typing.get_type_hints(kind)
     except NameError as error:
-        raise TypeError(f"{kind.__name__}: an annotation names something unknown there: {error}") from error
+        raise TypeError(f"{kind.__name__}: an annotation cannot be resolved: {error}") from error
 
 
 def _dataclass(config: Any, path: str) -> dict[str, Any]:
-    kind: Any = type(config)  # typed loosely: mypy thinks that a dataclass type has no hash
+    kind: Any = type(config)  # Any: mypy takes a dataclass type for unhashable
     hints = _hints(kind)
     encoded = {
         field.name: _encode(getattr(config, field.name), hints[field.name], f"{path}.{field.name}")
@@ -80,10 +80,10 @@ def _dataclass(config: Any, path: str) -> dict[str, Any]:
 
 
 def _encode(value: Any, annotation: Any, path: str) -> Any:
-    """`value` as JSON types, as `annotation` says."""
+    """`value` as JSON types, converted by `annotation`."""
     member = next((m for m in _members(annotation) if _accepts(value, m)), None)
     if member is None:
-        raise TypeError(f"{path}: {_shown(annotation)} allowed, got {value!r} ({type(value).__name__})")
+        raise TypeError(f"{path}: must be {_shown(annotation)}, got {value!r} ({type(value).__name__})")
     if member is float:
         return _float(value, path)
     if member is int:
@@ -97,14 +97,14 @@ def _encode(value: Any, annotation: Any, path: str) -> Any:
 
 
 def _float(value: Any, path: str) -> float:
-    number = float(value) + 0.0  # -0.0, which equals 0.0, becomes 0.0
+    number = float(value) + 0.0  # makes -0.0 equal to 0.0
     if not math.isfinite(number):
-        raise TypeError(f"{path}: a finite number is needed, got {value!r}")
+        raise TypeError(f"{path}: must be finite, got {value!r}")
     return number
 
 
 def _members(annotation: Any) -> list[Any]:
-    """The kinds of value an annotation allows; float before int, so that 8 is 8.0 in `int | float`."""
+    """The types that an annotation allows; float before int, so that 8 becomes 8.0 in `int | float`."""
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
         nested = [member for part in typing.get_args(annotation) for member in _members(part)]
         return sorted(nested, key=lambda member: member is not float)
@@ -112,7 +112,7 @@ def _members(annotation: Any) -> list[Any]:
 
 
 def _accepts(value: Any, kind: Any) -> bool:
-    """Whether a value fits a kind by its own type; what is inside a tuple or dataclass is seen later."""
+    """Whether a value is of a type; items of tuples and fields of dataclasses are checked later."""
     origin = typing.get_origin(kind)
     if origin is typing.Literal:
         return any(value == allowed and type(value) is type(allowed) for allowed in typing.get_args(kind))
@@ -129,7 +129,7 @@ def _accepts(value: Any, kind: Any) -> bool:
 
 
 def _item_annotations(kind: Any, length: int) -> tuple[Any, ...] | None:
-    """The annotation of each of a tuple's items; None when it cannot have that many."""
+    """The annotations of a tuple's items; None when the tuple cannot have `length` items."""
     arguments = typing.get_args(kind)
     if len(arguments) == 2 and arguments[1] is Ellipsis:
         return (arguments[0],) * length

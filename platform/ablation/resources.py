@@ -1,4 +1,4 @@
-"""What a trial holds while it runs, and how a person changes it for a table or a row."""
+"""Resources that a trial holds while it runs, and their overrides (`--resources`)."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ EVERYWHERE = "all"
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """What one trial needs: so many equal workers, all of them at once.
+    """Resources of one trial: a number of equal workers, all started at once.
 
     Attributes:
-        workers: processes that train the trial together.
-        cpus, gpus: of each worker. A GPU may be shared by trials of one worker: then it is a fraction.
-        memory: of each worker, in bytes; 0 asks for none in particular.
+        workers: number of processes that train the trial together.
+        cpus, gpus: per worker. A fraction of a GPU lets trials of one worker share it.
+        memory: bytes per worker; 0 for no request.
     """
 
     workers: int = 1
@@ -31,18 +31,16 @@ class Resources:
         if self.workers < 1:
             raise ValueError(f"workers must be >= 1, got {self.workers}")
         if min(self.cpus, self.gpus, self.memory) < 0 or not self.cpus + self.gpus > 0:
-            raise ValueError(
-                f"cpus, gpus and memory must be >= 0, and a worker needs a CPU or GPU; got {self}"
-            )
+            raise ValueError(f"cpus, gpus and memory must be >= 0, and cpus or gpus > 0; got {self}")
         if self.workers > 1 and self.gpus % 1:
-            raise ValueError(f"workers of one trial cannot share a GPU, got {self.gpus} for each")
+            raise ValueError(f"gpus must be a whole number where workers > 1, got {self.gpus}")
         if self.gpus > 1 and self.gpus % 1:
-            raise ValueError(f"gpus must be a part of one or a whole number, got {self.gpus}")
+            raise ValueError(f"gpus must be <= 1 or a whole number, got {self.gpus}")
 
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A machine: its CPUs, its GPUs, and its memory in bytes."""
+    """A machine with its CPUs, GPUs and memory in bytes."""
 
     id: str
     cpus: float
@@ -50,16 +48,16 @@ class Node:
     memory: int
 
 
-# --- what a person wants instead -----------------------------------------------------------------------
+# --- overrides -----------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class ResourceOverride:
-    """Other resources for some trials.
+    """Changed resources of some trials.
 
     Attributes:
         where: "all", a table's id, "table8/ROW LABEL", or a trial's key.
-        changes: fields of `Resources`; the others stay.
+        changes: new values of fields of `Resources`; the others are unchanged.
     """
 
     where: str
@@ -67,12 +65,12 @@ class ResourceOverride:
 
 
 def parse_overrides(texts: Sequence[str]) -> tuple[ResourceOverride, ...]:
-    """Reads "WHERE=workers:8,cpus:4,gpus:1,memory:16G", any of the fields; WHERE may hold "=" too.
+    """Parses "WHERE=workers:8,cpus:4,gpus:1,memory:16G", with any of the fields; WHERE may contain "=".
 
     A table may be given by its number; memory in bytes or with K, M, G or T (powers of 1,024).
 
     Raises:
-        UserError: a text of another form, or a number that the field cannot take.
+        UserError: a text has another form, or a field a wrong number.
     """
     return tuple(_parsed(text) for text in texts)
 
@@ -80,17 +78,18 @@ def parse_overrides(texts: Sequence[str]) -> tuple[ResourceOverride, ...]:
 def overridden(
     resources: Resources | None, places: Collection[str], overrides: Sequence[ResourceOverride]
 ) -> Resources | None:
-    """A trial's resources with what a person wants instead.
+    """A trial's resources after the overrides.
 
-    A trial's key goes before its rows, a row before its table, a table before "all"; of two alike the later.
+    An override of a trial's key goes before one of its row, a row before its table, a table before "all"; of
+    equal ones the later goes first.
 
     Args:
-        resources: the profile's choice. Where it has none, an override changes a worker of one CPU, and
-            must say what it has of the GPUs.
+        resources: the profile's choice. If it is None, the overrides change a worker of one CPU and must set
+            `gpus`.
         places: the trial's key, the tables that cite it, and their rows as "table8/ROW LABEL".
 
     Raises:
-        UserError: the outcome is no possible size.
+        UserError: the result is not valid, or `gpus` is not set.
     """
     found = [o for o in overrides if o.where == EVERYWHERE or o.where in places]
     if not found:
@@ -100,8 +99,8 @@ def overridden(
         changes |= override.changes
     if resources is None and "gpus" not in changes:
         raise UserError(
-            f"--resources {found[-1].where}: the profile leaves it to the machine how trials share GPUs; "
-            "say gpus:N as well (gpus:0 for none)."
+            f"--resources {found[-1].where}: the profile sets no GPUs for its trials; "
+            "add gpus:N (gpus:0 for none)."
         )
     try:
         return replace(resources or Resources(), **changes)  # type: ignore[arg-type]
@@ -110,12 +109,12 @@ def overridden(
 
 
 def without_gpus(resources: Resources) -> Resources:
-    """The same where there is no GPU: CPUs alone."""
+    """The resources on a machine without GPUs: at least one CPU per worker."""
     return replace(resources, gpus=0.0, cpus=max(1.0, resources.cpus))
 
 
 def held(wanted: Resources | None, share: Resources, *, gpus: bool) -> Resources:
-    """What a trial really holds: the share where its profile leaves it open, and GPUs where there are any."""
+    """What a trial holds: the machine's share if `wanted` is None, and no GPUs on a machine without any."""
     size = wanted or share
     return size if gpus or not size.gpus else without_gpus(size)
 
@@ -133,7 +132,7 @@ def _parsed(text: str) -> ResourceOverride:
     where = where.strip()
     if not equals or not where:
         raise UserError(
-            f"--resources must be WHERE=workers:N,cpus:N,gpus:N,memory:SIZE, with any of the four, as "
+            f"--resources must be WHERE=workers:N,cpus:N,gpus:N,memory:SIZE with any of the four, such as "
             f"table8=workers:8,gpus:1 or all=memory:16G; got {text!r}."
         )
     table = re.match(r"\d+(?=/|$)", where) if not re.fullmatch(r"[0-9a-f]{12}", where) else None

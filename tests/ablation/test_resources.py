@@ -11,10 +11,10 @@ GB = 1 << 30
     [
         ({"workers": 0}, "workers must be >= 1"),
         ({"cpus": -1}, "must be >= 0"),
-        ({"cpus": 0}, "needs a CPU or GPU"),
+        ({"cpus": 0}, "cpus or gpus > 0"),
         ({"memory": -1}, "must be >= 0"),
-        ({"workers": 2, "gpus": 0.5}, "cannot share a GPU"),
-        ({"gpus": 1.5}, "a part of one or a whole number"),
+        ({"workers": 2, "gpus": 0.5}, "must be a whole number where workers > 1"),
+        ({"gpus": 1.5}, "must be <= 1 or a whole number"),
     ],
 )
 def test_impossible_sizes_are_refused(values: dict[str, float], said: str) -> None:
@@ -84,12 +84,12 @@ def test_what_nobody_changes_stays_as_the_profile_has_it() -> None:
 
 
 def test_where_the_profile_leaves_gpus_to_the_machine_an_override_must_say_them() -> None:
-    with pytest.raises(UserError, match=r"say gpus:N as well \(gpus:0 for none\)"):
+    with pytest.raises(UserError, match=r"add gpus:N \(gpus:0 for none\)"):
         overridden(None, {"table1"}, parse_overrides(["table1=memory:16G"]))
 
 
 def test_overrides_that_do_not_go_together_are_refused() -> None:
-    with pytest.raises(UserError, match="--resources table1: workers of one trial cannot share a GPU"):
+    with pytest.raises(UserError, match="--resources table1: gpus must be a whole number"):
         overridden(None, {"table1"}, parse_overrides(["all=gpus:0.5", "table1=workers:2"]))
 
 

@@ -43,7 +43,7 @@ def test_the_example_runs_to_its_table_and_verdicts(tmp_path: Path) -> None:
     assert table.count("| tanh ") == 2
     assert "paper's number" not in table, "it reports none"
     assert (results / "figures" / "table1.png").is_file()
-    assert "rests on what is there today" in ablation("status", "--stale")
+    assert "is stale." in ablation("status", "--stale")
 
 
 def test_a_file_that_is_no_study_is_refused_with_what_it_lacks(tmp_path: Path) -> None:

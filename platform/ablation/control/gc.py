@@ -12,8 +12,8 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from ablation.files import sha256_of
 from ablation.plan import Plan, make_plan
-from ablation.provenance.verify import digest
 from ablation.storage import Storage
 from ablation.storage.names import LOG
 from ablation.store import CHECKPOINT, ArtifactRow, AttemptRow, Store, TrialRow
@@ -218,7 +218,7 @@ def _earlier(directory: Path, checkpoints: Mapping[str, ArtifactRow]) -> list[st
     """All checkpoints but the last, if that one is intact; none otherwise."""
     there = [path for path in checkpoints if (directory / path).is_file()]
     *earlier, last = there or [""]
-    return earlier if earlier and digest(directory / last) == checkpoints[last].sha256 else []
+    return earlier if earlier and sha256_of(directory / last) == checkpoints[last].sha256 else []
 
 
 def _inside(path: Path, directory: Path) -> bool:

@@ -1,1 +1,1 @@
-"""What a number rests on, and whether that still holds."""
+"""Provenance: the code, packages and data behind a result, and whether they have changed since."""

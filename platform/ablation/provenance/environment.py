@@ -1,7 +1,7 @@
-"""Where an attempt runs and with which code, gathered in the process that trains, and what they are today.
+"""The environment of a training process: host, packages and source files.
 
-Cheap (milliseconds), and imports nothing: a library that the process has not loaded is not loaded for its
-sake. `describe` is what an attempt keeps; `staleness` compares it with what the other functions find now.
+`describe` runs in the training process, takes milliseconds and imports no library. Its result is stored with
+the attempt. `staleness` compares it with the files and packages of today.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from pathlib import Path
 from typing import Any
 
 PACKAGES = ("torch", "torchvision", "numpy", "pillow", "pycocotools")
-"""Installed packages whose version can decide a number of a result."""
+"""Packages whose version can change a result."""
 
 _GPU_FILES = Path("/proc/driver/nvidia/gpus")
 
 
 def describe(sources: Sequence[str]) -> dict[str, Any]:
-    """What this process is and what it has imported, as JSON values.
+    """The environment of this process, as JSON values.
 
     Args:
-        sources: names of the packages whose modules decide a result, as `Study.sources`.
+        sources: names of the packages whose modules can change a result, as `Study.sources`.
 
     Returns:
         `host`, `gpus` (names), `python`, `packages` (versions of `PACKAGES`, None when absent) and
-        `modules`: `source_hash` by name of every module of the sources that is imported by now. A
-        module edited since keeps the hash that it had when it was first described here.
+        `modules`: `source_hash` of every imported module of the sources, by name. A file that is edited
+        later keeps its first hash, because the process still runs the old code.
     """
     return {
         "host": socket.gethostname(),
@@ -59,7 +59,7 @@ def version(package: str) -> str | None:
 
 
 def source_file(module: str) -> Path | None:
-    """The .py file that an import of the module would run now; None where there is none. Imports nothing."""
+    """The .py file that an import of the module would run; None where there is none. Imports nothing."""
     top, *rest = module.split(".")
     try:
         spec = importlib.util.find_spec(top)
@@ -68,22 +68,22 @@ def source_file(module: str) -> Path | None:
     for name in rest:
         if spec is None or spec.submodule_search_locations is None:
             return None
-        # By its last name alone: with the full one, a folder without __init__.py looks its parents up.
+        # With the last name alone: the full name would import the parents of a folder without __init__.py.
         spec = PathFinder.find_spec(name, list(spec.submodule_search_locations))
     return _python_file(spec)
 
 
 def source_text(content: bytes) -> str:
-    """A source file as text with \\n line ends, whatever ends they have in this checkout."""
+    """A source file as text with \\n line ends, independent of the checkout's."""
     return content.decode(errors="replace").replace("\r\n", "\n").replace("\r", "\n")
 
 
 def source_hash(text: str) -> str:
-    """SHA-256, as hex digits, of what `source_text` gives."""
+    """SHA-256 of a source text, as hex digits."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-# Both once a process: what is in memory does not change when a file or a package does.
+# Cached for the process: its loaded code does not change when a file or a package does.
 @cache
 def _first_hash(path: Path) -> str:
     return source_hash(source_text(path.read_bytes()))
@@ -94,12 +94,12 @@ _first_versions = cache(package_versions)
 
 @cache
 def _hashes(sources: tuple[str, ...], imported: int) -> dict[str, str]:
-    """Of the sources' modules, by name; looked for again when another number of modules is imported."""
+    """Hashes of the sources' modules, by name; `imported` (a count) makes new imports a new cache entry."""
     return {name: _first_hash(path) for name, path in _imported(sources)}
 
 
 def _imported(sources: Sequence[str]) -> list[tuple[str, Path]]:
-    """Modules of the sources in memory and their files, by name; those without a .py file are left out."""
+    """Imported modules of the sources and their .py files, sorted by name."""
     found = []
     modules = sys.modules.copy()
     for name in sorted(name for name in modules if name.partition(".")[0] in sources):
@@ -117,7 +117,7 @@ def _python_file(spec: ModuleSpec | None) -> Path | None:
 
 
 def _gpus() -> list[str]:
-    """Names of the GPUs: those that this process uses where it does, else the machine's."""
+    """Names of the GPUs that this process uses; of all the machine's while it uses none."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         return [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]

@@ -1,8 +1,7 @@
-"""Where a result comes from: the code, the versions, the command, the machine, the data.
+"""The provenance of an attempt, found by its driver: command, commit, versions, machine.
 
-Nothing here is hashed into a key; it is written beside every attempt. Versions are read from installed
-metadata, so that no heavy library is imported for its number. What the process that trains had imported,
-and its GPUs, are in `environment.describe`.
+It is stored with every attempt and is no part of a key. Versions are read from package metadata, without
+importing the packages. `environment.describe` adds what the training process finds.
 """
 
 from __future__ import annotations
@@ -29,17 +28,17 @@ UNKNOWN = "unknown"
 
 
 def collect(command: str, source: Path | None = None) -> dict[str, Any]:
-    """Plain data that says what ran.
+    """The provenance of what this process runs, as JSON values.
 
     Args:
-        command: the command line; passwords in URLs are taken out.
+        command: the command line; passwords in URLs are hidden.
         source: a folder of the code; this package's own when None.
 
     Returns:
         `command`, `host`, `platform`, `cpu`, `python`, `versions` (by package, None when absent), and of
-        the checkout `commit` ("unknown" outside one), `committed` (its day, as "2026-11-20"), `dirty`,
-        `diff` (uncommitted changes, cut at a million characters), `diff_sha256` (of the whole of it) and
-        `untracked` (files git does not know, the first twenty).
+        the checkout `commit` ("unknown" outside one), `committed` (date, as "2026-11-20"), `dirty`,
+        `diff` (uncommitted changes, cut at a million characters), `diff_sha256` (of the uncut diff) and
+        `untracked` (the first twenty untracked files).
     """
     return {
         "command": hidden(command),
@@ -53,13 +52,13 @@ def collect(command: str, source: Path | None = None) -> dict[str, Any]:
 
 
 def inputs(config_json: str) -> dict[str, str]:
-    """Hashes of the data and weights that a config names: its fields `...fingerprint` and `...sha256`.
+    """Hashes of data and weights in a config: its fields `...fingerprint` and `...sha256`.
 
     Args:
-        config_json: of a trial or an evaluation (`fingerprint.canonical_json`).
+        config_json: `fingerprint.canonical_json` of a trial or an evaluation.
 
     Returns:
-        The hash of each, by the field's path, as {"data.fingerprint": "3f..."}.
+        The hashes by the field's path, as {"data.fingerprint": "3f..."}.
     """
     return {
         path: value
@@ -69,7 +68,7 @@ def inputs(config_json: str) -> dict[str, str]:
 
 
 def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Every plain value inside decoded JSON with its path, as ("detector.assigner.topk", 9)."""
+    """The leaves of decoded JSON with their paths, as ("detector.assigner.topk", 9)."""
     if isinstance(value, dict | list):
         for name, item in value.items() if isinstance(value, dict) else enumerate(value):
             yield from leaves(item, f"{path}.{name}" if path else str(name))
@@ -79,10 +78,10 @@ def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 def _checkout(source: Path) -> dict[str, Any]:
     commit = git(source, "rev-parse", "--verify", "HEAD")
-    # An installed copy may lie inside another project's checkout, in an ignored folder of it.
+    # An installed copy may be in an ignored folder of another project's checkout.
     tracked = git(source, "ls-files", ".")
     if not commit or not tracked:
-        # An image has no checkout; who builds it says from which commit.
+        # A container image has no checkout; its build sets the commit.
         built_from = os.environ.get("ABLATION_COMMIT") or UNKNOWN
         absent = {"commit": built_from, "committed": "", "dirty": False}
         return {**absent, "diff": "", "diff_sha256": "", "untracked": []}
@@ -92,7 +91,7 @@ def _checkout(source: Path) -> dict[str, Any]:
     return {
         "commit": commit.strip(),
         "committed": (git(source, "show", "--no-patch", "--format=%cs", "HEAD") or "").strip(),
-        # What git cannot compare may hold any change.
+        # A failed git command may hide changes.
         "dirty": diff is None or others is None or bool(diff or untracked),
         "diff": (diff or "")[:MAX_DIFF_CHARS],
         "diff_sha256": hashlib.sha256(diff.encode()).hexdigest() if diff else "",
@@ -101,7 +100,7 @@ def _checkout(source: Path) -> dict[str, Any]:
 
 
 def git(folder: Path, *arguments: str) -> str | None:
-    """What git prints; None when it fails or is not there. Takes no lock in the checkout."""
+    """The output of git; None when it fails or is not installed. Takes no lock in the checkout."""
     try:
         done = subprocess.run(
             ["git", "-C", str(folder), *arguments],

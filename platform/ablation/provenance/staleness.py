@@ -1,9 +1,9 @@
-"""Which results rest on code, packages or data that have changed since, and what changed, in words.
+"""Stale results: those whose code, packages or data have changed since they were measured.
 
-A result depends on the modules that its attempts had imported, on the packages and on its config. Only what
-those attempts recorded is compared with today: an edit of a module that a training never imported, or of
-comments alone where the old text is known, makes nothing stale. Nothing is run again for it; that is a
-person's choice (`ablation retry --stale`).
+A result depends on the modules that its attempts imported, on packages and on its config. The environment
+that the attempts recorded is compared with today's. An edit of a module that a training did not import makes
+no result stale, nor does an edit of comments alone, if git has the old text. Stale results are trained again
+only on request (`ablation retry --stale`).
 """
 
 from __future__ import annotations
@@ -23,22 +23,21 @@ from ablation.provenance.record import UNKNOWN, git, leaves
 from ablation.store import CHECKPOINT, AttemptRow, EvaluationRow, Store, TrialRow
 from ablation.study import data_id
 
-SUPERSEDED = "Rows whose results are of another config than today's, so that a run trains them anew:"
-STALE = "Results that rest on what has changed since, and are kept until `ablation retry --stale`:"
+SUPERSEDED = "Rows whose results have another config than today's; a run trains them again:"
+STALE = "Results whose code, packages or data have changed; `ablation retry --stale` trains them again:"
 
 Kind = Literal["stale", "unrecorded", "superseded"]
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What is to say of a row's result at a seed.
+    """A row's result at a seed that differs from today, or cannot be compared.
 
     Attributes:
-        column: where the row's cells rest on different trainings or tests; "" where all rest on one.
-        kind: "stale" where something differs from today; "unrecorded" where an attempt behind the result
-            kept no record of its environment, so nobody can tell; "superseded" where today's config has no
-            result and an older config of the row has one.
-        changes: what differs, a clause each: "detector/objectives/losses.py changed since commit abc1234".
+        column: the column, if the row's cells cite different trainings or evaluations; otherwise "".
+        kind: "stale" where something differs from today; "unrecorded" where an attempt has no record of
+            its environment; "superseded" where only an older config of the row has a result.
+        changes: the differences, a clause each: "detector/objectives/losses.py changed since commit abc1234".
     """
 
     table: str
@@ -52,23 +51,23 @@ class Finding:
 
     @property
     def name(self) -> str:
-        """As people call it: "table3 FCOS, seed 0"."""
+        """The result's name: "table3 FCOS, seed 0"."""
         return f"{self.table} {self.row}{f' {self.column}' if self.column else ''}, seed {self.seed}"
 
     @property
     def text(self) -> str:
-        """One sentence, to be read aloud."""
+        """The finding as one sentence."""
         return f"{self.name}: {'; '.join(self.changes) or 'nothing recorded'}"
 
 
 def find(plan: Plan, store: Store) -> list[Finding]:
-    """What is to say of the planned tables' results, in reading order; nothing where all is as it was."""
-    judge = _Judge(plan, store)
-    return [finding for place in _places(plan) if (finding := judge.finding(place))]
+    """Findings on the results of the planned tables, in reading order; unchanged results have none."""
+    comparison = _Comparison(plan, store)
+    return [finding for cited in _cited_results(plan) if (finding := comparison.finding(cited))]
 
 
 def describe(findings: Sequence[Finding], plan: Plan) -> str:
-    """The findings as text: rows with the same changes together, then what nobody can tell."""
+    """The findings as text: rows grouped by their changes, then those that cannot be compared."""
     parts = [_section(findings, "stale", STALE), _section(findings, "superseded", SUPERSEDED)]
     unrecorded = [finding.name for finding in findings if finding.kind == "unrecorded"]
     if unrecorded:
@@ -76,7 +75,7 @@ def describe(findings: Sequence[Finding], plan: Plan) -> str:
             f"Results whose attempts kept no record to compare: {len(unrecorded)} ({_listed(unrecorded)})"
         )
     text = "\n".join(part for part in parts if part)
-    return text.rstrip() or f"Every result of {', '.join(plan.table_ids)} rests on what is there today."
+    return text.rstrip() or f"No result of {', '.join(plan.table_ids)} is stale."
 
 
 def _section(findings: Sequence[Finding], kind: Kind, title: str) -> str:
@@ -84,7 +83,7 @@ def _section(findings: Sequence[Finding], kind: Kind, title: str) -> str:
 
 
 def grouped(title: str, changed: Iterable[tuple[str, tuple[str, ...]]]) -> str:
-    """A title, and names under what changed, those with the same changes together; "" without names."""
+    """A title, then names grouped by their changes; "" without names."""
     groups: dict[tuple[str, ...], list[str]] = {}
     for name, changes in changed:
         groups.setdefault(changes, []).append(name)
@@ -98,11 +97,11 @@ def _listed(names: Sequence[str], most: int = 3) -> str:
     return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
 
 
-# --- the places of the tables -------------------------------------------------------------------------
+# --- results of the tables -------------------------------------------------------------------------
 
 
-def _places(plan: Plan) -> Iterator[Finding]:
-    """One for each different result of a row at a seed, as if nothing were known of it."""
+def _cited_results(plan: Plan) -> Iterator[Finding]:
+    """A finding of kind "unrecorded" for each different result of a row at a seed."""
     for table in plan.tables:
         for row in table.rows:
             for seed in plan.seeds:
@@ -114,13 +113,15 @@ def _places(plan: Plan) -> Iterator[Finding]:
                     yield Finding(table.id, row.label, shown, seed, *keys, "unrecorded")
 
 
-class _Judge:
-    """What is read once for all places, and what was found out on the way."""
+class _Comparison:
+    """Compares results with today; reads the store once for all of them."""
 
     def __init__(self, plan: Plan, store: Store) -> None:
         self.plan, self.store, self.today = plan, store, _Today()
         self.trials = {trial.key: trial for trial in plan.trials}
-        stored = store.trial_states(list(self.trials))  # first: a result read later is of no earlier training
+        stored = store.trial_states(
+            list(self.trials)
+        )  # read first, so that no result read below belongs to an earlier training
         self.evaluations = store.evaluations([e.key for t in plan.trials for e in t.evaluations])
         self.attempts: dict[str, list[AttemptRow]] = {}
         for attempt in store.attempts(list(self.trials)):
@@ -129,26 +130,25 @@ class _Judge:
         self.compared: dict[int, dict[str, str]] = {}
         self.older = self._older()
 
-    def finding(self, place: Finding) -> Finding | None:
-        """What is to say of one place; None where nothing is."""
-        evaluation = self.evaluations.get(place.evaluation_key)
+    def finding(self, cited: Finding) -> Finding | None:
+        """The finding on a cited result; None where it is unchanged."""
+        evaluation = self.evaluations.get(cited.evaluation_key)
         if evaluation is None:
-            changes = self._config_changes(place)
-            return replace(place, kind="superseded", changes=changes) if changes else None
+            changes = self._config_changes(cited)
+            return replace(cited, kind="superseded", changes=changes) if changes else None
         attempts = self._behind(evaluation)
         changed: dict[str, str] = {}
         for attempt in attempts:
-            changed = self._compared(attempt) | changed  # since the first attempt it was in
+            changed = self._compared(attempt) | changed  # the oldest attempt's clause stays
         if changed:
-            return replace(place, kind="stale", changes=tuple(changed.values()))
-        return place if any(attempt.environment is None for attempt in attempts) else None
+            return replace(cited, kind="stale", changes=tuple(changed.values()))
+        return cited if any(attempt.environment is None for attempt in attempts) else None
 
     def _behind(self, evaluation: EvaluationRow) -> list[AttemptRow]:
-        """The attempt that gave the evaluation and earlier ones that it may have gone on from, oldest first.
+        """The attempt that evaluated and earlier ones that it may have resumed from, oldest first.
 
-        Those are the ones that reported a checkpoint, or were stopped or lost: they may have written one
-        last, unreported. One that was over before the driver heard what it runs with had hardly begun, and
-        counts for nothing (but ranks of a group do not wait for the driver: theirs may have written one).
+        Those reported a checkpoint, or were stopped or lost and may have written an unreported one. An
+        attempt that ended before it reported its environment is left out: it had hardly begun.
         """
         left = {f.attempt_id for f in self.store.artifacts(evaluation.trial_key) if f.kind == CHECKPOINT}
         own = [a for a in self.attempts[evaluation.trial_key] if a.id <= evaluation.attempt_id]
@@ -168,7 +168,7 @@ class _Judge:
         return self.compared[attempt.id]
 
     def _older(self) -> dict[str, list[tuple[TrialRow, EvaluationRow]]]:
-        """Results that no cell of the study rests on, by the name of the trial, newest first."""
+        """Results that no cell of the study cites, by trial name, newest first."""
         if all(trial.state == "COMPLETE" for trial in self.plan.trials):
             return {}
         study, setting = self.plan.study, self.plan.setting
@@ -183,10 +183,10 @@ class _Judge:
                 found.setdefault(trial.name, []).append((trial, evaluation))
         return found
 
-    def _config_changes(self, place: Finding) -> tuple[str, ...]:
-        """How today's configs differ from those of the row's most similar older result, if there is one."""
-        trial = self.trials[place.trial_key]
-        wanted = next(e for e in trial.evaluations if e.key == place.evaluation_key)
+    def _config_changes(self, cited: Finding) -> tuple[str, ...]:
+        """Differences of today's configs from the row's most similar older result; none without one."""
+        trial = self.trials[cited.trial_key]
+        wanted = next(e for e in trial.evaluations if e.key == cited.evaluation_key)
         differences = [
             _config_differences(old.config_json, trial.config_json)
             + _config_differences(tested.config_json, wanted.config_json)
@@ -210,7 +210,7 @@ def _value(config: Mapping[str, Any], path: str) -> str:
 
 @dataclass
 class _Today:
-    """What is installed and in the source files now, read once."""
+    """Installed packages and source files of today, each read once."""
 
     packages: dict[str, str | None] = field(default_factory=environment.package_versions)
     python: str = field(default_factory=platform.python_version)
@@ -218,10 +218,10 @@ class _Today:
     hashes: dict[str, str] = field(default_factory=dict)
 
     def changes(self, then: Mapping[str, Any], origin: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-        """What differs from a recorded environment: (what, clause) pairs.
+        """Differences from a recorded environment, as (module or package, clause) pairs.
 
         Args:
-            then: as `environment.describe` gave it.
+            then: the result of `environment.describe` in the attempt.
             origin: the attempt's provenance, for its commit.
         """
         for module, digest in then["modules"].items():
@@ -260,7 +260,7 @@ class _Today:
 
 
 def _shown_path(module: str, path: Path) -> str:
-    """From the folder of the module's top package on: "detector/objectives/losses.py"."""
+    """The path from the top package on: "detector/objectives/losses.py"."""
     depth = module.count(".") + (2 if path.name == "__init__.py" else 1)
     return "/".join(path.parts[-depth:])
 
@@ -270,16 +270,16 @@ def _minor(python: str) -> str:
 
 
 def _since(origin: Mapping[str, Any]) -> str:
-    """Names the code of an attempt."""
+    """The version of an attempt's code, as text."""
     commit = origin.get("commit") or UNKNOWN
     if commit == UNKNOWN:
         return "it was recorded"
     day = f" ({origin['committed']})" if origin.get("committed") else ""
-    return f"commit {commit[:7]}{day}{' with changes of then' if origin.get('dirty') else ''}"
+    return f"commit {commit[:7]}{day}{' with uncommitted changes' if origin.get('dirty') else ''}"
 
 
 def _committed_text(path: Path, origin: Mapping[str, Any], digest: str) -> str | None:
-    """The module's text then, when the attempt's commit has it; its hash tells whether it is the one."""
+    """The module's recorded text, if the attempt's commit has it (compared by its hash)."""
     commit = origin.get("commit") or UNKNOWN
     shown = None if commit == UNKNOWN else git(path.parent, "show", f"{commit}:./{path.name}")
     text = None if shown is None else environment.source_text(shown.encode())
@@ -287,13 +287,13 @@ def _committed_text(path: Path, origin: Mapping[str, Any], digest: str) -> str |
 
 
 def _size(old: str, new: str) -> str:
-    """How much changed, as git's statistics say it."""
+    """The number of added and removed lines, as in git's statistics."""
     lines = list(difflib.unified_diff(old.splitlines(), new.splitlines(), n=0, lineterm=""))[2:]
     return f"+{sum(x.startswith('+') for x in lines)} -{sum(x.startswith('-') for x in lines)} lines"
 
 
 def _same_code(old: str, new: str) -> bool:
-    """Whether two texts differ in comments, docstrings and layout alone."""
+    """Whether two texts differ only in comments, docstrings and layout."""
     try:
         return _code(old) == _code(new)
     except (SyntaxError, ValueError):

@@ -1,32 +1,30 @@
-"""Whether what the store says of every evaluation is what its files give: hashes, and numbers made anew.
+"""Verification of every stored result: hashes of its files, and its metrics recomputed.
 
-Numbers made anew from the stored detections must equal the stored ones within `Metric.rescore_tolerance`,
-which is 0 where nothing else is declared: scoring is deterministic.
-An evaluation server's numbers are compared with the file that it returned; where nobody can give numbers
-yet, only the files are looked at.
+Metrics recomputed from the stored detections must equal the stored ones within `Metric.rescore_tolerance`,
+by default 0, because scoring is deterministic. Numbers of an evaluation server are compared with the file
+that it returned; without such numbers yet, only the files are checked.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import MappingProxyType
 
 from ablation.errors import UserError
+from ablation.files import sha256_of
 from ablation.plan import Plan, PlannedEvaluation, PlannedTrial
 from ablation.store import DETECTIONS, SCORES, ArtifactRow, EvaluationRow, Store
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What was found of one evaluation.
+    """The verification of one evaluation.
 
     Attributes:
-        name: of the row that wants it, with its seed.
-        problems: what is not as the store says, a sentence each.
+        name: name of the row that cites it, with its seed.
+        problems: differences from the store, a sentence each.
         notes: what could not be checked, a sentence each.
     """
 
@@ -38,14 +36,14 @@ class Verdict:
 
     @property
     def ok(self) -> bool:
-        """Whether all that could be checked is as the store says."""
+        """Whether no check found a difference."""
         return not self.problems
 
 
 def verify(plan: Plan, store: Store) -> Iterator[Verdict]:
-    """A verdict on every planned evaluation that has a result, each as soon as it is known.
+    """Verifies every planned evaluation that has a result; yields each verdict as soon as it is known.
 
-    Numbers of a test on thousands of images take a minute to make anew.
+    Recomputing the metrics of thousands of images takes a minute.
     """
     check = _Check(plan, store)
     for trial in plan.trials:
@@ -56,12 +54,12 @@ def verify(plan: Plan, store: Store) -> Iterator[Verdict]:
 
 
 def summary(verdicts: Sequence[Verdict]) -> str:
-    """All of it in one line."""
+    """The verdicts in one line."""
     bad = sum(not verdict.ok for verdict in verdicts)
     noted = sum(verdict.ok and bool(verdict.notes) for verdict in verdicts)
-    counts = [f"{len(verdicts) - bad} of {len(verdicts)} evaluations are as the store says"]
-    counts += [f"{noted} of them could be checked in part only"] if noted else []
-    counts += [f"{bad} are not"] if bad else []
+    counts = [f"{len(verdicts) - bad} of {len(verdicts)} evaluations are verified"]
+    counts += [f"{noted} of them only in part"] if noted else []
+    counts += [f"{bad} differ from the store"] if bad else []
     return ", ".join(counts) + "."
 
 
@@ -78,11 +76,11 @@ class _Check:
             if not problems:
                 problems, notes = self._numbers(trial, wanted, row, files)
         except UserError as error:
-            problems = [f"the numbers cannot be made anew: {error}"]
+            problems = [f"the metrics cannot be recomputed: {error}"]
         return Verdict(wanted.name, trial.key, row.key, tuple(problems), tuple(notes))
 
     def _files(self, row: EvaluationRow) -> dict[str, ArtifactRow]:
-        """The newest file of each kind behind an evaluation's result."""
+        """The newest file of each kind of an evaluation's result."""
         files = self.store.artifacts(row.trial_key)
         own = (row.key, row.attempt_id)
         return {file.kind: file for file in files if (file.evaluation_key, file.attempt_id) == own}
@@ -90,12 +88,12 @@ class _Check:
     def _damage(self, file: ArtifactRow) -> str | None:
         path = self.store.resolve(file.path)
         try:
-            found = digest(path)
+            found = sha256_of(path)
         except OSError as error:
             return f"{file.kind}: {file.path} cannot be read ({error.strerror or error})"
         if file.sha256 is None:
-            return f"{file.kind}: {file.path} was not there when the result was stored"
-        return None if found == file.sha256 else f"{file.kind}: {file.path} is not what was stored"
+            return f"{file.kind}: {file.path} was missing when the result was stored"
+        return None if found == file.sha256 else f"{file.kind}: {file.path} has changed since it was stored"
 
     def _numbers(
         self,
@@ -104,16 +102,16 @@ class _Check:
         row: EvaluationRow,
         files: Mapping[str, ArtifactRow],
     ) -> tuple[list[str], list[str]]:
-        """What the stored numbers are compared with says: problems and notes."""
+        """Compares the stored metrics; returns problems and notes."""
         study = self.plan.study
         if row.awaits_scores:
-            return [], ["cannot be recomputed here: an evaluation server has yet to give its numbers"]
+            return [], ["not recomputed: its numbers are still to come from an evaluation server"]
         if row.imported and study.read_scores:
             path = self.store.resolve(files[SCORES].path)
             returned = study.read_scores(path.read_text(encoding="utf-8"), str(path))
             return differences(row.metrics, returned), []
         if study.rescore is None or DETECTIONS not in files:
-            return [], ["no detections are stored to make its numbers from"]
+            return [], ["not recomputed: no detections are stored"]
         detections = self.store.resolve(files[DETECTIONS].path)
         made = study.rescore(self.plan.setting, trial.config, wanted.config, detections)
         tolerances = {metric.name: metric.rescore_tolerance for metric in study.metrics}
@@ -125,16 +123,16 @@ def differences(
     made: Mapping[str, float],
     tolerances: Mapping[str, float | None] = MappingProxyType({}),
 ) -> list[str]:
-    """The numbers that differ, a sentence each; NaN equals an absent number.
+    """Metrics that differ, a sentence each. NaN equals NaN, and an absent metric is NaN.
 
     Args:
-        tolerances: largest difference by name of the metric, None for a metric that is not compared; 0 for
-            a metric that is not in it.
+        tolerances: largest difference allowed, by name of the metric; None for a metric that is not compared,
+            0 for a metric that is absent here.
     """
     nan = math.nan
     pairs = {name: (stored.get(name, nan), made.get(name, nan)) for name in {**stored, **made}}
     return [
-        f"{name} is stored as {ours!r}, and made anew it is {again!r}"
+        f"{name} is stored as {ours!r} and recomputed as {again!r}"
         for name, (ours, again) in pairs.items()
         if not _agree(ours, again, tolerances.get(name, 0.0))
     ]
@@ -144,9 +142,3 @@ def _agree(ours: float, again: float, tolerance: float | None) -> bool:
     if tolerance is None or (math.isnan(ours) and math.isnan(again)):
         return True
     return abs(ours - again) <= tolerance  # False where one of them is NaN
-
-
-def digest(path: Path) -> str:
-    """SHA-256 of a file's bytes, as hex digits; OSError when it cannot be read."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

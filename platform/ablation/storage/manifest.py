@@ -6,7 +6,6 @@ upload is never taken for a file, and new bytes never meet an old checksum.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -61,12 +60,6 @@ def write_local(directory: Path, files: Mapping[str, str]) -> None:
 def stored_name(trial_key: str, path: str, sha256: str) -> str:
     """Where the bytes of a file lie under the root of the storage."""
     return f"{checked_key(trial_key)}/{path}.{sha256[:16]}"
-
-
-def sha256_of(path: Path) -> str:
-    """Hexadecimal digest of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _checked_sha256(text: str) -> str:

@@ -28,11 +28,12 @@ from typing import Any, TypeVar
 
 from ablation.credentials import hidden
 from ablation.errors import UserError
+from ablation.files import sha256_of
 from ablation.fingerprint import checked_key
 from ablation.storage import filesystem, manifest
 from ablation.storage.base import StorageError
 from ablation.storage.filesystem import DamagedError
-from ablation.storage.manifest import Manifest, sha256_of, stored_name
+from ablation.storage.manifest import Manifest, stored_name
 from ablation.storage.names import HANG, LOG, STOP, checked_path, path_in
 
 WORKER_RETRY_S = 300.0

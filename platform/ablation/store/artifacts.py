@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ablation.files import sha256_of
 from ablation.protocol import Checkpointed, Evaluated, Report
 from ablation.store import schema
 from ablation.store.reading import Reader, evaluations_by_key, to_null
@@ -85,7 +85,4 @@ def _file_row(
 
 
 def _sha256(path: Path) -> str | None:
-    if not path.is_file():
-        return None
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return sha256_of(path) if path.is_file() else None

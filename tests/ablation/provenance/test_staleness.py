@@ -70,7 +70,7 @@ def test_nothing_is_said_where_code_and_packages_are_as_they_were(make_workspace
     workspace = make_workspace()
     attempt(workspace, "k3", source, recorded(source, "loss", "head"))
     assert found(workspace) == []
-    assert "rests on what is there today" in staleness.describe([], workspace.plan)
+    assert "is stale." in staleness.describe([], workspace.plan)
 
 
 def test_a_changed_module_is_named_with_commit_day_and_size_of_the_change(make_workspace, source):
@@ -106,7 +106,7 @@ def test_a_change_is_named_without_its_size_where_the_old_text_was_never_committ
     attempt(workspace, "k3", source, recorded(source, "loss"), dirty=True)
     (source / "loss.py").write_text(LOSS)
     (finding,) = found(workspace)
-    assert finding.changes[0].endswith("(2026-11-20) with changes of then")
+    assert finding.changes[0].endswith("(2026-11-20) with uncommitted changes")
 
 
 def test_without_a_known_commit_a_change_is_named_all_the_same(make_workspace, source):

@@ -49,14 +49,14 @@ def test_an_evaluation_whose_numbers_come_out_again_is_ok(workspace):
     (verdict,) = verdicts(workspace)
     assert (verdict.ok, verdict.problems, verdict.notes) == (True, (), ())
     assert verdict.name == "table4 k=3, seed 0"
-    assert summary([verdict]) == "1 of 1 evaluations are as the store says."
+    assert summary([verdict]) == "1 of 1 evaluations are verified."
 
 
 def test_a_number_that_differs_in_its_last_digit_is_a_problem(workspace):
     evaluate(workspace, "k3", {"AP": 40.1, "AP50": 60.0}, '{"AP": 40.10000000000001, "AP50": 60.0}')
     (verdict,) = verdicts(workspace)
-    assert verdict.problems == ("AP is stored as 40.1, and made anew it is 40.10000000000001",)
-    assert summary([verdict]) == "0 of 1 evaluations are as the store says, 1 are not."
+    assert verdict.problems == ("AP is stored as 40.1 and recomputed as 40.10000000000001",)
+    assert summary([verdict]) == "0 of 1 evaluations are verified, 1 differ from the store."
 
 
 def test_a_number_that_is_there_once_only_is_a_difference():
@@ -72,7 +72,7 @@ def test_a_damaged_a_missing_and_another_kind_of_file_are_named(workspace):
     (verdict,) = verdicts(workspace)
     place = f"artifacts/{folder.name}"
     assert verdict.problems == (
-        f"detections: {place}/detections is not what was stored",
+        f"detections: {place}/detections has changed since it was stored",
         f"matches: {place}/matches cannot be read (No such file or directory)",
     )
 
@@ -98,15 +98,15 @@ def test_a_file_that_was_never_there_is_a_problem(workspace):
 def test_detections_that_cannot_be_scored_are_a_problem(workspace):
     evaluate(workspace, "k3", {"AP": 40.0}, "no detections")
     (verdict,) = verdicts(workspace)
-    assert verdict.problems == ("the numbers cannot be made anew: they name no image",)
+    assert verdict.problems == ("the metrics cannot be recomputed: they name no image",)
 
 
 def test_numbers_without_detections_cannot_be_checked_and_that_is_said(workspace):
     workspace.measure("k3", 40.0)
     (verdict,) = verdicts(workspace)
     assert verdict.ok
-    assert verdict.notes == ("no detections are stored to make its numbers from",)
-    assert "1 of them could be checked in part only" in summary([verdict])
+    assert verdict.notes == ("not recomputed: no detections are stored",)
+    assert "1 of them only in part" in summary([verdict])
 
 
 def test_a_study_that_cannot_score_again_says_so(workspace):
@@ -119,7 +119,7 @@ def test_what_waits_for_an_evaluation_server_cannot_be_recomputed_but_its_files_
     workspace.submit("k3")
     (verdict,) = verdicts(workspace)
     assert verdict.ok
-    assert "cannot be recomputed here" in verdict.notes[0]
+    assert "still to come from an evaluation server" in verdict.notes[0]
     (workspace.root / "artifacts" / workspace.trial_key("k3") / "submission.zip").write_text("cut")
     assert not verdicts(workspace)[0].ok
 
@@ -132,7 +132,7 @@ def test_imported_numbers_are_compared_with_the_file_that_the_server_returned(wo
     workspace.store.import_scores(key, given, str(path))
     assert verdicts(workspace)[0].ok
     workspace.store.import_scores(key, given | {"AP": 43.7}, str(path))
-    assert verdicts(workspace)[0].problems == ("AP is stored as 43.7, and made anew it is 43.6",)
+    assert verdicts(workspace)[0].problems == ("AP is stored as 43.7 and recomputed as 43.6",)
 
 
 def test_numbers_made_anew_may_differ_by_the_tolerance_of_their_metric(workspace):
