@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 
-from ablation.cli import exit_with, selection_of, selection_parser
-from ablation.session import Selection, Session
+from ablation.cli import add_study_options, exit_with, selection_of, selection_parser
+from ablation.session import Session
 from dashboards.report import write_dashboard
 
 
@@ -18,12 +19,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         parents=[selection_parser()],
         allow_abbrev=False,
     )
-    selection = selection_of(parser.parse_args(argv))
-    exit_with(lambda: _write(selection))
+    exit_with(lambda: _write(parser, sys.argv[1:] if argv is None else argv))
 
 
-def _write(selection: Selection) -> int:
-    session = Session.of_results(selection)
+def _write(parser: argparse.ArgumentParser, words: Sequence[str]) -> int:
+    add_study_options(parser, words)
+    session = Session.of_results(selection_of(parser.parse_args(words)))
     print(write_dashboard(session.study, session.plan, session.store, session.results / "dashboard.html"))
     return 0
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ablation.metric import Metric
+from ablation.options import option
 from ablation.protocol import Checkpointed, Evaluated, Progress, Report, Request
 from ablation.study import (
     Better,
@@ -56,6 +57,14 @@ class Training:
     steps: int = 1000
     batch: int = 32
     learning_rate: float = 0.03
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a user may change: fields of `Training` that replace those of every row."""
+
+    steps: int | None = option("train every row for N steps", metavar="N", least=1, label="{}steps")
+    layers: int | None = option("hidden layers of the networks", metavar="N", least=1, label="{}layers")
 
 
 @dataclass(frozen=True)
@@ -176,5 +185,6 @@ def study() -> Study:
         default_profile="quick",
         train=train,
         progress=(Metric("loss", unit="", better="lower", digits=3),),
+        options=Options,
         sources=("starts",),
     )

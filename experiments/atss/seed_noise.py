@@ -20,10 +20,10 @@ import numpy as np
 import torch
 
 from ablation.protocol import Evaluated, EvaluationRequest, Request
-from ablation.study import Overrides
 from detector.config import Detector
 from experiments.atss import presets
 from experiments.detection import small
+from experiments.detection.options import DetectionOptions
 from experiments.detection.recipe import Recipe
 from experiments.detection.small import SHAPES, ScaledSetting
 from experiments.detection.train_trial import train_trial
@@ -57,7 +57,7 @@ def main() -> None:
     seeds = range(FIRST_SEED, FIRST_SEED + parser.parse_args().seeds)
     with tempfile.TemporaryDirectory() as folder:
         drawn = replace(SHAPES, shapes=replace(SHAPES.shapes, seed=DRAWINGS))
-        setting = small.prepare(drawn, Path(folder), None, Overrides())
+        setting = small.prepare(drawn, Path(folder), DetectionOptions())
         with multiprocessing.get_context("spawn").Pool() as pool:
             asked = [(setting, row, seed) for seed in seeds for row in ROWS]
             found = pool.starmap(average_precision, asked, chunksize=1)

@@ -6,6 +6,7 @@ from ablation.study import ByClass, Study
 from experiments.atss.claims import CLAIMS
 from experiments.atss.tables import TABLES
 from experiments.detection.metrics import COCO_METRICS, PROGRESS
+from experiments.detection.options import DetectionOptions
 from experiments.detection.profiles import PROFILES
 from experiments.detection.rescore import by_class, rescore
 from experiments.detection.server_scores import read_scores
@@ -25,6 +26,7 @@ def study() -> Study:
         default_profile="shapes",
         train=train,
         progress=PROGRESS,
+        options=DetectionOptions,
         check_data=check_data,
         paper_note="the paper's: COCO minival, Table 8 COCO test-dev",
         rescore=rescore,

@@ -8,17 +8,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import detector.data
 from ablation.errors import UserError
-from ablation.study import Overrides
-from detector.config import Data, Precision
-from detector.data.coco import DataPaths, Split, fingerprint, read_data, read_test
+from detector.config import Data
+from detector.data.coco import DataPaths, fingerprint, read_data, read_test
 from detector.errors import DataError
 from experiments.detection.remembered import remembered
-
-PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 _CODE = sorted(Path(detector.data.__file__).parent.glob("*.py"))
 """Decides what is found in a data set."""
@@ -75,23 +72,6 @@ class DataSet:
         """How many images of what, for captions."""
         train, val = self.images["train"], self.images["val"]
         return f"{train} training and {val} validation images of {self.name}"
-
-
-def named_paths(data: Mapping[str, Path]) -> DataPaths:
-    """What the user named: {"directory": path} in the standard layout, or the four paths.
-
-    Raises:
-        UserError: a directory without that layout.
-    """
-    if "directory" in data:
-        try:
-            return DataPaths.from_directory(data["directory"])
-        except DataError as error:
-            raise UserError(str(error)) from error
-    return DataPaths(
-        Split(data["train_annotations"], data["train_images"]),
-        Split(data["val_annotations"], data["val_images"]),
-    )
 
 
 def open_data(paths: DataPaths, size: Data, cache: Path, name: str | None = None) -> DataSet:
@@ -154,54 +134,6 @@ def _name(paths: DataPaths) -> str:
     """The folder's name, or the file's where no folder has one."""
     annotations = paths.train.annotations.resolve()
     return annotations.parent.parent.name or annotations.stem
-
-
-def effective(
-    overrides: Overrides, iterations: int, short_side: int, weights: str, precision: str
-) -> Overrides:
-    """The overrides without those that ask for what a profile does anyway.
-
-    Args:
-        iterations: of the profile's longest training.
-        short_side, weights, precision: the profile's own.
-
-    Raises:
-        UserError: there is no such precision.
-    """
-    if overrides.precision not in (None, *PRECISIONS):
-        raise UserError(f"--precision is one of {', '.join(PRECISIONS)}, got {overrides.precision!r}.")
-    fewer = overrides.max_iterations is not None and overrides.max_iterations < iterations
-    return Overrides(
-        max_iterations=overrides.max_iterations if fewer else None,
-        short_side=None if overrides.short_side == short_side else overrides.short_side,
-        weights=None if overrides.weights == weights else overrides.weights,
-        precision=None if overrides.precision == precision else overrides.precision,
-    )
-
-
-def precision_of(overrides: Overrides, own: Precision) -> Precision:
-    """The one asked for, else the profile's own."""
-    return next((p for p in PRECISIONS if p == overrides.precision), own)
-
-
-def changed_name(profile: str, overrides: Overrides, weights: str = "") -> str:
-    """A profile's name with what the user changed of it, as folders and tables show it.
-
-    Args:
-        weights: names the user's own weights by what is in them; empty for none of those.
-    """
-    parts = [profile]
-    if overrides.max_iterations:
-        parts.append(f"{overrides.max_iterations}its")
-    if overrides.short_side:
-        parts.append(f"{overrides.short_side}px")
-    if overrides.precision:
-        parts.append(overrides.precision)
-    if overrides.weights == "none":
-        parts.append("scratch")
-    if weights:
-        parts.append(f"weights-{weights}")
-    return "-".join(parts)
 
 
 def combined_digest(digests: Iterable[str]) -> str:

@@ -14,22 +14,15 @@ from pathlib import Path
 
 from ablation.errors import UserError
 from ablation.metric import SeedNoise
+from ablation.options import named
 from ablation.resources import Resources
-from ablation.study import Overrides, Profile
+from ablation.study import Profile
 from detector.config import Data, Detector, Evaluation, Precision, Schedule, Trial, Weights
 from detector.errors import WeightsError
 from detector.model.pretrained import TORCHVISION, as_pretrained, backbone_name, layout_of, sha256_of
 from experiments.detection.cost import trial_cost
-from experiments.detection.data import (
-    Context,
-    DataSet,
-    changed_name,
-    combined_digest,
-    effective,
-    named_paths,
-    open_data,
-    precision_of,
-)
+from experiments.detection.data import Context, DataSet, combined_digest, open_data
+from experiments.detection.options import DetectionOptions
 from experiments.detection.recipe import Recipe
 
 NAME = "coco"
@@ -55,10 +48,11 @@ class PaperSetting:
     """The paper's scale with a data set at hand: an `ablation.study.Setting`.
 
     Attributes:
+        changes: the options without those that ask for what the profile does anyway.
         weights: what each backbone starts from, by torchvision's name of it; nothing for random weights.
     """
 
-    overrides: Overrides
+    changes: DetectionOptions
     dataset: DataSet
     weights: Mapping[str, Weights]
     notices: Sequence[str]
@@ -67,14 +61,12 @@ class PaperSetting:
     @property
     def profile(self) -> str:
         """The profile's name, and what the user changed of it."""
-        published = all(w.sha256 == TORCHVISION[name].sha256 for name, w in self.weights.items())
-        own = "" if published else combined_digest(w.sha256 for w in self.weights.values())
-        return changed_name(NAME, self.overrides, own)
+        return named(NAME, replace(self.changes, weights=self._start))
 
     @property
     def at_paper_scale(self) -> bool:
         """Whether this is COCO at full size and length, from ImageNet weights, whosever they are."""
-        smaller = self.overrides.max_iterations or self.overrides.short_side or not self.weights
+        smaller = self.changes.max_iterations or self.changes.short_side or not self.weights
         return not smaller and self.dataset.images["train"] == COCO_TRAIN_IMAGES
 
     @property
@@ -133,12 +125,20 @@ class PaperSetting:
 
     def _iterations(self, schedule: str) -> int:
         full = ITERATIONS[schedule]
-        return min(full, self.overrides.max_iterations or full)
+        return min(full, self.changes.max_iterations or full)
+
+    @property
+    def _start(self) -> str | None:
+        """Names what the backbones start from by what is in it; None for torchvision's weights."""
+        if not self.weights:
+            return "scratch"
+        published = all(w.sha256 == TORCHVISION[name].sha256 for name, w in self.weights.items())
+        return None if published else f"weights-{combined_digest(w.sha256 for w in self.weights.values())}"
 
     @property
     def _precision(self) -> Precision:
         """The paper's, unless the user asks for another."""
-        return precision_of(self.overrides, "fp32")
+        return self.changes.precision or "fp32"
 
     @property
     def _min_short_side(self) -> int:
@@ -160,32 +160,34 @@ def starting_from(weights: Weights | None, detector: Detector) -> Detector:
 # --- preparing a setting -----------------------------------------------------------------------------
 
 
-def prepare(workspace: Path, data: Mapping[str, Path] | None, overrides: Overrides) -> PaperSetting:
+def prepare(workspace: Path, options: DetectionOptions) -> PaperSetting:
     """The paper's scale bound to a data set.
 
     Raises:
         UserError: no data set is named, or it cannot be used, or no weights are where the user said.
     """
-    if not data:
+    if (paths := options.paths) is None:
         raise UserError(
             "The coco profile trains on COCO 2017: name its folder with --data DIR (annotations/, train2017/ "
             "and val2017/ in it; with annotations/image_info_test-dev2017.json and test2017/ Table 8 is "
             "tested as in the paper)."
         )
-    overrides = effective(overrides, max(ITERATIONS.values()), SHORT_SIDE, "torchvision", "fp32")
+    changes = options.changes(
+        iterations=max(ITERATIONS.values()), short_side=SHORT_SIDE, precision="fp32", weights="torchvision"
+    )
     cache = workspace / "cache"
-    dataset = open_data(named_paths(data), _size(overrides), cache)
-    weights, files, said = pretrained(overrides.weights)
+    dataset = open_data(paths, _size(changes), cache)
+    weights, files, said = pretrained(changes.weights)
     notices = [*dataset.repairs, *said]
     if "test" not in dataset.images:
         notices.append("no test-dev images: Table 8 is tested on the validation images")
     threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     context = Context(dataset.paths, cache, 20, 1000, 10_000, loaders=min(8, threads), weights=files)
-    return PaperSetting(overrides, dataset, weights, notices, context)
+    return PaperSetting(changes, dataset, weights, notices, context)
 
 
-def _size(overrides: Overrides) -> Data:
-    side = overrides.short_side or SHORT_SIDE
+def _size(changes: DetectionOptions) -> Data:
+    side = changes.short_side or SHORT_SIDE
     return Data(
         "",
         short_side=side,

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from ablation.errors import UserError
 from ablation.metric import SeedNoise
+from ablation.options import named
 from ablation.resources import Resources
-from ablation.study import Overrides, Profile
+from ablation.study import Profile
 from detector.config import (
     FPN,
     AdamW,
@@ -31,15 +33,8 @@ from detector.config import (
 )
 from detector.data.shapes import ShapesSpec, draw_dataset
 from experiments.detection.cost import trial_cost
-from experiments.detection.data import (
-    Context,
-    DataSet,
-    changed_name,
-    effective,
-    named_paths,
-    open_data,
-    precision_of,
-)
+from experiments.detection.data import Context, DataSet, open_data
+from experiments.detection.options import DetectionOptions
 from experiments.detection.recipe import Recipe
 
 
@@ -238,63 +233,58 @@ def small_backbone(paper: ResNet, scale: Scale) -> ResNet:
 # --- preparing a setting -----------------------------------------------------------------------------
 
 
-def prepare(
-    scale: Scale, workspace: Path, data: Mapping[str, Path] | None, overrides: Overrides
-) -> ScaledSetting:
+def prepare(scale: Scale, workspace: Path, options: DetectionOptions) -> ScaledSetting:
     """The scale bound to a data set: drawn on first use, or the user's own, checked and decoded once.
 
     Args:
         workspace: holds drawn data sets and decoded images.
-        data: None for drawn shapes, else as `named_paths` takes it.
-        overrides: what the user changed of the scale.
+        options: what the user changed of the scale.
 
     Raises:
-        UserError: the data set cannot be used, or an override means nothing here.
+        UserError: the data set cannot be used, or an option means nothing here.
     """
     supported, fallback = supported_precision()
-    if overrides.precision is None:
-        overrides = replace(overrides, precision=supported)
-    else:
-        fallback = []
-    # So the name says what is trained, whichever machine asks.
-    overrides = effective(overrides, scale.schedule.iterations, scale.own_short_side, "none", PRECISION)
-    scale, precision = changed(scale, overrides, own=bool(data)), precision_of(overrides, PRECISION)
+    precision = options.precision or supported
+    # Named by what is trained, whichever machine asks.
+    scale, own = changed(scale, replace(options, precision=precision)), options.paths
     cache = workspace / "cache"
-
-    paths = named_paths(data) if data else draw_dataset(scale.shapes, cache)
-    dataset = open_data(paths, size(scale, own=bool(data)), cache, name=None if data else "shapes")
+    paths = own or draw_dataset(scale.shapes, cache)
+    dataset = open_data(paths, size(scale, own=own is not None), cache, name=None if own else "shapes")
     return ScaledSetting(
         scale=scale,
         data=dataset.data,
         data_name=dataset.name,
-        own_data=dataset.folder_name if data else None,
+        own_data=dataset.folder_name if own else None,
         num_classes=len(dataset.class_names),
         num_val=dataset.images["val"],
         precision=precision,
         caption=_caption(scale, dataset, precision),
-        notices=[*dataset.repairs, *fallback],
+        notices=[*dataset.repairs, *([] if options.precision else fallback)],
         context=Context(dataset.paths, cache, scale.report_every, scale.checkpoint_every),
     )
 
 
-def changed(scale: Scale, overrides: Overrides, *, own: bool) -> Scale:
+def changed(scale: Scale, options: DetectionOptions) -> Scale:
     """The scale with what the user changed, which its name then says.
 
     Raises:
         UserError: pretrained weights, or another size for drawn images.
     """
-    if overrides.weights:
+    schedule = scale.schedule
+    changes = options.changes(
+        iterations=schedule.iterations, short_side=scale.own_short_side, precision=PRECISION, weights="none"
+    )
+    if changes.weights:
         raise UserError(f"The small networks of {scale.name} start from random weights; leave out --weights.")
-    if overrides.short_side and not own:
+    if changes.short_side and not options.paths:
         raise UserError(f"{scale.name} draws its images at their size; --short-side needs --data.")
-    schedule, side = scale.schedule, overrides.short_side or scale.own_short_side
-    iterations = overrides.max_iterations or schedule.iterations
+    side = changes.short_side or scale.own_short_side
     return replace(
         scale,
-        name=changed_name(scale.name, overrides),
-        schedule=replace(schedule, iterations=iterations),
+        name=named(scale.name, changes),
+        schedule=replace(schedule, iterations=changes.max_iterations or schedule.iterations),
         own_short_side=side,
-        seed_noise={} if overrides.max_iterations else scale.seed_noise,
+        seed_noise={} if changes.max_iterations else scale.seed_noise,
         own_max_long_side=round(side * scale.own_max_long_side / scale.own_short_side),
     )
 
@@ -332,11 +322,6 @@ def _caption(scale: Scale, dataset: DataSet, precision: Precision) -> str:
     )
 
 
-def _profile(scale: Scale) -> Profile:
-    def bound(workspace: Path, data: Mapping[str, Path] | None, overrides: Overrides) -> ScaledSetting:
-        return prepare(scale, workspace, data, overrides)
-
-    return Profile(scale.name, scale.summary, scale.seeds, bound)
-
-
-SMALL_PROFILES = tuple(_profile(scale) for scale in SCALES)
+SMALL_PROFILES = tuple(
+    Profile(scale.name, scale.summary, scale.seeds, partial(prepare, scale)) for scale in SCALES
+)

@@ -6,13 +6,13 @@ imports it when it is called.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Generator
 from pathlib import Path
 
 from ablation.errors import UserError
 from ablation.protocol import Report, Request
 from detector.errors import DataError
-from experiments.detection.data import named_paths
+from experiments.detection.options import DetectionOptions
 
 
 def train(request: Request) -> Generator[Report, None, None]:
@@ -22,15 +22,17 @@ def train(request: Request) -> Generator[Report, None, None]:
     yield from train_trial(request)
 
 
-def check_data(data: Mapping[str, Path], folder: Path) -> str:
-    """A report on a data set before anything trains on it; pictures of it go into `folder`.
+def check_data(options: DetectionOptions, folder: Path) -> str:
+    """A report on the user's data set before anything trains on it; pictures of it go into `folder`.
 
     Raises:
-        UserError: it cannot be used; lists what is wrong with it.
+        UserError: none is named, or it cannot be used; lists what is wrong with it.
     """
     from detector.inspect_data import inspect
 
+    if (paths := options.paths) is None:
+        raise UserError("Name the data set to check: --data DIR, or its four files and folders.")
     try:
-        return inspect(named_paths(data), folder)
+        return inspect(paths, folder)
     except DataError as error:
         raise UserError(str(error)) from error

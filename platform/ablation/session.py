@@ -5,76 +5,79 @@ from __future__ import annotations
 import shlex
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field, replace
-from importlib import import_module
-from importlib.metadata import entry_points
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
+from ablation import studies
 from ablation.credentials import without_password
 from ablation.errors import UserError
+from ablation.options import words
 from ablation.plan import Plan, make_plan
 from ablation.resources import parse_overrides
 from ablation.storage import Storage, storage_at
 from ablation.store import Store
 from ablation.store.database import NoStoreError
-from ablation.study import Overrides, Profile, Setting, Study
+from ablation.studies import DEFAULT_STUDY
+from ablation.study import Profile, Setting, Study
 from ablation.workspace import Workspace
-
-SPLIT_PATHS = ("train_annotations", "train_images", "val_annotations", "val_images")
-"""The four paths that together name a data set; an option each."""
 
 SLOW_S = 1.0
 """Seconds after which a person is told what takes so long."""
 
 
-@dataclass(frozen=True, slots=True)
-class Selection:
-    """What a person asked to work on; None leaves a choice to the study or the profile.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Locations:
+    """Where everything lies; None leaves a choice to the workspace.
 
     Attributes:
-        tables: as typed, "3" or "table3".
-        seeds: how many, counted from 0.
-        data: directory of a COCO-format data set.
-        split_paths: instead of `data`, by the names of `SPLIT_PATHS`.
-        overrides: what to change of the profile.
+        workspace: ./runs and ./results when None.
         store: address of a PostgreSQL database; the workspace's own SQLite file when None.
         mlflow_uri: of a tracking server; the workspace's own file when None.
         storage: where trials keep their files, a shared folder or an fsspec URL; in the workspace when None.
-        resources: what trials hold instead of the profile's choice, as `resources.parse_overrides` reads.
     """
 
-    study: str = "atss"
-    profile: str | None = None
-    tables: Sequence[str] | None = None
-    seeds: int | None = None
-    data: Path | None = None
-    split_paths: Mapping[str, Path] = field(default_factory=dict)
-    overrides: Overrides = field(default_factory=Overrides)
     workspace: Path | None = None
     store: str | None = None
     mlflow_uri: str | None = None
     storage: str | None = None
-    resources: Sequence[str] = ()
-
-    def as_options(self) -> list[str]:
-        """The options that name the study, the profile and the data set."""
-        named = {"profile": self.profile, "data": self.data, **self.split_paths, **asdict(self.overrides)}
-        given = {name: value for name, value in named.items() if value is not None}
-        if self.study != Selection().study:
-            given["study"] = self.study
-        return [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", str(value))]
 
     @property
-    def place(self) -> Path | str:
-        """Where the store is, as `Store.open` takes it; UserError for an address that is none."""
+    def store_location(self) -> Path | str:
+        """The store's file or address, as `Store.open` takes it; UserError for an address that is none."""
         if self.store is None:
             return Workspace.at(self.workspace).store_path
         return database_url(self.store).render_as_string(hide_password=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Selection(Locations):
+    """What a person asked to work on, and where; None leaves a choice to the study or the profile.
+
+    Attributes:
+        options: an instance of the study's `options`; none given when None.
+        tables: as typed, "3" or "table3".
+        seeds: how many, counted from 0.
+        resources: what trials hold instead of the profile's choice, as `resources.parse_overrides` reads.
+    """
+
+    study: str = DEFAULT_STUDY
+    profile: str | None = None
+    options: Any = None
+    tables: Sequence[str] | None = None
+    seeds: int | None = None
+    resources: Sequence[str] = ()
+
+    def as_typed(self) -> list[str]:
+        """The study, the profile and its options as words of a command line."""
+        chosen = [] if self.study == DEFAULT_STUDY else ["--study", self.study]
+        chosen += [] if self.profile is None else ["--profile", self.profile]
+        return chosen if self.options is None else [*chosen, *words(self.options)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +117,7 @@ class Session:
         Raises:
             UserError: see `open`; or nothing has run.
         """
-        if isinstance(selection.place, Path) and not selection.place.exists():
+        if isinstance(selection.store_location, Path) and not selection.store_location.exists():
             raise nothing_has_run(selection)
         return Session.open(selection, writes=False)
 
@@ -129,10 +132,9 @@ class Session:
 
     @staticmethod
     def _planned(selection: Selection, opened: Callable[[], Store | None]) -> Session:
-        study, workspace = load_study(selection.study), Workspace.at(selection.workspace)
+        study, workspace = studies.load_study(selection.study), Workspace.at(selection.workspace)
         profile = _profile(study, selection.profile)
-        data = named_data(selection.data, selection.split_paths)
-        setting = _prepared(profile, workspace, data, selection.overrides)
+        setting = _prepared(profile, workspace, selection.options or study.options())
         _results(study, setting, workspace)  # a name that makes no folder fails before anything trains
         for notice in setting.notices:
             print(f"note: {notice}", file=sys.stderr)
@@ -180,34 +182,34 @@ class Session:
         """
         given = [] if self.workspace == Workspace.at(None) else ["--workspace", str(self.workspace.root)]
         if study:
-            given += self.selection.as_options()
+            given += self.selection.as_typed()
         if self.selection.store is not None:
             given += ["--store", without_password(database_url(self.selection.store))]
         return shlex.join(["ablation", *words, *given])
 
 
-def open_store(selection: Selection, *, read_only: bool) -> Store | None:
-    """The selection's store; None where a look finds nothing. Artifacts lie in the workspace."""
-    place = selection.place
-    if read_only and isinstance(place, Path) and not place.exists():
+def open_store(locations: Locations, *, read_only: bool) -> Store | None:
+    """The store that is there; None where a look finds nothing. Artifacts lie in the workspace."""
+    location = locations.store_location
+    if read_only and isinstance(location, Path) and not location.exists():
         return None
     try:
-        return Store.open(place, root=Workspace.at(selection.workspace).root, read_only=read_only)
+        return Store.open(location, root=Workspace.at(locations.workspace).root, read_only=read_only)
     except NoStoreError:
         return None
 
 
-def existing_store(selection: Selection) -> Store:
-    """The selection's store, to be written beside its drivers.
+def existing_store(locations: Locations) -> Store:
+    """The store that is there, to be written beside its drivers.
 
     Raises:
         UserError: there is none, or one of another version, which only a driver brings up to date.
     """
-    there = open_store(selection, read_only=True)
+    there = open_store(locations, read_only=True)
     if there is None:
-        raise nothing_has_run(selection)
+        raise nothing_has_run(locations)
     there.close()
-    return Store.open(selection.place, root=Workspace.at(selection.workspace).root)
+    return Store.open(locations.store_location, root=Workspace.at(locations.workspace).root)
 
 
 def database_url(text: str) -> URL:
@@ -221,57 +223,12 @@ def database_url(text: str) -> URL:
     )
 
 
-def load_study(name: str) -> Study:
-    """The installed study of that name (entry points of the group "ablation.studies"), or that of a file.
-
-    A file `NAME.py` has a function `study` without arguments that returns it; this process and those of the
-    trials then import from its folder too.
-    """
-    if name.endswith(".py"):
-        return _study_of(Path(name).resolve())
-    studies = {point.name: point for point in entry_points(group="ablation.studies")}
-    if name not in studies:
-        known = ", ".join(sorted(studies)) or "(none is installed)"
-        raise UserError(f"--study must be one of {known}, or a Python file; got {name!r}.")
-    make: Callable[[], Study] = studies[name].load()
-    return make()
-
-
-def _study_of(file: Path) -> Study:
-    if not file.is_file():
-        raise UserError(f"--study: there is no file {file}.")
-    if not file.stem.isidentifier():
-        raise UserError(f"--study: Python cannot import a file named {file.name}; call it otherwise.")
-    if (folder := str(file.parent)) not in sys.path:
-        sys.path.insert(0, folder)
-    module = import_module(file.stem)
-    if module.__file__ is None or Path(module.__file__).resolve() != file:
-        raise UserError(
-            f"--study: Python knows another module {file.stem!r} already; call the file otherwise."
-        )
-    found = make() if callable(make := getattr(module, "study", None)) else None
-    if not isinstance(found, Study):
-        raise UserError(f"--study: {file} has no function `study` that returns a Study.")
-    return replace(found, folder=file.parent)
-
-
-def nothing_has_run(selection: Selection) -> UserError:
+def nothing_has_run(locations: Locations) -> UserError:
     """Why there is no store to look at."""
-    where = str(Workspace.at(selection.workspace).root)
-    if selection.store is not None:
-        where = without_password(database_url(selection.store))
+    where = str(Workspace.at(locations.workspace).root)
+    if locations.store is not None:
+        where = without_password(database_url(locations.store))
     return UserError(f"Nothing has run in {where} yet: `ablation run` does.")
-
-
-def named_data(directory: Path | None, split_paths: Mapping[str, Path]) -> Mapping[str, Path] | None:
-    """The data set given: a directory, all four of `SPLIT_PATHS`, or None; a UserError for a mixture."""
-    flags = {name: "--" + name.replace("_", "-") for name in SPLIT_PATHS}
-    if directory and split_paths:
-        raise UserError(f"Give a folder, or the four of {', '.join(flags.values())}; not both.")
-    missing = [flag for name, flag in flags.items() if name not in split_paths]
-    if split_paths and missing:
-        raise UserError(f"A data set named by its files takes all four; missing: {', '.join(missing)}.")
-    return {"directory": directory} if directory else split_paths or None
 
 
 def _profile(study: Study, name: str | None) -> Profile:
@@ -282,12 +239,10 @@ def _profile(study: Study, name: str | None) -> Profile:
     return study.profiles[name]
 
 
-def _prepared(
-    profile: Profile, workspace: Workspace, data: Mapping[str, Path] | None, overrides: Overrides
-) -> Setting:
+def _prepared(profile: Profile, workspace: Workspace, options: Any) -> Setting:
     try:
         with _said_when_slow("Preparing the data set (drawn or decoded once) ..."):
-            return profile.prepare(workspace.root, data, overrides)
+            return profile.prepare(workspace.root, options)
     except OSError as error:
         raise UserError(
             f"The data set cannot be prepared: {error.strerror or error} "

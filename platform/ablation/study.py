@@ -12,8 +12,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, assert_never
 
-from ablation.errors import UserError
 from ablation.metric import Metric, SeedNoise
+from ablation.options import NoOptions, given, named
 from ablation.protocol import TrainFunction
 from ablation.resources import Resources
 
@@ -252,30 +252,14 @@ class Setting(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Overrides:
-    """What a user may change of a profile; None leaves it as it is.
-
-    All of it is part of a trial's identity, for it ends up in the resolved config.
-
-    Attributes:
-        max_iterations: train at most so many.
-        short_side: of images as trained and tested on, in pixels.
-        weights: what backbones start from; the profile knows which sources there are.
-        precision: of the arithmetic, "fp32", "bf16" or "fp16"; the profile knows which it can do.
-    """
-
-    max_iterations: int | None = None
-    short_side: int | None = None
-    weights: str | None = None
-    precision: str | None = None
-
-
 @dataclass(frozen=True)
 class PlainSetting:
     """A `Setting` for rows that are trained as they are written: a study of one's own starts with it.
 
     A training is a frozen dataclass with a field `seed`, and the evaluations are as they are.
+
+    Attributes:
+        changes: what a user changed, by the name of the training's field.
     """
 
     profile: str
@@ -287,10 +271,11 @@ class PlainSetting:
     seed_noise: Mapping[str, SeedNoise] = field(default_factory=dict)
     at_paper_scale: bool = False
     exclusive_gpus: bool = False
+    changes: Mapping[str, Any] = field(default_factory=dict)
 
     def trial(self, training: Any, seed: int) -> Any:
-        """The training with its seed."""
-        return replace(training, seed=seed)
+        """The training with its seed and the user's changes."""
+        return replace(training, seed=seed, **self.changes)
 
     def evaluation(self, evaluation: Any) -> Any:
         """As it is."""
@@ -301,7 +286,7 @@ class PlainSetting:
         return None
 
     def cost(self, trial: Any, evaluations: Sequence[Any]) -> float:
-        """All trainings are as long; their tests count for nothing."""
+        """All trainings take equally long; evaluations count for nothing."""
         return 1.0
 
 
@@ -312,26 +297,22 @@ class Profile:
     Attributes:
         summary: one line of help.
         seeds: number of seeds when the user names none.
-        prepare: `(workspace, data, overrides)` to a setting; makes or checks the data set. `data` is what
-            the user gave with --data (None for the profile's own). Raises ablation.errors.UserError,
-            for an override that the profile cannot take too.
+        prepare: `(workspace, options)` to a setting; makes or checks the data set. `options` is an instance
+            of the study's `options`. Raises ablation.errors.UserError, for an option that the profile
+            cannot take too.
     """
 
     name: str
     summary: str
     seeds: int
-    prepare: Callable[[Path, Mapping[str, Path] | None, Overrides], Setting]
+    prepare: Callable[[Path, Any], Setting]
 
     @staticmethod
-    def plain(setting: Setting, summary: str, seeds: int) -> Profile:
-        """A profile that is one setting, and takes neither data nor changes of the user's."""
+    def plain(setting: PlainSetting, summary: str, seeds: int) -> Profile:
+        """A profile that is one setting; the study's options replace fields of its trainings."""
 
-        def prepare(workspace: Path, data: Mapping[str, Path] | None, overrides: Overrides) -> Setting:
-            if data is not None or overrides != Overrides():
-                raise UserError(
-                    f"The profile {setting.profile!r} takes no data set and no changes of itself."
-                )
-            return setting
+        def prepare(workspace: Path, options: Any) -> Setting:
+            return replace(setting, profile=named(setting.profile, options), changes=given(options))
 
         return Profile(setting.profile, summary, seeds, prepare)
 
@@ -358,7 +339,8 @@ class Study:
         metrics: what evaluations report, in the order in which displays show it; a finished trial is
             announced with the first.
         progress: what `Progress.metrics` holds for displays and dashboards to show, in their order.
-        check_data: `(data, folder)` to a report on a data set that a user wants to use, pictures of it in
+        options: what a user may change, a frozen dataclass of fields made by `ablation.options.option`.
+        check_data: `(options, folder)` to a report on the data set that the options name, pictures of it in
             the folder; raises ablation.errors.UserError. None where the study cannot check one.
         rescore: `(setting, trial config, evaluation config, detections file)` to the metrics that those
             detections give today; None where the study cannot tell.
@@ -384,7 +366,8 @@ class Study:
     train: TrainFunction
     progress: tuple[Metric, ...] = ()
     paper_note: str = ""
-    check_data: Callable[[Mapping[str, Path], Path], str] | None = None
+    options: type[Any] = NoOptions
+    check_data: Callable[[Any, Path], str] | None = None
     rescore: Callable[[Setting, Any, Any, Path], Mapping[str, float]] | None = None
     read_scores: Callable[[str, str], Mapping[str, float]] | None = None
     by_class: ByClass | None = None

@@ -10,6 +10,8 @@ from ablation.plan import register
 from ablation.protocol import Evaluated, Progress
 from ablation.session import Selection, Session
 
+pytestmark = pytest.mark.process
+
 HEAVY = ("torch", "torchvision", "ray", "mlflow", "pandas", "matplotlib")
 
 PROGRAM = f"""

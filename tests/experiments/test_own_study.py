@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from ablation.errors import UserError
-from ablation.session import load_study
+from ablation.options import declared
+from ablation.plan import make_plan
+from ablation.studies import load_study
 
 FILE = Path(__file__).resolve().parents[2] / "docs" / "examples" / "starts.py"
 
@@ -34,6 +36,9 @@ def test_the_example_runs_to_its_table_and_verdicts(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
+    said = ablation("run", "--help")
+    assert "--steps N" in said
+    assert "--max-iterations" not in said
     assert "5 complete, 0 running" not in ablation("plan")
     ran = ablation("run", "--format", "md")
     assert "3 claims: 3 undecided" in ran, "one seed decides nothing"
@@ -44,6 +49,15 @@ def test_the_example_runs_to_its_table_and_verdicts(tmp_path: Path) -> None:
     assert "paper's number" not in table, "it reports none"
     assert (results / "figures" / "table1.png").is_file()
     assert "is stale." in ablation("status", "--stale")
+
+
+def test_the_example_has_options_of_its_own(tmp_path: Path) -> None:
+    study = load_study(str(FILE))
+    assert [option.flag for option in declared(study.options)] == ["--steps", "--layers"]
+    setting = study.profiles["quick"].prepare(tmp_path, study.options(steps=100))
+    assert setting.profile == "quick-100steps"
+    plan = make_plan(study, setting, [0])
+    assert {trial.config.steps for trial in plan.trials} == {100}
 
 
 def test_a_file_that_is_no_study_is_refused_with_what_it_lacks(tmp_path: Path) -> None:
@@ -61,13 +75,3 @@ def test_a_file_that_is_no_study_is_refused_with_what_it_lacks(tmp_path: Path) -
     (tmp_path / "json.py").write_text("")
     with pytest.raises(UserError, match="another module 'json'"):
         load_study(str(tmp_path / "json.py"))
-
-
-def test_a_plain_profile_takes_no_data_set(tmp_path: Path) -> None:
-    from ablation.study import Overrides
-
-    (profile,) = load_study(str(FILE)).profiles.values()
-    assert profile.prepare(tmp_path, None, Overrides()).profile == "quick"
-    for data, overrides in (({"directory": tmp_path}, Overrides()), (None, Overrides(max_iterations=9))):
-        with pytest.raises(UserError, match="takes no data set and no changes"):
-            profile.prepare(tmp_path, data, overrides)

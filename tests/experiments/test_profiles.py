@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,13 +11,13 @@ import pytest
 from ablation.errors import UserError
 from ablation.fingerprint import key
 from ablation.protocol import Checkpointed, Evaluated, EvaluationRequest, Progress, Request
-from ablation.study import Overrides
 from detector.data.coco import CheckedSplit, DataPaths, read_data
 from detector.data.shapes import ShapesSpec, draw_dataset
 from experiments.atss import presets
 from experiments.atss.positives import fair_positives, fairness
 from experiments.atss.presets import MULTI_SCALE, SINGLE_SCALE
 from experiments.detection import small
+from experiments.detection.options import DetectionOptions
 from experiments.detection.recipe import Recipe
 from experiments.detection.small import (
     SHAPES,
@@ -30,14 +29,14 @@ from experiments.detection.small import (
 )
 from experiments.detection.train_trial import train_trial
 
-UNCHANGED = Overrides()
+UNCHANGED = DetectionOptions()
 TINY = replace(SMOKE, shapes=ShapesSpec(image_size=64, num_train=12, num_val=4, min_size=8))
 
 
 def prepare(
-    scale: Scale, workspace: Path, data: Mapping[str, Path] | None, overrides: Overrides = UNCHANGED
+    scale: Scale, workspace: Path, data: Path | None = None, options: DetectionOptions = UNCHANGED
 ) -> ScaledSetting:
-    return small.prepare(scale, workspace, data, overrides)
+    return small.prepare(scale, workspace, replace(options, data=data))
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +100,7 @@ def test_a_profiles_name_says_which_arithmetic_trains_whichever_machine_asks(
     for machine in ("bf16", "fp32"):
         monkeypatch.setattr(small, "supported_precision", lambda able=machine: (able, []))
         for asked in (None, "bf16", "fp32"):
-            setting = small.prepare(SMOKE, tmp_path, None, Overrides(precision=asked))
+            setting = small.prepare(SMOKE, tmp_path, DetectionOptions(precision=asked))
             names[machine, asked] = (setting.profile, setting.precision)
     assert names["bf16", None] == names["bf16", "bf16"] == names["fp32", "bf16"] == ("smoke", "bf16")
     assert names["fp32", None] == names["bf16", "fp32"] == names["fp32", "fp32"] == ("smoke-fp32", "fp32")
@@ -110,7 +109,7 @@ def test_a_profiles_name_says_which_arithmetic_trains_whichever_machine_asks(
 def test_the_same_images_elsewhere_are_the_same_trial(dataset: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(dataset, copy)
-    here, there = (prepare(TINY, tmp_path / "w", {"directory": place}) for place in (dataset, copy))
+    here, there = (prepare(TINY, tmp_path / "w", place) for place in (dataset, copy))
     recipe = Recipe(presets.atss())
     assert key(here.trial(recipe, 0)) == key(there.trial(recipe, 0))
 
@@ -122,21 +121,21 @@ def test_any_folder_of_the_user_has_results_of_its_own(
     name: str, plain: str, dataset: Path, tmp_path: Path
 ) -> None:
     place = dataset.rename(tmp_path / name)
-    setting = prepare(TINY, tmp_path / "w", {"directory": place})
+    setting = prepare(TINY, tmp_path / "w", place)
     assert setting.data_name == name
     assert setting.own_data == f"{plain}-{setting.data.fingerprint[:6]}"
 
 
 def test_four_paths_name_a_data_set_as_well_as_a_directory(dataset: Path, tmp_path: Path) -> None:
     paths = DataPaths.from_directory(dataset)
-    given = {
-        "train_annotations": paths.train.annotations,
-        "train_images": paths.train.images,
-        "val_annotations": paths.val.annotations,
-        "val_images": paths.val.images,
-    }
-    by_files = prepare(TINY, tmp_path / "w", given)
-    assert by_files.data == prepare(TINY, tmp_path / "w", {"directory": dataset}).data
+    parts = DetectionOptions(
+        train_annotations=paths.train.annotations,
+        train_images=paths.train.images,
+        val_annotations=paths.val.annotations,
+        val_images=paths.val.images,
+    )
+    by_files = prepare(TINY, tmp_path / "w", options=parts)
+    assert by_files.data == prepare(TINY, tmp_path / "w", dataset).data
 
 
 def test_repairs_are_counted_and_said(dataset: Path, tmp_path: Path) -> None:
@@ -145,7 +144,7 @@ def test_repairs_are_counted_and_said(dataset: Path, tmp_path: Path) -> None:
     content["annotations"][0]["bbox"][2] = 0
     content["annotations"][1]["bbox"][2] = 1000
     path.write_text(json.dumps(content))
-    notices = " | ".join(prepare(TINY, tmp_path / "w", {"directory": dataset}).notices)
+    notices = " | ".join(prepare(TINY, tmp_path / "w", dataset).notices)
     assert "train: 1" in notices
     assert "area" in notices
 
@@ -160,13 +159,13 @@ def test_a_known_data_set_is_not_read_again_until_an_annotation_file_changes(
         return read_data(paths)
 
     monkeypatch.setattr("experiments.detection.data.read_data", reads)
-    first, second = (prepare(TINY, tmp_path / "w", {"directory": dataset}) for _ in range(2))
+    first, second = (prepare(TINY, tmp_path / "w", dataset) for _ in range(2))
     assert (len(read), second) == (1, first)
     path = DataPaths.from_directory(dataset).val.annotations
     content = json.loads(path.read_text())
     content["annotations"][0]["bbox"][2] -= 1
     path.write_text(json.dumps(content))
-    third = prepare(TINY, tmp_path / "w", {"directory": dataset})
+    third = prepare(TINY, tmp_path / "w", dataset)
     assert len(read) == 2
     assert third.data.fingerprint != first.data.fingerprint
 
@@ -175,7 +174,7 @@ def test_a_truncated_image_stops_before_training_and_is_named(dataset: Path, tmp
     image = next((dataset / "val2017").iterdir())
     image.write_bytes(image.read_bytes()[:200])
     with pytest.raises(UserError, match=image.name):
-        prepare(TINY, tmp_path / "w", {"directory": dataset})
+        prepare(TINY, tmp_path / "w", dataset)
 
 
 def test_a_trial_trains_evaluates_and_leaves_its_files(suffix: str, tmp_path: Path) -> None:
@@ -213,7 +212,7 @@ def test_the_fairness_claim_names_all_three_rules(setting: ScaledSetting) -> Non
 
 def test_a_shorter_training_has_a_name_and_keys_of_its_own(suffix: str, tmp_path: Path) -> None:
     shorter, longer, whole = (
-        prepare(TINY, tmp_path, None, Overrides(max_iterations=iterations))
+        prepare(TINY, tmp_path, None, DetectionOptions(max_iterations=iterations))
         for iterations in (3, 10_000, None)
     )
     assert shorter.profile == f"smoke-3its{suffix}"
@@ -225,8 +224,8 @@ def test_a_shorter_training_has_a_name_and_keys_of_its_own(suffix: str, tmp_path
 
 def test_small_profiles_refuse_what_they_cannot_change(suffix: str, dataset: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="leave out --weights"):
-        prepare(TINY, tmp_path, None, Overrides(weights="torchvision"))
+        prepare(TINY, tmp_path, None, DetectionOptions(weights="torchvision"))
     with pytest.raises(UserError, match="--short-side needs --data"):
-        prepare(TINY, tmp_path, None, Overrides(short_side=32))
-    own = prepare(TINY, tmp_path, {"directory": dataset}, Overrides(short_side=32))
+        prepare(TINY, tmp_path, None, DetectionOptions(short_side=32))
+    own = prepare(TINY, tmp_path, dataset, DetectionOptions(short_side=32))
     assert (own.profile, own.data.short_side) == (f"smoke-32px{suffix}", 32)

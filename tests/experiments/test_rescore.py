@@ -14,7 +14,7 @@ from ablation.protocol import Described, EvaluationRequest, Request
 from ablation.provenance import environment, staleness
 from ablation.provenance.verify import verify
 from ablation.store import Store
-from ablation.study import Overrides, Study
+from ablation.study import Study
 from ablation.workspace import Workspace
 from detector.data.coco import DataPaths
 from detector.data.shapes import ShapesSpec, draw_dataset
@@ -22,6 +22,7 @@ from detector.evaluation.coco_eval import Results
 from experiments.atss.presets import MULTI_SCALE, SINGLE_SCALE
 from experiments.atss.study import study
 from experiments.detection import small
+from experiments.detection.options import DetectionOptions
 from experiments.detection.rescore import by_class, rescore
 from experiments.detection.small import SMOKE
 from experiments.detection.train_trial import train_trial
@@ -47,7 +48,7 @@ class Place:
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     root = tmp_path_factory.mktemp("workspace")
-    setting = small.prepare(TINY, root, None, Overrides())
+    setting = small.prepare(TINY, root, DetectionOptions())
     whole = study()
     plan = make_plan(whole, setting, (0,), ["table8"])
     trial = next(trial for trial in plan.trials if len(trial.evaluations) == 2)
@@ -134,7 +135,7 @@ def test_test_images_have_no_annotations_to_score_with(place: Place, tmp_path: P
 def test_a_data_set_that_is_gone_is_an_error_for_people(place: Place, tmp_path: Path) -> None:
     paths = draw_dataset(TINY.shapes, tmp_path)
     folder = paths.train.annotations.parent.parent
-    setting = small.prepare(TINY, tmp_path / "w", {"directory": folder}, Overrides())
+    setting = small.prepare(TINY, tmp_path / "w", DetectionOptions(data=folder))
     assert setting.context.paths == DataPaths.from_directory(folder)
     paths.val.annotations.unlink()
     results = tmp_path / "empty.npz"

@@ -13,12 +13,12 @@ import torch
 from ablation.protocol import DeviceError, EvaluationRequest, Request
 from ablation.resources import Resources
 from ablation.storage import storage_at
-from ablation.study import Overrides
 from ablation.worker.harness import ENDED, FAILED, OUT_OF_MEMORY, STOPPED, Job, Message, Order, messages
 from detector import device_check
 from detector.model.dense_detector import DenseDetector
 from experiments.atss.presets import SINGLE_SCALE, Recipe, atss
 from experiments.detection import small
+from experiments.detection.options import DetectionOptions
 from experiments.detection.small import SMOKE, ScaledSetting
 from experiments.detection.train_trial import _device, _is_of_device, _is_want_of_memory, train_trial
 
@@ -38,7 +38,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def setting(tmp_path_factory: pytest.TempPathFactory) -> ScaledSetting:
-    return small.prepare(TINY, tmp_path_factory.mktemp("workspace"), None, Overrides(precision="fp32"))
+    return small.prepare(TINY, tmp_path_factory.mktemp("workspace"), DetectionOptions(precision="fp32"))
 
 
 def job_in(root: Path, setting: ScaledSetting) -> Job:

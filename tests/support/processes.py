@@ -36,6 +36,8 @@ def watch(item: pytest.Item) -> Callable[[], None]:
 def _audit(event: str, arguments: tuple[Any, ...]) -> None:
     if event in STARTS and _unmarked:
         started = arguments[1] if event == "subprocess.Popen" else event
+        if "ldconfig" in str(started):  # by `ctypes.util.find_library`, when torch is imported
+            return
         pytest.fail(
             f"{_unmarked[0]} starts a process ({started}). Mark it @pytest.mark.process; where a fixture "
             "starts it for several files, add the fixture to tests/support/processes.py."

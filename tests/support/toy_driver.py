@@ -184,7 +184,7 @@ def toy_study(toys: list[Toy]) -> Study:
     """One table, a row for each."""
     rows = tuple(Row(toy.name, (toy.name,), (Cell(Variant(toy, Count()), "AP"),)) for toy in toys)
     table = Table("table1", "Counting", ("method",), ("AP",), rows)
-    profile = Profile("toy", "counts", 1, lambda workspace, data, overrides: ToySetting())
+    profile = Profile("toy", "counts", 1, lambda workspace, options: ToySetting())
     return Study("toy", "Counting", (Metric("AP"),), (table,), (), {"toy": profile}, "toy", train, PROGRESS)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from detector.data.formats.folder import Folder, image_size
@@ -33,20 +32,14 @@ class Content:
 
     Attributes:
         coco: COCO's dictionary: "images", "annotations" and "categories".
-        folder: that its images are in.
-        images: folder that its file names start from, relative to `folder`; "" for that itself.
-        source: COCO file that holds exactly `coco`; None where `coco` was made from other files or changed.
+        images: folder that its file names start from, relative to the data set's; "" for that itself.
+        source: COCO file that holds exactly `coco`, relative to the data set's folder; None where `coco` was
+            made from other files or changed.
     """
 
     coco: dict[str, Any]
-    folder: Folder
     images: str
-    source: Path | None = None
-
-    @property
-    def images_path(self) -> Path:
-        """The folder that its file names start from."""
-        return self.folder.root / self.images
+    source: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,9 +150,7 @@ class Builder:
         categories = [{"id": i, "name": name} for name, i in ids.items()]
         return {
             split: Content(
-                {"images": images, "annotations": _numbered(annotations, ids), "categories": categories},
-                self.folder,
-                images="",
+                {"images": images, "annotations": _numbered(annotations, ids), "categories": categories}, ""
             )
             for split, (images, annotations) in self._splits.items()
         }

@@ -1,11 +1,12 @@
 """The command line, `ablation COMMAND`, by what its commands are for.
 
-looking       plan, status, tables, logs
-running       run
-controlling   pause, resume, cancel, retry, prioritise, gc
-checking      check-data, verify, import-scores
-mirroring     sync, ui
-parts         options that commands share
+inspect     plan, status, logs
+run         run
+results     tables, verify, import-scores
+control     pause, resume, cancel, retry, prioritise, gc
+data        check-data
+mlflow      sync, ui
+arguments   what the parsers of several commands share
 """
 
 from __future__ import annotations
@@ -17,24 +18,28 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from ablation.cli import checking, controlling, looking, mirroring, running
-from ablation.cli.parts import selection_of, selection_parser
+from ablation.cli import control, data, inspect, mlflow, results, run
+from ablation.cli.arguments import add_study_options, selection_of, selection_parser
 from ablation.credentials import hidden
 from ablation.driver.run import EXIT_INTERRUPTED
 from ablation.errors import UserError
 
-__all__ = ["exit_with", "main", "selection_of", "selection_parser"]
+__all__ = ["add_study_options", "exit_with", "main", "selection_of", "selection_parser"]
 
 EXIT_USAGE = 2
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one command and exit with its code: 0 done, 1 a trial failed, 2 bad input, 130 interrupted."""
-    argv = sys.argv[1:] if argv is None else argv
-    arguments = _parser().parse_args(argv)
-    arguments.command_line = hidden(shlex.join(["ablation", *argv]))
+    words = sys.argv[1:] if argv is None else argv
+    exit_with(lambda: _run(words))
+
+
+def _run(words: Sequence[str]) -> int:
+    arguments = _parser(words).parse_args(words)
+    arguments.command_line = hidden(shlex.join(["ablation", *words]))
     command: Callable[[argparse.Namespace], int] = arguments.command
-    exit_with(lambda: command(arguments))
+    return command(arguments)
 
 
 def exit_with(command: Callable[[], int]) -> NoReturn:
@@ -52,12 +57,15 @@ def exit_with(command: Callable[[], int]) -> NoReturn:
         sys.exit(0)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
+    """The parser of all commands; the one that the words name has the options of their study too."""
     parser = argparse.ArgumentParser(
         prog="ablation",
         description="Reproduce the tables of a paper: plan what they need, train it, and put them together.",
     )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for module in (looking, running, controlling, checking, mirroring):
+    for module in (inspect, run, results, control, data, mlflow):
         module.add_commands(commands)
+    if words and words[0] in commands.choices:
+        add_study_options(commands.choices[words[0]], words[1:])
     return parser

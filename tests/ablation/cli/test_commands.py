@@ -5,29 +5,33 @@ import json
 import re
 import shlex
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 from sqlalchemy import make_url
 
-from ablation import cli, session
-from ablation.cli import checking, controlling, looking, running
+from ablation import cli, session, studies
+from ablation.cli import control, inspect
+from ablation.cli import run as run_module
 from ablation.control.status import watch
 from ablation.driver import forecast, run
 from ablation.driver import tune as scheduler
 from ablation.driver.tune import Place, Summary
 from ablation.errors import UserError
+from ablation.options import named, option
 from ablation.plan import Plan
 from ablation.protocol import Evaluated, Progress
-from ablation.session import Selection, Session, load_study
+from ablation.session import Selection, Session
 from ablation.store import Store
-from ablation.study import ByClass, Cell, Overrides, Profile, Row, Study, Table, Variant
+from ablation.study import ByClass, Cell, Profile, Row, Study, Table, Variant
 from ablation.tracking.mirror import Mirror
 from ablation.workspace import Workspace
 from dashboards import __main__ as dashboard
+from experiments.detection.options import DetectionOptions
 from tests.support import workspaces
 from tests.support.toy_driver import Count, Toy, toy_study
 
@@ -69,6 +73,11 @@ def test_the_commands_are_listed_with_what_they_do(capsys: pytest.CaptureFixture
         (("run", "--concurrency", "two"), "whole number >= 1"),
         (("plan", "--max-iterations", "0"), "whole number >= 1"),
         (("tables", "--short-side", "small"), "whole number >= 1"),
+        (("plan", "--precision", "fp8"), "must be one of fp32, bf16, fp16, got 'fp8'"),
+        (("plan", "--data", "a", "--val-images", "b"), "not both"),
+        (("run", "--val-images", "b"), "missing: --train-annotations"),
+        (("check-data", "--max-iterations", "3"), "unrecognized arguments: --max-iterations"),
+        (("status", "--study", "yolo"), "--study must be one of atss"),
         (("import-scores", "0123456789ab"), "the following arguments are required: FILE"),
         (("run", "--workers-per-trial", "-1"), "whole number >= 1"),
         (("run", "--tabels", "3"), "unrecognized arguments: --tabels"),
@@ -94,9 +103,7 @@ def test_a_wrong_option_is_refused_with_what_is_allowed(
     [
         (Selection(study="yolo"), "--study must be one of atss"),
         (Selection(profile="huge"), "(?s)no profile 'huge'.*shapes-long +the same shapes"),
-        (Selection(profile="smoke", data=Path("a"), split_paths={"val_images": Path("b")}), "not both"),
-        (Selection(profile="smoke", split_paths={"val_images": Path("b")}), "missing: --train-annotations"),
-        (Selection(profile="smoke", data=Path("nowhere")), "instances_train2017.json"),
+        (Selection(profile="smoke", options=DetectionOptions(data=Path("nowhere"))), "instances_train2017"),
         (Selection(profile="smoke", tables=["9"]), "asked for table9"),
     ],
 )
@@ -106,7 +113,7 @@ def test_what_does_not_exist_or_contradicts_is_named(selection: Selection, said:
 
 
 def test_the_study_is_found_by_its_name() -> None:
-    assert load_study("atss").name == "atss"
+    assert studies.load_study("atss").name == "atss"
 
 
 def test_a_workspace_that_is_a_file_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -143,7 +150,7 @@ def test_what_was_typed_is_what_is_recorded_but_for_passwords(monkeypatch: pytes
         recorded.append(arguments.command_line)
         return 0
 
-    monkeypatch.setattr(running, "run_command", command)
+    monkeypatch.setattr(run_module, "run_command", command)
     assert (
         _run("run", "--workspace", "a b", "--store", "postgresql+psycopg://me:secret@host/db?password=secret")
         == 0
@@ -168,6 +175,7 @@ def test_the_store_is_taken_from_the_environment_where_no_option_names_it(
 ) -> None:
     monkeypatch.setenv("ABLATION_STORE", "postgresql+psycopg://here/db")
     parser = cli.selection_parser()
+    cli.add_study_options(parser, [])
     assert cli.selection_of(parser.parse_args([])).store == "postgresql+psycopg://here/db"
     typed = parser.parse_args(["--store", "postgresql+psycopg://there/db"])
     assert cli.selection_of(typed).store == "postgresql+psycopg://there/db"
@@ -199,7 +207,7 @@ def test_the_hint_for_the_ui_names_a_workspace_of_ones_own(
 ) -> None:
     def hint(folder: Path | None) -> str:
         selection = Selection(workspace=folder)
-        return Session(load_study("atss"), Workspace.at(folder), None, None, selection).ui_hint  # type: ignore[arg-type]
+        return Session(studies.load_study("atss"), Workspace.at(folder), None, None, selection).ui_hint  # type: ignore[arg-type]
 
     monkeypatch.chdir(Path(__file__).parents[3])
     assert hint(None) == "make ui"
@@ -226,39 +234,77 @@ def use(monkeypatch: pytest.MonkeyPatch) -> Use:
     """Makes a study the one that every name finds."""
 
     def used(study: Study) -> None:
-        for module in (checking, session):
-            monkeypatch.setattr(module, "load_study", lambda name: study)
+        monkeypatch.setattr(studies, "load_study", lambda name: study)
 
     return used
 
 
-def _toy(
-    study: Study, prepare: Callable[[Path, Mapping[str, Path] | None, Overrides], workspaces.Setting]
-) -> Study:
-    return replace(study, profiles={"shapes": Profile("shapes", "toys", 1, prepare)})
+@dataclass(frozen=True)
+class ToyOptions:
+    folder: Path | None = option("where the toys are", metavar="DIR", names_data=True)
+    max_steps: int | None = option("count to N at most", metavar="N", least=1, label="{}steps")
+    colour: Literal["red", "blue"] | None = option("of the toys")
+    loud: bool | None = option("make a noise")
 
 
-def test_what_a_user_changes_reaches_the_profile_and_keeps_its_results_apart(
+def _toy(study: Study, prepare: Callable[[Path, Any], workspaces.Setting]) -> Study:
+    profiles = {"shapes": Profile("shapes", "toys", 1, prepare)}
+    return replace(study, profiles=profiles, options=ToyOptions)
+
+
+def test_options_of_the_study_reach_its_profile_and_keep_its_results_apart(
     make_workspace: MakeWorkspace, use: Use
 ) -> None:
-    given: list[Overrides] = []
+    prepared: list[ToyOptions] = []
 
-    def prepare(folder: Path, data: object, overrides: Overrides) -> workspaces.Setting:
-        given.append(overrides)
-        changed = f"-{overrides.max_iterations}its" if overrides.max_iterations else ""
-        return workspaces.Setting(profile=f"shapes{changed}")
+    def prepare(folder: Path, options: ToyOptions) -> workspaces.Setting:
+        prepared.append(options)
+        return workspaces.Setting(profile=named("shapes", options))
 
     workspace = make_workspace()
     use(_toy(workspace.study, prepare))
-    options = ("--workspace", str(workspace.root), "--format", "md")
-    assert _run("tables", *options) == 0
-    changes = ("--max-iterations", "90", "--short-side", "64", "--weights", "none", "--precision", "bf16")
-    assert _run("tables", *options, *changes) == 0
-    assert given == [Overrides(), Overrides(90, 64, "none", "bf16")]
+    command = ("tables", "--workspace", str(workspace.root), "--format", "md")
+    assert _run(*command) == 0
+    assert _run(*command, "--folder", "box", "--max-steps", "90", "--colour", "red", "--no-loud") == 0
+    assert prepared == [ToyOptions(), ToyOptions(Path("box"), 90, "red", False)]
     assert sorted(path.name for path in (workspace.root / "results").iterdir()) == [
         "paper-shapes",
-        "paper-shapes-90its",
+        "paper-shapes-90steps-colour-red-loud-False",
     ]
+
+
+def test_the_help_of_a_command_has_the_options_of_the_study_that_it_names(
+    make_workspace: MakeWorkspace, use: Use, capsys: pytest.CaptureFixture[str]
+) -> None:
+    use(_toy(make_workspace().study, lambda *_: workspaces.Setting()))
+    assert _run("run", "--study", "paper", "--help") == 0
+    said = capsys.readouterr().out
+    assert re.search(r"--max-steps N +count to N at most", said)
+    assert "--colour {red,blue}" in said
+    assert "--max-iterations" not in said
+    assert _run("check-data", "--help") == 0
+    said = capsys.readouterr().out
+    assert "--folder DIR" in said
+    assert "--max-steps" not in said
+
+
+def test_a_command_that_a_person_is_told_has_the_options_of_the_study() -> None:
+    selection = Selection(study="toys.py", options=ToyOptions(max_steps=3, loud=False))
+    assert selection.as_typed() == ["--study", "toys.py", "--max-steps", "3", "--no-loud"]
+
+
+def test_an_option_that_a_command_has_already_is_refused_with_the_studys_name(
+    make_workspace: MakeWorkspace, use: Use, capsys: pytest.CaptureFixture[str]
+) -> None:
+    @dataclass(frozen=True)
+    class Clashing:
+        seeds: int | None = option("of the flowers")
+
+    use(replace(make_workspace().study, options=Clashing))
+    assert _run("plan") == 2
+    said = capsys.readouterr().err
+    assert "'paper'" in said
+    assert "--seeds" in said
 
 
 def test_tables_by_class_are_printed_and_written_beside_the_others(
@@ -293,16 +339,16 @@ def test_a_profile_that_makes_no_folder_name_is_refused_before_anything_runs(
     assert "become folder names" in capsys.readouterr().err
 
 
-def test_a_profile_that_cannot_take_a_change_says_so(
+def test_a_profile_that_cannot_take_an_option_says_so(
     make_workspace: MakeWorkspace, use: Use, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def prepare(folder: Path, data: object, overrides: Overrides) -> workspaces.Setting:
-        raise UserError(f"shapes trains from scratch: --weights {overrides.weights} has no use.")
+    def prepare(folder: Path, options: ToyOptions) -> workspaces.Setting:
+        raise UserError(f"shapes has no colours: leave out --colour {options.colour}.")
 
     workspace = make_workspace()
     use(_toy(workspace.study, prepare))
-    assert _run("plan", "--workspace", str(workspace.root), "--weights", "magic") == 2
-    assert "--weights magic has no use" in capsys.readouterr().err
+    assert _run("plan", "--workspace", str(workspace.root), "--colour", "blue") == 2
+    assert "leave out --colour blue" in capsys.readouterr().err
 
 
 def test_status_says_what_to_upload_and_the_command_that_takes_the_numbers_in(
@@ -448,7 +494,7 @@ def test_nothing_happens_without_a_yes(
     assert _run("retry", "--stale", *where) == 2  # nobody is there to ask
     assert "--yes does it unasked" in capsys.readouterr().err
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
-    monkeypatch.setattr(controlling, "agreed", lambda question: False)
+    monkeypatch.setattr(control, "agreed", lambda question: False)
     assert _run("retry", "--stale", *where) == 0
     assert "Nothing was changed.\n" in capsys.readouterr().out
     assert _states(driven)["table4 k=3, seed 0"] == "COMPLETE"
@@ -501,7 +547,7 @@ def test_status_is_watched_until_it_is_interrupted(
     def wait(seconds: float) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(looking, "watch", partial(watch, wait=wait))
+    monkeypatch.setattr(inspect, "watch", partial(watch, wait=wait))
     assert _run("status", "--watch", "--workspace", str(driven.root)) == 0
     assert "1 running" in capsys.readouterr().out
 
@@ -664,50 +710,34 @@ def test_drivers_of_one_database_do_not_lock_each_other_out(
     assert trained == ["table1 a, seed 0"]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "data"),
-    [
-        (["cells"], {"directory": Path("cells")}),
-        (
-            [f"--{name.replace('_', '-')}={name}" for name in session.SPLIT_PATHS],
-            {name: Path(name) for name in session.SPLIT_PATHS},
-        ),
-    ],
-)
 def test_a_data_set_is_checked_by_its_study_and_the_report_printed(
-    arguments: list[str],
-    data: dict[str, Path],
-    make_workspace: MakeWorkspace,
-    use: Use,
-    capsys: pytest.CaptureFixture[str],
+    make_workspace: MakeWorkspace, use: Use, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given = []
+    checked = []
 
-    def check(data: Mapping[str, Path], folder: Path) -> str:
-        given.append((data, folder))
+    def check(options: ToyOptions, folder: Path) -> str:
+        checked.append((options, folder))
         return "12 images"
 
-    use(replace(make_workspace().study, check_data=check))
-    assert _run("check-data", *arguments, "--output", "pictures") == 0
-    assert given == [(data, Path("pictures"))]
+    use(replace(make_workspace().study, options=ToyOptions, check_data=check))
+    assert _run("check-data", "--folder", "cells", "--output", "pictures") == 0
+    assert checked == [(ToyOptions(Path("cells")), Path("pictures"))]
     assert capsys.readouterr().out == "12 images\n"
 
 
 def test_a_check_says_what_it_lacks(
     make_workspace: MakeWorkspace, use: Use, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def full_disk(data: Mapping[str, Path], folder: Path) -> str:
+    def full_disk(options: object, folder: Path) -> str:
         raise OSError(28, "No space left on device", str(folder))
 
+    assert _run("check-data") == 2
+    assert "Name the data set to check: --data DIR" in capsys.readouterr().err
     study = make_workspace().study
-    checked = replace(study, check_data=full_disk)
-    for wanted, arguments, said in (
-        (study, ["cells"], "'paper' has no check for data sets"),
-        (checked, [], "Name the data set"),
-        (checked, ["cells", "--val-images", "x"], "not both"),
-        (checked, ["--val-images", "x"], "missing: --train-annotations"),
-        (checked, ["cells"], "data-check: No space left on device"),
+    for wanted, said in (
+        (study, "'paper' cannot check a data set"),
+        (replace(study, check_data=full_disk), "data-check: No space left on device"),
     ):
         use(wanted)
-        assert _run("check-data", *arguments) == 2
+        assert _run("check-data") == 2
         assert said in capsys.readouterr().err

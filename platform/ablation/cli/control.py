@@ -10,7 +10,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from ablation.cli.parts import Commands, add, selection_of, selection_parser
+from ablation.cli.arguments import Commands, add, selection_of, selection_parser
 from ablation.control import gc
 from ablation.control.control import Control, Renewal, chosen
 from ablation.credentials import hidden
@@ -176,7 +176,7 @@ def _tell(done: str, changed: Sequence[PlannedTrial], asked: Sequence[PlannedTri
         print(f"As before, for {state.lower()}: {sum(trial.state == state for trial in left)}")
 
 
-# --- their parsers ---------------------------------------------------------------------------------------
+# --- parsers ---------------------------------------------------------------------------------------------
 
 
 def add_commands(commands: Commands) -> None:

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import argparse
 
-from ablation.cli.looking import plan_command
-from ablation.cli.parts import (
+from ablation.cli.arguments import (
     Commands,
     add,
     add_format,
     add_machines,
     amount,
     driving,
-    options_of,
     positive,
+    run_options_of,
     selection_parser,
 )
+from ablation.cli.inspect import plan_command
 from ablation.driver.budget import confirm
 from ablation.driver.forecast import forecast
 from ablation.driver.run import run_study
@@ -28,14 +28,14 @@ def run_command(arguments: argparse.Namespace) -> int:
         return plan_command(arguments)
     with driving(arguments) as session:
         _confirmed(session, arguments)
-        options, retry = options_of(arguments), arguments.retry_failed
+        options, retry = run_options_of(arguments), arguments.retry_failed
         return run_study(session, options, arguments.command_line, arguments.format, retry_failed=retry)
 
 
 def _confirmed(session: Session, arguments: argparse.Namespace) -> None:
     """Asks where the run would cost more than --budget-gpu-hours."""
     if arguments.budget_gpu_hours is not None or arguments.probe:
-        expected = forecast(session, options_of(arguments), timed=arguments.probe)
+        expected = forecast(session, run_options_of(arguments), timed=arguments.probe)
         print(expected.describe(), flush=True)
         gpus = any(node.gpus for node in expected.nodes)
         confirm(expected.gpu_hours if gpus else 0.0, arguments.budget_gpu_hours, yes=arguments.yes)

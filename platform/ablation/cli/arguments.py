@@ -1,4 +1,4 @@
-"""Pieces that the parsers of several commands share, and what they mean."""
+"""Arguments that the parsers of several commands share, and what they mean."""
 
 from __future__ import annotations
 
@@ -6,18 +6,21 @@ import argparse
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
+from dataclasses import asdict
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
+from ablation import studies
 from ablation.driver.options import Options
+from ablation.errors import UserError
+from ablation.options import Option, declared
 from ablation.render.files import FORMATS
-from ablation.session import SPLIT_PATHS, Selection, Session
-from ablation.study import Overrides
+from ablation.session import Locations, Selection, Session
+from ablation.studies import DEFAULT_STUDY
 from ablation.workspace import Workspace
 
 STORE_VARIABLE = "ABLATION_STORE"
-"""What --store is where it is not given; the place for a password."""
+"""The environment variable that stands for --store, so that its password is in no list of processes."""
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 Command = Callable[[argparse.Namespace], int]
@@ -40,11 +43,11 @@ def add(
     return parser
 
 
-# --- what to work on, and where --------------------------------------------------------------------------
+# --- where everything lies -------------------------------------------------------------------------------
 
 
-def places_parser() -> argparse.ArgumentParser:
-    """The options that say where everything lies: a parent of every command's parser but check-data's."""
+def locations_parser() -> argparse.ArgumentParser:
+    """The options that say where everything lies: a parent of the parsers of commands on a workspace."""
     parser = argparse.ArgumentParser(add_help=False)
     where = parser.add_argument_group("where things are")
     where.add_argument(
@@ -74,9 +77,22 @@ def places_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def locations_of(arguments: argparse.Namespace) -> Locations:
+    """The value of the options of `locations_parser`."""
+    return Locations(
+        workspace=arguments.workspace,
+        store=arguments.store or os.environ.get(STORE_VARIABLE) or None,
+        mlflow_uri=arguments.mlflow_uri,
+        storage=arguments.storage,
+    )
+
+
+# --- what to work on -------------------------------------------------------------------------------------
+
+
 def selection_parser() -> argparse.ArgumentParser:
-    """The options that every command on a study has: a parent of its parser."""
-    parser = argparse.ArgumentParser(add_help=False, parents=[places_parser()])
+    """The options of every command on a study, but for the study's own: a parent of its parser."""
+    parser = argparse.ArgumentParser(add_help=False, parents=[locations_parser()])
     what = parser.add_argument_group("what to work on")
     add_study(what)
     what.add_argument(
@@ -91,87 +107,100 @@ def selection_parser() -> argparse.ArgumentParser:
         metavar="N",
         help="train every row with N seeds (default: the profile's number)",
     )
-    what.add_argument(
-        "--data",
-        type=Path,
-        metavar="DIR",
-        help="folder of a COCO-format data set to use instead of the profile's",
-    )
-    add_split_paths(parser, "--data")
-    _add_overrides(parser)
-    parser.set_defaults(resources=[])
+    parser.set_defaults(resources=[], study_options=lambda option: True)
     return parser
-
-
-def _add_overrides(parser: argparse.ArgumentParser) -> None:
-    change = parser.add_argument_group("changes to the profile, whose numbers then go to tables of their own")
-    change.add_argument("--max-iterations", type=positive, metavar="N", help="train at most N iterations")
-    change.add_argument(
-        "--short-side", type=positive, metavar="N", help="resize images to this short side, in pixels"
-    )
-    change.add_argument(
-        "--weights",
-        metavar="SOURCE",
-        help='what backbones start from: a file, a folder, or "none" for random weights',
-    )
-    change.add_argument("--precision", metavar="NAME", help="arithmetic of the networks: fp32, bf16 or fp16")
 
 
 def add_study(parser: argparse._ActionsContainer) -> None:
     """--study."""
     parser.add_argument(
         "--study",
-        default="atss",
+        default=DEFAULT_STUDY,
         metavar="NAME",
         help="paper to reproduce, by its name or its Python file (default: %(default)s)",
     )
 
 
-def add_split_paths(parser: argparse.ArgumentParser, instead_of: str) -> None:
-    """A data set by its four parts."""
-    group = parser.add_argument_group(f"the data set by its files instead of {instead_of}, all four together")
-    for name in SPLIT_PATHS:
-        split, _, part = name.partition("_")
-        whose = {"train": "training", "val": "validation"}[split]
-        what = {"annotations": f"JSON file of the {whose} split", "images": f"folder of {whose} images"}[part]
-        group.add_argument("--" + name.replace("_", "-"), type=Path, metavar="PATH", help=what)
-
-
 def selection_of(arguments: argparse.Namespace) -> Selection:
-    """What the options of `selection_parser` name."""
-    overrides = Overrides(
-        max_iterations=arguments.max_iterations,
-        short_side=arguments.short_side,
-        weights=arguments.weights,
-        precision=arguments.precision,
-    )
-    return replace(
-        places_of(arguments),
+    """The value of the options of `selection_parser` and of the study's own."""
+    return Selection(
+        **asdict(locations_of(arguments)),
         study=arguments.study,
         profile=arguments.profile,
+        options=study_options_of(arguments),
         tables=arguments.tables,
         seeds=arguments.seeds,
-        data=arguments.data,
-        split_paths=split_paths_of(arguments),
-        overrides=overrides,
         resources=arguments.resources,
     )
 
 
-def places_of(arguments: argparse.Namespace) -> Selection:
-    """What the options of `places_parser` name, for commands that are about no study in particular."""
-    return Selection(
-        workspace=arguments.workspace,
-        store=arguments.store or os.environ.get(STORE_VARIABLE) or None,
-        mlflow_uri=arguments.mlflow_uri,
-        storage=arguments.storage,
-    )
+# --- the study's own options -----------------------------------------------------------------------------
 
 
-def split_paths_of(arguments: argparse.Namespace) -> dict[str, Path]:
-    """The parts of a data set that were given."""
-    given = {name: getattr(arguments, name) for name in SPLIT_PATHS}
-    return {name: path for name, path in given.items() if path is not None}
+def add_study_options(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
+    """Adds the own options of the study that --study names to the parser of a command that takes them.
+
+    The parser's default `study_options` says which of them it takes; without it none.
+
+    Args:
+        parser: of the command.
+        argv: the command's arguments, of which only --study is looked at.
+
+    Raises:
+        UserError: there is no such study, or one of its options has the name of another option.
+    """
+    takes: Callable[[Option], bool] | None = parser.get_default("study_options")
+    if takes is None:
+        return
+    first = argparse.ArgumentParser(prog=parser.prog, add_help=False, allow_abbrev=False)
+    add_study(first)
+    study = studies.load_study(first.parse_known_args(argv)[0].study)
+    parser.set_defaults(options_class=study.options)
+    groups: dict[str, argparse._ArgumentGroup] = {}
+    for option in filter(takes, declared(study.options)):
+        title = option.group or f"options of the study {study.name}"
+        if title not in groups:
+            groups[title] = parser.add_argument_group(title)
+        try:
+            _add_option(groups[title], option)
+        except argparse.ArgumentError as error:
+            raise UserError(
+                f"The study {study.name!r} has an option of the command's own: {error}"
+            ) from error
+
+
+def _add_option(group: argparse._ArgumentGroup, option: Option) -> None:
+    common: dict[str, Any] = {"dest": _dest(option.name), "help": option.help, "default": None}
+    if option.kind is bool:
+        group.add_argument(option.flag, action=argparse.BooleanOptionalAction, **common)
+    else:
+        metavar = option.metavar or ("{" + ",".join(option.choices) + "}" if option.choices else "VALUE")
+        group.add_argument(option.flag, type=_reader(option), metavar=metavar, **common)
+
+
+def _dest(name: str) -> str:
+    """Where argparse keeps the value, apart from the command's own arguments."""
+    return f"study.{name}"
+
+
+def _reader(option: Option) -> Callable[[str], Any]:
+    def read(text: str) -> Any:
+        try:
+            return option.parsed(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+
+    return read
+
+
+def study_options_of(arguments: argparse.Namespace) -> Any:
+    """The study's options as given; UserError for some that contradict each other."""
+    kind: type[Any] = arguments.options_class
+    given = {option.name: getattr(arguments, _dest(option.name), None) for option in declared(kind)}
+    try:
+        return kind(**given)
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
 
 # --- how to run ------------------------------------------------------------------------------------------
@@ -214,15 +243,15 @@ def add_machines(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def options_of(arguments: argparse.Namespace) -> Options:
-    """What the options of `add_machines` and of `run` say."""
+def run_options_of(arguments: argparse.Namespace) -> Options:
+    """The value of the options of `add_machines` and of `run`."""
     given = {name: getattr(arguments, name, None) for name in Options.__dataclass_fields__}
     return Options(**{name: value for name, value in given.items() if value is not None})
 
 
 @contextmanager
 def driving(arguments: argparse.Namespace) -> Iterator[Session]:
-    """A session of a driver. An SQLite store has one at a time; a database server as many as there are."""
+    """A session of a driver. An SQLite store has one driver at a time; a database server has any number."""
     selection = selection_of(arguments)
     workspace = Workspace.at(selection.workspace)
     workspace.create()

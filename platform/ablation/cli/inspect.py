@@ -1,4 +1,4 @@
-"""Commands that look and change nothing: plan, status, tables, logs."""
+"""Commands that show how far a study is and change nothing: plan, status, logs."""
 
 from __future__ import annotations
 
@@ -11,12 +11,11 @@ from functools import partial
 
 from rich.console import Console
 
-from ablation.cli.parts import (
+from ablation.cli.arguments import (
     Commands,
     add,
-    add_format,
     add_machines,
-    options_of,
+    run_options_of,
     selection_of,
     selection_parser,
 )
@@ -25,14 +24,13 @@ from ablation.control.logs import BRING_EVERY_S, account, brought, follow, print
 from ablation.control.status import lines, status_of, watch
 from ablation.driver.forecast import forecast
 from ablation.provenance import staleness
-from ablation.render.report import print_by_class, print_report
 from ablation.session import Session
 
 
 def plan_command(arguments: argparse.Namespace) -> int:
     """Print what is done, stale and left, and how long a run would take on the machines at hand."""
     session = Session.open(selection_of(arguments), writes=False)
-    expected = forecast(session, options_of(arguments), timed=arguments.probe)
+    expected = forecast(session, run_options_of(arguments), timed=arguments.probe)
     print(session.plan.describe(_stale(session), expected.describe()))
     return 0
 
@@ -68,19 +66,9 @@ def _status_data(session: Session, *, stale: bool) -> dict[str, object]:
     return status_of(session).data() | found
 
 
-def tables_command(arguments: argparse.Namespace) -> int:
-    """Print the tables and write them in the formats asked for."""
-    session = look(arguments)
-    if arguments.by_class:
-        print_by_class(session, arguments.format)
-    else:
-        print_report(session, arguments.format)
-    return 0
-
-
 def logs_command(arguments: argparse.Namespace) -> int:
     """Print what a trial has been through: attempts, notices, errors, last numbers, the end of its log."""
-    session = look(arguments)
+    session = Session.of_results(selection_of(arguments))
     trial, store = trial_of(session.plan, arguments.trial), session.store
     bring = partial(brought, session.storage, trial.key, session.workspace.trial_directory(trial.key))
     path, brought_at = bring(), time.monotonic()
@@ -105,12 +93,7 @@ def logs_command(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def look(arguments: argparse.Namespace) -> Session:
-    """A session on what has run."""
-    return Session.of_results(selection_of(arguments))
-
-
-# --- their parsers ---------------------------------------------------------------------------------------
+# --- parsers ---------------------------------------------------------------------------------------------
 
 
 def add_commands(commands: Commands) -> None:
@@ -125,11 +108,6 @@ def add_commands(commands: Commands) -> None:
         "--stale",
         action="store_true",
         help="the cells whose code, data or packages differ from today's in what their result depends on",
-    )
-    tables = add(commands, "tables", tables_command, shared, "--format md,latex")
-    add_format(tables)
-    tables.add_argument(
-        "--by-class", action="store_true", help="a number for every class in place of the paper's columns"
     )
     logs = add(commands, "logs", logs_command, shared, '"table3 FCOS" --follow')
     logs.add_argument(

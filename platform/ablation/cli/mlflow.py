@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 
-from ablation.cli.parts import Commands, add, places_of, places_parser, port
+from ablation.cli.arguments import Commands, add, locations_of, locations_parser, port
 from ablation.credentials import hidden
 from ablation.errors import UserError
 from ablation.session import existing_store
@@ -36,8 +36,8 @@ def ui_command(arguments: argparse.Namespace) -> int:
 
 def sync_command(arguments: argparse.Namespace) -> int:
     """Copy to MLflow what it lacks, as after a time when its server was away."""
-    places = places_of(arguments)
-    mirror = Mirror.of(existing_store(places), Workspace.at(places.workspace), places.mlflow_uri)
+    locations = locations_of(arguments)
+    mirror = Mirror.of(existing_store(locations), Workspace.at(locations.workspace), locations.mlflow_uri)
     try:
         number = mirror.sync(PATIENCE_S, rebuild=arguments.rebuild)
     except UserError:
@@ -49,14 +49,14 @@ def sync_command(arguments: argparse.Namespace) -> int:
     return 0
 
 
-# --- their parsers ---------------------------------------------------------------------------------------
+# --- parsers ---------------------------------------------------------------------------------------------
 
 
 def add_commands(commands: Commands) -> None:
     """The parsers of this module's commands."""
-    sync = add(commands, "sync", sync_command, [places_parser()], "--mlflow-uri http://mlflow:5000")
+    sync = add(commands, "sync", sync_command, [locations_parser()], "--mlflow-uri http://mlflow:5000")
     rebuild = "copy everything anew, into the MLflow that is configured now"
     sync.add_argument("--rebuild", action="store_true", help=rebuild)
-    ui = add(commands, "ui", ui_command, [places_parser()], "--port 5001")
+    ui = add(commands, "ui", ui_command, [locations_parser()], "--port 5001")
     ui.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     ui.add_argument("--port", type=port, default=5000, help="port to listen on (default: %(default)s)")

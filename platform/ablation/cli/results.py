@@ -1,0 +1,92 @@
+"""Commands about the numbers: tables, verify, import-scores."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from ablation import studies
+from ablation.cli.arguments import (
+    Commands,
+    add,
+    add_format,
+    add_study,
+    locations_of,
+    locations_parser,
+    selection_of,
+    selection_parser,
+)
+from ablation.provenance.verify import summary, verify
+from ablation.render.report import print_by_class, print_report
+from ablation.results.scores import import_scores
+from ablation.session import Session, existing_store
+from ablation.tracking.mirror import Mirror
+from ablation.workspace import Workspace
+
+EXIT_DIFFERENT = 1
+
+
+def tables_command(arguments: argparse.Namespace) -> int:
+    """Print the tables and write them in the formats asked for."""
+    session = Session.of_results(selection_of(arguments))
+    if arguments.by_class:
+        print_by_class(session, arguments.format)
+    else:
+        print_report(session, arguments.format)
+    return 0
+
+
+def verify_command(arguments: argparse.Namespace) -> int:
+    """Compute the numbers of every cell anew from its stored detections, and compare."""
+    session = Session.of_results(selection_of(arguments))
+    verdicts = []
+    for verdict in verify(session.plan, session.store):
+        verdicts.append(verdict)
+        print(f"{'same ' if verdict.ok else 'WRONG'}  {verdict.name}", flush=True)
+        for line in (*verdict.problems, *verdict.notes):
+            print(f"         {line}", flush=True)
+    print(summary(verdicts))
+    return 0 if all(verdict.ok for verdict in verdicts) else EXIT_DIFFERENT
+
+
+def import_scores_command(arguments: argparse.Namespace) -> int:
+    """Import the numbers that an evaluation server returned."""
+    locations = locations_of(arguments)
+    store, workspace = existing_store(locations), Workspace.at(locations.workspace)
+    study = studies.load_study(arguments.study)
+    print(import_scores(store, workspace, study, arguments.key, arguments.file, replace=arguments.replace))
+    mirror = Mirror.of(store, workspace, locations.mlflow_uri)
+    if not mirror.try_sync():
+        print(f"MLflow does not have it yet ({mirror.last_error}); a run or `ablation sync` copies it.")
+    return 0
+
+
+# --- parsers ---------------------------------------------------------------------------------------------
+
+
+def add_commands(commands: Commands) -> None:
+    """The parsers of this module's commands."""
+    tables = add(commands, "tables", tables_command, [selection_parser()], "--format md,latex")
+    add_format(tables)
+    tables.add_argument(
+        "--by-class", action="store_true", help="a number for every class in place of the paper's columns"
+    )
+    add(commands, "verify", verify_command, [selection_parser()], "--tables 3")
+    _add_import_scores(commands)
+
+
+def _add_import_scores(commands: Commands) -> None:
+    scores = add(
+        commands, "import-scores", import_scores_command, [locations_parser()], "bbcc5ad2fb25 answer.json"
+    )
+    add_study(scores)
+    scores.add_argument(
+        "key", metavar="KEY", help="of the evaluation, or its first characters; `ablation status` prints it"
+    )
+    scores.add_argument(
+        "file",
+        type=Path,
+        metavar="FILE",
+        help="what the server returned, in a format that the study reads",
+    )
+    scores.add_argument("--replace", action="store_true", help="replace numbers that were imported earlier")
