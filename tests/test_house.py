@@ -12,35 +12,59 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def _imports(file: Path) -> Iterator[str]:
-    """Modules that a file names in its import statements, wherever they stand in it."""
-    for node in ast.walk(ast.parse(file.read_text())):
+def _sources(*folders: str) -> Iterator[tuple[str, ast.Module]]:
+    """Names of Python files below the root, and what they hold."""
+    for folder in folders:
+        for file in sorted((ROOT / folder).rglob("*.py")):
+            yield file.relative_to(ROOT).as_posix(), ast.parse(file.read_text())
+
+
+def _imports(tree: ast.Module) -> Iterator[str]:
+    """What import statements name, wherever they stand in a file: modules, and names out of modules."""
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (name.name for name in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
-            yield node.module
             yield from (f"{node.module}.{name.name}" for name in node.names)
+
+
+# --- tests ---------------------------------------------------------------------------------------------
 
 
 def test_a_test_imports_other_tests_only_from_support() -> None:
     found = {
-        f"{file.relative_to(ROOT)} imports {module}"
-        for file in (ROOT / "tests").rglob("*.py")
-        for module in _imports(file)
-        if module.split(".")[0] in ("tests", "conftest")
-        and module != "tests"
-        and not module.startswith("tests.support")
+        f"{name} imports {module}"
+        for name, tree in _sources("tests")
+        for module in _imports(tree)
+        if module.split(".")[0] in ("tests", "conftest") and not module.startswith("tests.support")
     }
-    assert not found
+    assert found == set()
 
 
-def test_a_fixture_of_several_files_stands_in_a_conftest() -> None:
+def test_fixtures_of_several_files_stand_in_a_conftest() -> None:
     found = [
-        str(file.relative_to(ROOT))
-        for file in (ROOT / "tests" / "support").glob("*.py")
-        if "pytest.fixture" in file.read_text()
+        path.name for path in (ROOT / "tests/support").glob("*.py") if "@pytest.fixture" in path.read_text()
     ]
-    assert not found
+    assert found == []
+
+
+def test_every_test_checks_something() -> None:
+    found = [
+        f"{name}:{node.lineno} {node.name}"
+        for name, tree in _sources("tests")
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_") and not _checks(node)
+    ]
+    assert found == []
+
+
+def _checks(test: ast.FunctionDef) -> bool:
+    """Whether a test has an assertion, expects an error, or calls a function that by its name asserts."""
+    calls = [ast.unparse(node.func) for node in ast.walk(test) if isinstance(node, ast.Call)]
+    words = ("assert", "raises", "warns", "validate")
+    return any(isinstance(node, ast.Assert) for node in ast.walk(test)) or any(
+        word in call for call in calls for word in words
+    )
 
 
 @pytest.mark.parametrize(

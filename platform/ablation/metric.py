@@ -85,6 +85,15 @@ class Metric:
         inside = ", ".join(part for part in (self.unit, direction) if part)
         return f"{self.title} ({inside})" if inside else self.title
 
+    def legend(self, *, differences: bool = False) -> str:
+        """Unit and direction in words: "error in %, lower is better".
+
+        Args:
+            differences: name the unit of differences instead.
+        """
+        unit = self.difference_unit if differences else self.unit
+        return f"{self.title}{f' in {unit}' if unit else ''}, {self.better} is better"
+
     def rounded(self, value: float) -> float:
         """The value as tables show it; never minus zero."""
         return round(value, self.digits) + 0.0

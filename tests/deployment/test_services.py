@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -61,32 +62,29 @@ def _service(
 
 
 @pytest.fixture
-def postgres(tmp_path: Path) -> Iterator[int]:
+def home() -> Iterator[Path]:
+    """The server's folder, in a place that the account which it runs as can reach, unlike pytest's."""
+    with tempfile.TemporaryDirectory(prefix="postgres-") as folder:
+        yield Path(folder)
+
+
+@pytest.fixture
+def postgres(tmp_path: Path, home: Path) -> Iterator[int]:
     """A server made as the container of compose.yaml makes it; yields its port."""
     places = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
     program = shutil.which("initdb") or (f"{places[-1]}/initdb" if places else None)
     if program is None:
         pytest.skip("needs PostgreSQL's server programs (Debian: postgresql)")
     account = "postgres" if os.geteuid() == 0 else None  # the server refuses to run as root
-    home = tmp_path / "postgres"
-    home.mkdir()
     if account:
-        for folder in (home, *tmp_path.parents):
-            if "pytest-" in str(folder):
-                folder.chmod(folder.stat().st_mode | 0o011)
-        tmp_path.chmod(0o711)
         shutil.chown(home, account, account)
     secret = home / "password"
     secret.write_text(PASSWORDS["POSTGRES_PASSWORD"])
     secret.chmod(0o644)
     data, port, bin_ = home / "data", free_port(), Path(program).resolve().parent
-    subprocess.run(
-        [program, f"--pgdata={data}", "--username=postgres", "--auth=scram-sha-256", f"--pwfile={secret}"],
-        check=True,
-        capture_output=True,
-        user=account,
-        cwd="/",
-    )
+    words = [f"--pgdata={data}", "--username=postgres", "--auth=scram-sha-256", f"--pwfile={secret}"]
+    made = subprocess.run([program, *words], capture_output=True, text=True, user=account, cwd="/")
+    assert made.returncode == 0, made.stderr
     settings = [f"port={port}", "listen_addresses=127.0.0.1", f"unix_socket_directories={home}", "fsync=off"]
     command = [str(bin_ / "postgres"), "-D", str(data), *(word for s in settings for word in ("-c", s))]
     log = tmp_path / "postgres.log"

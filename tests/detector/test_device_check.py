@@ -10,8 +10,17 @@ from detector import device_check
 from detector.device_check import check, fault
 
 
-def test_a_device_that_computes_passes() -> None:
+def test_a_device_that_computes_passes_after_every_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    product, products = Tensor.__matmul__, 0
+
+    def counted(left: Tensor, right: Tensor) -> Tensor:
+        nonlocal products
+        products += 1
+        return product(left, right)
+
+    monkeypatch.setattr(Tensor, "__matmul__", counted)
     check(torch.device("cpu"))
+    assert products == 1 + device_check.ROUNDS
 
 
 def test_a_device_with_wrong_products_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -133,6 +133,7 @@ def test_markdown_has_no_link_no_picture_no_tag_and_no_further_column(
 ) -> None:
     study, plan, store = nasty
     text = markdown.document(study.title, assemble(study, plan, store))
+    assert "\\<" in text and "\\[" in text
     for mark in ("<", "[", "`", "&lt;"):
         for before, after in zip(text.split(mark), text.split(mark)[1:], strict=False):
             assert before.endswith("\\"), (mark, after[:20])

@@ -8,7 +8,7 @@ archive holds its numbers alone, no code and no image:
                      negative, -2 ignored), regression targets, thresholds, and flags of ties
     loss_A, loss_B   inputs (npz), losses and gradients (json) of two batches
     anchors, coders_iou, elementwise, postproc, voting, data_lr (npz), model_stats (json)
-    paper_tables.json   what the paper reports in each table, and the names of its claims
+    paper_tables.json   what the paper reports in each table, and the differences of its claims
 
 `python -m tests.support.golden FOLDER` packs them anew from such files.
 """
@@ -61,14 +61,14 @@ def files_of(outputs: Path, tables: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def _tables(paper: dict[str, Any]) -> dict[str, Any]:
-    """Of each table its rows: label, switches, reported numbers; of the claims their names."""
+    """Of each table its rows: label, switches, reported numbers; of each claim the differences reported."""
     kept = ("label", "switches", "reported")
     rows = {
         name: [{key: row[key] for key in kept if key in row} for row in of["rows"]]
         for name, of in paper.items()
         if name.startswith("table")
     }
-    return {"tables": rows, "claims": [claim["id"] for claim in paper["claims"]]}
+    return {"tables": rows, "claims": {claim["id"]: claim.get("paper_delta") for claim in paper["claims"]}}
 
 
 def _json(content: object) -> bytes:

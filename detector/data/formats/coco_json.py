@@ -56,7 +56,9 @@ def read(folder: Folder, files: Mapping[str, Any], notes: Notes) -> dict[str, Co
     if len(chosen) > 1 and ALL in chosen:
         notes.say(f"{chosen.pop(ALL)} is not used: its name says no split")
     contents = {
-        split: Content(files[name], _images_folder(folder, split, name, files[name]), name)
+        split: Content(
+            files[name], folder, _images_folder(folder, split, name, files[name]), folder.root / name
+        )
         for split, name in chosen.items()
     }
     return usable_splits(contents, notes)
@@ -76,8 +78,9 @@ def _one(folder: Folder, split: str, names: Sequence[str]) -> str:
 
 def _images_folder(folder: Folder, split: str, source: str, content: Mapping[str, Any]) -> str:
     names = _some_names(content)
-    folders = {str(p) for image in folder.images for p in PurePosixPath(image).parents}
-    folders = {"" if name == "." else name for name in folders}
+    leaves = {parent(image) for image in folder.images}
+    folders = {"", *(str(p) for leaf in leaves for p in (PurePosixPath(leaf), *PurePosixPath(leaf).parents))}
+    folders.discard(".")
 
     def fitness(name: str) -> tuple[int, bool, bool, int, str]:
         hits = sum((f"{name}/{own}" if name else own) in folder.stamps for own in names)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from detector.data.formats.folder import Folder, image_size
@@ -32,14 +33,20 @@ class Content:
 
     Attributes:
         coco: COCO's dictionary: "images", "annotations" and "categories".
-        images: folder that its file names start from, relative to the data set's; "" for that itself.
-        source: COCO file that holds exactly `coco`, relative to the data set's folder; None where `coco` was
-            made from other files or changed.
+        folder: that its images are in.
+        images: folder that its file names start from, relative to `folder`; "" for that itself.
+        source: COCO file that holds exactly `coco`; None where `coco` was made from other files or changed.
     """
 
     coco: dict[str, Any]
+    folder: Folder
     images: str
-    source: str | None = None
+    source: Path | None = None
+
+    @property
+    def images_path(self) -> Path:
+        """The folder that its file names start from."""
+        return self.folder.root / self.images
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +157,9 @@ class Builder:
         categories = [{"id": i, "name": name} for name, i in ids.items()]
         return {
             split: Content(
-                {"images": images, "annotations": _numbered(annotations, ids), "categories": categories}, ""
+                {"images": images, "annotations": _numbered(annotations, ids), "categories": categories},
+                self.folder,
+                images="",
             )
             for split, (images, annotations) in self._splits.items()
         }

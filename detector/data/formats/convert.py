@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,11 @@ from typing import Any
 from detector.data.coco import DataPaths, Split
 from detector.data.formats.boxes import BOX_FORMS, BoxForm
 from detector.data.formats.contents import ALL, TEST, TRAIN, VAL, Content, Recognised
-from detector.data.formats.folder import Folder
+from detector.data.formats.folder import list_folder, stamp_of
 from detector.data.formats.layouts import open_folder, recognise
 from detector.data.formats.normalise import normalise
 from detector.data.formats.notes import Notes
+from detector.data.formats.parsing import read_json
 from detector.data.formats.similar import image_hashes, similar_groups
 from detector.data.formats.splitting import groups_by_name, split
 from detector.errors import DataError
@@ -88,38 +89,72 @@ def convert(path: Path, cache: Path, reading: Reading | None = None) -> Converte
     Raises:
         DataError: no layout fits, a file cannot be read, or the data set has no split and none is asked for.
     """
-    reading = reading or Reading()
     folder = open_folder(path, without=cache.parent)
-    target = cache / f"converted-{_digest(folder, reading)}"
+    known = sorted(folder.stamps.items())
+    return _remembered(folder.root, known, cache, reading or Reading(), lambda: recognise(folder))
+
+
+def convert_paths(paths: DataPaths, cache: Path, reading: Reading | None = None) -> Converted:
+    """As `convert`, of COCO files and folders that are named one by one.
+
+    Raises:
+        DataError: a file cannot be read.
+    """
+    named = {TRAIN: paths.train, VAL: paths.val}
+    folders = {name: list_folder(split.images, without=cache.parent) for name, split in named.items()}
+
+    def read() -> Recognised:
+        contents = {
+            name: Content(read_json(split.annotations), folders[name], "", split.annotations)
+            for name, split in named.items()
+        }
+        return Recognised("COCO JSON", paths.train.annotations.name, contents, Notes())
+
+    files = [stamp_of(split.annotations) for split in named.values()]
+    known = [[str(folder.root.absolute()), sorted(folder.stamps.items())] for folder in folders.values()]
+    root = paths.train.annotations.absolute().parent
+    return _remembered(root, [files, known], cache, reading or Reading(), read)
+
+
+def _remembered(
+    root: Path, known: object, cache: Path, reading: Reading, read: Callable[[], Recognised]
+) -> Converted:
+    """What `read` gives, from the cache where it was read with all of `known` as it is now."""
+    identity = json.dumps([VERSION, dataclasses.asdict(reading), known])
+    target = cache / f"converted-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
     try:
         record = json.loads((target / "found.json").read_bytes())
     except (OSError, ValueError):
-        record = _convert(folder, target, reading)
-        content = json.dumps(record, indent=1).encode()
-        write_and_rename(target / "found.json", content)
-    return _as_found(folder, target, record)
+        record = _convert(root, target, reading, read())
+        write_and_rename(target / "found.json", json.dumps(record, indent=1).encode())
+    return _as_found(root, target, record)
 
 
-def _digest(folder: Folder, reading: Reading) -> str:
-    """12 hex digits over names, sizes and times of the files, and how they are read."""
-    known = [VERSION, dataclasses.asdict(reading), sorted(folder.stamps.items())]
-    return hashlib.sha256(json.dumps(known).encode()).hexdigest()[:12]
-
-
-def _convert(folder: Folder, target: Path, reading: Reading) -> dict[str, Any]:
+def _convert(root: Path, target: Path, reading: Reading, found: Recognised) -> dict[str, Any]:
     """Write the COCO files that are needed; returns what is remembered of the data set."""
-    found = recognise(folder)
-    splits = normalise(found.splits, folder, found.notes, reading.boxes)
-    splits = _with_split(splits, folder, found, reading)
+    splits = normalise(found.splits, found.notes, reading.boxes)
+    splits = _with_split(root, splits, found, reading)
     for name, content in splits.items():
         if content.source is None:
             write_and_rename(target / f"{_FILES[name]}.json", _as_json(content.coco))
+    places = {
+        name: {
+            "source": content.source and _place(content.source, root),
+            "images": _place(content.images_path, root),
+        }
+        for name, content in splits.items()
+    }
     return {
         "layout": found.layout,
         "evidence": found.evidence,
         "notes": found.notes.lines(),
-        "splits": {name: {"source": c.source, "images": c.images} for name, c in splits.items()},
+        "splits": places,
     }
+
+
+def _place(path: Path, root: Path) -> str:
+    """Relative to the data set's folder, so that it can be moved; absolute where it is elsewhere."""
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path.absolute())
 
 
 def _as_json(coco: Mapping[str, Any]) -> bytes:
@@ -131,33 +166,29 @@ def _as_json(coco: Mapping[str, Any]) -> bytes:
 
 
 def _with_split(
-    splits: dict[str, Content], folder: Folder, found: Recognised, reading: Reading
+    root: Path, splits: dict[str, Content], found: Recognised, reading: Reading
 ) -> dict[str, Content]:
     """Training and validation images, parted here where they are not yet."""
     if {TRAIN, VAL} <= splits.keys():
         if reading.split is None:
             return splits
-        raise DataError(f"{folder.root}: has a training and a validation split; --split is for data without")
+        raise DataError(f"{root}: has a training and a validation split; --split is for data without")
     if set(splits) != {ALL}:
         raise DataError(
-            f"{folder.root}: {found.layout} with {' and '.join(sorted(splits)) or 'no'} images, without a "
-            "training split. Name the four paths of the annotations and images that are meant."
+            f"{root}: {found.layout} with {' and '.join(sorted(splits)) or 'no'} images, without a training "
+            "split. Name the four paths of the annotations and images that are meant."
         )
     if reading.split is None:
         raise DataError(
-            f"{folder.root}: {found.layout} with one set of {len(splits[ALL].coco['images']):,} images, not "
-            "split into training and validation. --split 0.2 puts a fifth of the images into validation."
+            f"{root}: {found.layout} with one set of {len(splits[ALL].coco['images']):,} images, not split "
+            "into training and validation. --split 0.2 puts a fifth of the images into validation."
         )
-    return _split(splits[ALL], folder, reading.split, reading, found.notes)
+    return _split(splits[ALL], reading.split, reading, found.notes)
 
 
-def _split(
-    content: Content, folder: Folder, share: float, reading: Reading, notes: Notes
-) -> dict[str, Content]:
+def _split(content: Content, share: float, reading: Reading, notes: Notes) -> dict[str, Content]:
     images = content.coco["images"]
-    similar = similar_groups(
-        image_hashes([folder.root / content.images / image["file_name"] for image in images])
-    )
+    similar = similar_groups(image_hashes([content.images_path / image["file_name"] for image in images]))
     together = [[images[i]["id"] for i in group] for group in similar]
     if similar:
         count = sum(map(len, similar))
@@ -169,19 +200,19 @@ def _split(
     parts = split(content.coco, share, reading.seed, together)
     counts = ", ".join(f"{len(part['images']):,} {name}" for name, part in parts.items())
     notes.say(f"split by image, seed {reading.seed}: {counts}")
-    return {name: Content(part, content.images) for name, part in parts.items()}
+    return {name: Content(part, content.folder, content.images) for name, part in parts.items()}
 
 
-def _as_found(folder: Folder, target: Path, record: Mapping[str, Any]) -> Converted:
+def _as_found(root: Path, target: Path, record: Mapping[str, Any]) -> Converted:
     splits = {
         name: Split(
-            folder.root / place["source"] if place["source"] else target / f"{_FILES[name]}.json",
-            folder.root / place["images"],
+            root / place["source"] if place["source"] else target / f"{_FILES[name]}.json",
+            root / place["images"],
         )
         for name, place in record["splits"].items()
     }
     return Converted(
-        name=folder.root.resolve().name,
+        name=root.resolve().name,
         paths=DataPaths(splits[TRAIN], splits[VAL], splits.get(TEST)),
         layout=record["layout"],
         evidence=record["evidence"],

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from detector.data.coco import Finding, refuse
 from detector.data.formats.boxes import BoxForm, convert_boxes, suspected_form
 from detector.data.formats.contents import Content
 from detector.data.formats.file_names import find_files
-from detector.data.formats.folder import Folder, image_size
+from detector.data.formats.folder import image_size
 from detector.data.formats.notes import Notes
 from detector.data.formats.parsing import number_in, short
 from detector.errors import DataError
@@ -30,13 +31,12 @@ Item = dict[str, Any]
 
 
 def normalise(
-    splits: Mapping[str, Content], folder: Folder, notes: Notes, boxes: BoxForm | None = None
+    splits: Mapping[str, Content], notes: Notes, boxes: BoxForm | None = None
 ) -> dict[str, Content]:
     """All splits of a data set, changed in place where needed; those changed have no `source` any more.
 
     Args:
         splits: as a reader found them.
-        folder: of the data set.
         notes: count the changes, by split.
         boxes: what boxes are; None finds it out and refuses what is not COCO's.
 
@@ -46,11 +46,10 @@ def normalise(
     """
     own = {name: Notes() for name in splits}
     for name, content in splits.items():
-        subject = folder.root / (content.source or content.images)
-        _check_sections(subject, content.coco)
-        _put_in_order(subject, content, folder, own[name])
+        _check_sections(_subject(content), content.coco)
+        _put_in_order(_subject(content), content, own[name])
     _leave_out_supercategory([content.coco for content in splits.values()], list(own.values()))
-    _settle_boxes(splits, folder, own, boxes)
+    _settle_boxes(splits, own, boxes)
     for name, split_notes in own.items():
         for line in split_notes.lines():
             notes.say(f"{name}: {line}")
@@ -58,6 +57,11 @@ def normalise(
         name: replace(content, source=None) if own[name].lines() else content
         for name, content in splits.items()
     }
+
+
+def _subject(content: Content) -> Path:
+    """What an error is about: the split's file, or the folder of its files."""
+    return content.source or content.images_path
 
 
 def _check_sections(subject: object, coco: Item) -> None:
@@ -72,7 +76,7 @@ def _check_sections(subject: object, coco: Item) -> None:
         refuse(subject, [Finding(f'entries of "{section}" must be objects', wrong)])
 
 
-def _put_in_order(subject: object, content: Content, folder: Folder, notes: Notes) -> None:
+def _put_in_order(subject: object, content: Content, notes: Notes) -> None:
     coco = content.coco
     for section, keys in _NUMBERS.items():
         for key in keys:
@@ -84,10 +88,9 @@ def _put_in_order(subject: object, content: Content, folder: Folder, notes: Note
         if not isinstance(x.get("file_name"), str)
     ]
     refuse(subject, [Finding('"file_name" must be text', unnamed)])
-    missing = find_files(coco["images"], folder, content.images, notes)
-    place = folder.root / content.images
-    refuse(subject, [Finding(f"image files not found under {place}", missing)])
-    _add_sizes(coco["images"], folder, content.images, notes)
+    missing = find_files(coco["images"], content.folder, content.images, notes)
+    refuse(subject, [Finding(f"image files not found under {content.images_path}", missing)])
+    _add_sizes(coco["images"], content.images_path, notes)
     for section, reference in (("images", "image_id"), ("categories", "category_id")):
         _settle_ids(subject, section, reference, coco, notes)
     _number_annotations(coco["annotations"], notes)
@@ -138,11 +141,11 @@ def _four_numbers(box: object) -> list[float] | None:
     return [x if not abs(x) > _MAX_NUMBER else float("inf") for x in numbers if x is not None]
 
 
-def _add_sizes(images: Sequence[Item], folder: Folder, under: str, notes: Notes) -> None:
+def _add_sizes(images: Sequence[Item], under: Path, notes: Notes) -> None:
     for image in images:
         if image.get("width") is None or image.get("height") is None:
             name = image["file_name"]
-            image["width"], image["height"] = image_size(folder.root / under / name)
+            image["width"], image["height"] = image_size(under / name)
             notes.count("images without a size in the JSON, read from the file", name)
 
 
@@ -230,13 +233,12 @@ _LOOKS = {
 }
 
 
-def _settle_boxes(
-    splits: Mapping[str, Content], folder: Folder, notes: Mapping[str, Notes], boxes: BoxForm | None
-) -> None:
+def _settle_boxes(splits: Mapping[str, Content], notes: Mapping[str, Notes], boxes: BoxForm | None) -> None:
     if boxes is None and (looks := suspected_form(c.coco for c in splits.values())) != "xywh":
+        subject = _subject(next(iter(splits.values())))
         raise DataError(
-            f"{folder.root}: boxes look like {_LOOKS[looks]}. Say what they are: --boxes {looks} converts "
-            "them, --boxes xywh takes them as they are."
+            f"{subject}: boxes look like {_LOOKS[looks]}. Say what they are: --boxes {looks} converts them, "
+            "--boxes xywh takes them as they are."
         )
     for name, content in splits.items():
         convert_boxes(content.coco, boxes or "xywh", notes[name])

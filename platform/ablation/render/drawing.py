@@ -36,10 +36,10 @@ def draw(filled: FilledTable) -> Figure:
     filled = _of_one_metric(filled)
     columns, numbers = _columns(filled), _numbers(filled)
     seeds, metric, heading = _shared_seeds(columns), columns[0][0].metric, filled.heading
-    title = f"ours, {metric.title} ({heading.profile}, {heading.data_name})"
-    drawn = {title: _ours(columns, seeds, heading.seed_noise)}
+    ours = f"ours ({heading.profile}, {heading.data_name})"
+    drawn = {ours: _ours(columns, seeds, heading.seed_noise)}
     if any(cell.paper is not None for column in columns for cell in column):
-        drawn[f"the paper's, {metric.title}"] = _papers(columns)
+        drawn["the paper's"] = _papers(columns)
     high = 2.9 if numbers else 1.4 + 0.34 * len(filled.rows)
     figure = _canvas(2.0 + 2.8 * len(drawn), high)
     panels = figure.subplots(1, len(drawn), sharey=numbers is None, squeeze=False)[0]

@@ -80,12 +80,8 @@ def claims_note(judged: Sequence[Verdict]) -> str:
     metrics = dict.fromkeys(verdict.metric for verdict in judged if verdict.metric)
     if all((metric.difference_unit, metric.better) == (POINTS, "higher") for metric in metrics):
         return f"Differences in points. {_INTERVALS}"
-    return f"Differences: {'; '.join(map(_differences_of, metrics))}. {_INTERVALS}"
-
-
-def _differences_of(metric: Metric) -> str:
-    unit = f" in {metric.difference_unit}" if metric.difference_unit else ""
-    return f"{metric.title}{unit}, {metric.better} is better"
+    legends = "; ".join(metric.legend(differences=True) for metric in metrics)
+    return f"Differences: {legends}. {_INTERVALS}"
 
 
 _INTERVALS = (

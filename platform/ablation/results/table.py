@@ -216,8 +216,8 @@ class FilledTable:
 def _units(cells: Sequence[FilledCell]) -> list[str]:
     """The metrics that are not percentages of which higher is better, with unit and direction."""
     metrics = dict.fromkeys(cell.metric for cell in cells)
-    special = [metric.axis for metric in metrics if (metric.unit, metric.better) != (PERCENT, "higher")]
-    return [f"{'; '.join(dict.fromkeys(special))}."] if special else []
+    special = [metric.legend() for metric in metrics if (metric.unit, metric.better) != (PERCENT, "higher")]
+    return [f"Units: {'; '.join(dict.fromkeys(special))}."] if special else []
 
 
 def _to_submit(cells: Sequence[FilledCell]) -> list[str]:

@@ -40,6 +40,7 @@ def test_modules_of_other_packages_and_of_longer_names_are_not_named(package: Pa
     imported("toysource.used")
     imported("toysource_tests")
     found = environment.describe(["toysource"])["modules"]
+    assert "toysource.used" in found
     assert all(name.split(".")[0] == "toysource" for name in found)
     del sys.modules["toysource_tests"]
 

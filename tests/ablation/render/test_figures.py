@@ -51,7 +51,8 @@ def test_bars_leave_out_the_noise_that_all_cells_share(full):
     """The replicates of the fixture share noise of 2 points; what each has of its own is 0.1."""
     (figure,) = (draw(t) for t in assemble(full.study, full.plan, full.store, ["table4"]))
     (bars,) = (c for c in figure.axes[0].collections)
-    assert all(segment[1][1] - segment[0][1] < 0.5 for segment in bars.get_segments())
+    lengths = [segment[1][1] - segment[0][1] for segment in bars.get_segments()]
+    assert len(lengths) == 3 and all(0 < length < 0.5 for length in lengths)
 
 
 def test_a_bar_is_about_the_mean_that_its_own_cell_is_in(make_workspace):

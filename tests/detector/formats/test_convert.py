@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detector.data.coco import CheckedSplit, read_data
-from detector.data.formats.convert import Converted, Reading, convert
+from detector.data.coco import CheckedSplit, DataPaths, Split, read_data
+from detector.data.formats.convert import Converted, Reading, convert, convert_paths
 from detector.errors import DataError
 from tests.support import layouts
 
@@ -225,3 +225,25 @@ def test_links_in_a_circle_end(source: layouts.Source, tmp_path: Path) -> None:
     folder = written(source, tmp_path, "one-json")
     (folder / "pictures" / "again").symlink_to(folder)
     assert len(read_data(converted(folder, split=0.5).paths)[0].images) in (4, 5)
+
+
+# --- four paths ------------------------------------------------------------------------------------
+
+
+def test_files_named_one_by_one_are_put_in_order_too(source: layouts.Source, tmp_path: Path) -> None:
+    folder = written(source, tmp_path, "roboflow")
+    train, val = (
+        Split(folder / name / "_annotations.coco.json", folder / name) for name in ("train", "valid")
+    )
+    found = convert_paths(DataPaths(train, val), tmp_path / "work" / "cache")
+    assert read_data(found.paths)[0].class_names == ("cat", "dog")
+    assert found.paths.train.images == folder / "train"
+    assert convert_paths(DataPaths(train, val), tmp_path / "work" / "cache") == found
+
+
+def test_files_named_one_by_one_that_need_no_change_are_read_where_they_are(
+    source: layouts.Source, tmp_path: Path
+) -> None:
+    folder = written(source, tmp_path, "coco-2017")
+    paths = converted(folder).paths
+    assert convert_paths(paths, tmp_path / "work" / "cache").paths == paths
