@@ -18,9 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from ablation.cluster import connection as cluster
-from ablation.driver import tune as scheduler
+from ablation.driver.launch import run
 from ablation.driver.options import Options
-from ablation.driver.tune import Place
 from ablation.metric import Metric
 from ablation.plan import PlannedTrial, make_plan, register
 from ablation.protocol import Evaluated, Progress, Report, Request
@@ -116,10 +115,10 @@ def ours(trials: int, concurrency: int, workers: int) -> Cost:
         study = study_of(trials)
         register(make_plan(study, SETTING, [0]), store)
         plan = make_plan(study, SETTING, [0], store=store)
-        place, ends = Place(store, workspace, storage_at(workspace.artifacts)), Ends()
+        storage, ends = storage_at(workspace.artifacts), Ends()
         options = Options(concurrency=concurrency, workers_per_trial=workers)
         seconds = {trial.key: 1.0 for trial in plan.trials}
-        scheduler.run(plan, place, options, ends, seconds, facts={})
+        run(plan, options, store, storage, workspace, ends, seconds, facts={})
         store.close()
     return Cost.of(ends.began, ends.times)
 

@@ -1,17 +1,19 @@
 """What a harness hands to a train function, and what comes back.
 
 A train function is a generator of reports. It runs in a worker process, writes only under
-`request.directory`, and never touches the store: its reports travel to the driver, which writes it. Reports
-are plain data, so they cross process borders as dictionaries. Closed at a report, it may save where it is.
+`request.directory`, and never touches the store: its reports travel, pickled, to the driver, which writes it.
+When it is closed at a report it may save its state.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+from ablation.resources import Resources
 
 
 def _nothing() -> None:
@@ -37,10 +39,9 @@ class Request:
         directory: where this trial's checkpoints and artifacts live, for every attempt until it is to be done
             anew: then another, in which there is nothing.
         context: what decides where and how it runs but not the result (paths, intervals); picklable.
-        workers: processes that train this one trial.
-        micro_batch: samples that a worker takes through the network at a time, its share of a batch in
-            several goes, for want of memory; None for all at once.
-        gpus: that each of its processes holds, perhaps a share of one; None where nobody counts them.
+        resources: what the trial holds; None where nothing is reserved.
+        micro_batch: samples that a worker takes through the network at a time, to use less memory; None for
+            its whole share of a batch.
         heartbeat: to be called in the middle of something long that yields no report, so that the process
             does not count as hanging.
     """
@@ -50,10 +51,19 @@ class Request:
     evaluations: tuple[EvaluationRequest, ...]
     directory: Path
     context: Any = None
-    workers: int = 1
+    resources: Resources | None = None
     micro_batch: int | None = None
-    gpus: float | None = None
     heartbeat: Callable[[], None] = _nothing
+
+    @property
+    def workers(self) -> int:
+        """Processes that train this one trial."""
+        return self.resources.workers if self.resources else 1
+
+    @property
+    def gpus(self) -> float | None:
+        """GPUs of each worker, perhaps a part of one; None where nothing is reserved."""
+        return self.resources.gpus if self.resources else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,23 +147,3 @@ class DeviceError(Exception):
 
 Report = Progress | Checkpointed | Evaluated | Noticed | Described
 TrainFunction = Callable[[Request], Generator[Report, None, None]]
-
-_KINDS: dict[str, type[Report]] = {
-    "progress": Progress,
-    "checkpointed": Checkpointed,
-    "evaluated": Evaluated,
-    "noticed": Noticed,
-    "described": Described,
-}
-_NAMES = {kind: name for name, kind in _KINDS.items()}
-
-
-def to_wire(report: Report) -> dict[str, Any]:
-    """The report as a dictionary of plain values."""
-    return {"kind": _NAMES[type(report)], **asdict(report)}
-
-
-def from_wire(data: Mapping[str, Any]) -> Report:
-    """The report that `to_wire` wrote; other keys are passed over."""
-    kind = _KINDS[data["kind"]]
-    return kind(**{name: data[name] for name in kind.__dataclass_fields__})

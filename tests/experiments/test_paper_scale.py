@@ -182,7 +182,7 @@ def test_a_trial_trains_validates_and_leaves_a_submission_for_test_dev(dataset: 
         EvaluationRequest("dev", replace(SINGLE_SCALE, split="test")),
     )
     trial = setting.trial(Recipe(presets.atss()), 0)
-    reports = list(train_trial(Request("0" * 12, trial, wanted, tmp_path / "trial", context, 1, 3)))
+    reports = list(train_trial(Request("0" * 12, trial, wanted, tmp_path / "trial", context, micro_batch=3)))
     assert any("val_AP" in r.metrics for r in reports if isinstance(r, Progress))
     val, dev = (r for r in reports if isinstance(r, Evaluated))
     assert 0 <= val.metrics["AP"] <= 100

@@ -3,17 +3,19 @@
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from ablation.protocol import DeviceError, EvaluationRequest, Request
+from ablation.protocol import Checkpointed, DeviceError, Evaluated, EvaluationRequest, Progress, Request
 from ablation.resources import Resources
 from ablation.storage import storage_at
-from ablation.worker.harness import ENDED, FAILED, OUT_OF_MEMORY, STOPPED, Job, Message, Order, messages
+from ablation.worker.harness import messages
+from ablation.worker.messages import Ended, Failed, Message, OutOfMemory, Stopped
+from ablation.worker.training import WorkerConfig
 from detector import device_check
 from detector.model.dense_detector import DenseDetector
 from experiments.atss.presets import SINGLE_SCALE, Recipe, atss
@@ -41,11 +43,19 @@ def setting(tmp_path_factory: pytest.TempPathFactory) -> ScaledSetting:
     return small.prepare(TINY, tmp_path_factory.mktemp("workspace"), DetectionOptions(precision="fp32"))
 
 
+@dataclass(frozen=True)
+class Job:
+    """A trial, and where it trains."""
+
+    config: WorkerConfig
+    request: Request
+
+
 def job_in(root: Path, setting: ScaledSetting) -> Job:
     trial, evaluation = setting.trial(Recipe(atss()), 0), setting.evaluation(SINGLE_SCALE)
     wanted = (EvaluationRequest(EVALUATION, evaluation),)
-    request = Request(KEY, trial, wanted, root / KEY, setting.context)
-    return Job(train_trial, {KEY: request}, storage_at(root), ("detector",), 0.0, root)
+    request = Request(KEY, trial, wanted, root / KEY, setting.context, Resources())
+    return Job(WorkerConfig(train_trial, storage_at(root), root, ("detector",), 0.0, root), request)
 
 
 @pytest.fixture
@@ -64,9 +74,9 @@ def attempt(
 ) -> list[Message]:
     """All that one attempt tells; something is done when it has told of a step."""
     told = []
-    for message in messages(job, Order(KEY, (), micro_batch, Resources())):
+    for message in messages(job.config, replace(job.request, micro_batch=micro_batch)):
         told.append(message)
-        if message["kind"] == "progress" and message["step"] == at_step:
+        if isinstance(message, Progress) and message.step == at_step:
             then()
     return told
 
@@ -74,30 +84,30 @@ def attempt(
 def losses(told: list[Message]) -> dict[int, dict[str, float]]:
     """By step."""
     return {
-        message["step"]: {n: v for n, v in message["metrics"].items() if n.startswith("loss")}
+        message.step: {n: v for n, v in message.metrics.items() if n.startswith("loss")}
         for message in told
-        if message["kind"] == "progress"
+        if isinstance(message, Progress)
     }
 
 
 def scores(told: list[Message]) -> list[dict[str, float]]:
-    return [message["metrics"] for message in told if message["kind"] == "evaluated"]
+    return [message.metrics for message in told if isinstance(message, Evaluated)]
 
 
 def checkpoints(told: list[Message]) -> list[int]:
-    return [message["step"] for message in told if message["kind"] == "checkpointed"]
+    return [message.step for message in told if isinstance(message, Checkpointed)]
 
 
 def test_a_trial_asked_to_stop_saves_the_step_and_ends_bit_for_bit_as_if_it_had_not_been(
     job: Job, quiet: list[Message]
 ) -> None:
-    stopped = attempt(job, at_step=4, then=lambda: job.storage.ask_to_stop(KEY))
-    assert stopped[-1] == {"kind": STOPPED}
+    stopped = attempt(job, at_step=4, then=lambda: job.config.storage.ask_to_stop(KEY))
+    assert stopped[-1] == Stopped()
     assert checkpoints(stopped) == [], "none was due"
-    job.storage.clear_stop(KEY)
+    job.config.storage.clear_stop(KEY)
 
     resumed = attempt(job)
-    assert resumed[-1] == {"kind": ENDED}
+    assert resumed[-1] == Ended()
     assert list(losses(resumed)) == [6, 8, 10]
     assert losses(stopped) | losses(resumed) == losses(quiet)
     assert scores(resumed) == scores(quiet)
@@ -115,11 +125,11 @@ def test_a_training_out_of_memory_goes_on_with_smaller_parts_and_the_same_losses
 
     monkeypatch.setattr(DenseDetector, "forward", scarce)
     sizes, told = [], attempt(job)
-    while told[-1]["kind"] == OUT_OF_MEMORY:
-        sizes.append(told[-1]["smaller"])
+    while isinstance(told[-1], OutOfMemory):
+        sizes.append(told[-1].smaller)
         told = attempt(job, micro_batch=sizes[-1])
     assert sizes == [2, 1]
-    assert told[-1] == {"kind": ENDED}
+    assert told[-1] == Ended()
     for step, expected in losses(quiet).items():
         assert losses(told)[step] == pytest.approx(expected, rel=1e-3)
 
@@ -148,13 +158,13 @@ def test_a_disk_that_fills_up_before_a_checkpoint_fails_the_trial_and_a_retry_en
         ballast.write_bytes(bytes(shutil.disk_usage(little_disk).free))
 
     failed = attempt(job, at_step=6, then=fill)
-    assert failed[-1]["kind"] == FAILED
-    assert "No space left on device" in failed[-1]["error"]
-    assert "step 8" in failed[-1]["error"]
+    assert isinstance(failed[-1], Failed)
+    assert "No space left on device" in failed[-1].error
+    assert "step 8" in failed[-1].error
     ballast.unlink()
 
     resumed = attempt(job)
-    assert resumed[-1] == {"kind": ENDED}
+    assert resumed[-1] == Ended()
     assert list(losses(resumed)) == [6, 8, 10]
     assert losses(failed) | losses(resumed) == losses(quiet)
     assert scores(resumed) == scores(quiet)
@@ -208,7 +218,7 @@ def test_a_gpu_that_fails_under_a_training_is_asked_again_by_a_new_process(
     monkeypatch.setattr(DenseDetector, "forward", fails)
     monkeypatch.setattr(device_check, "fault", lambda index: fault)
     with pytest.raises(DeviceError) as raised:
-        list(train_trial(job.requests[KEY]))
+        list(train_trial(job.request))
     assert raised.value.usable == usable
     said = f"; asked again by a new process: {fault}" if fault else ""
     assert str(raised.value) == f"CUDA error: uncorrectable ECC error encountered{said}"

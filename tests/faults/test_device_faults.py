@@ -22,9 +22,9 @@ def test_a_gpu_that_fails_every_trial_costs_one_of_them_one_attempt_and_the_othe
         assert len(driver.summary()["finished"]) == 3
     ends = sorted(states(store).values())
     assert ends == [["COMPLETE"]] * 2 + [["INTERRUPTED", "COMPLETE"]]
-    (let_down,) = (name for name, rows in states(store).items() if len(rows) == 2)
-    assert starts(folder, key_of(store, let_down)) == [0, 2]
-    said = [line for line in driver.log.read_text().splitlines() if "set aside" in line]
+    (failed_under,) = (name for name, rows in states(store).items() if len(rows) == 2)
+    assert starts(folder, key_of(store, failed_under)) == [0, 2]
+    said = [line for line in driver.log.read_text().splitlines() if "Quarantined" in line]
     assert len(said) == 1
     assert "GPU 0 of " in said[0] and "uncorrectable ECC error" in said[0]
 
@@ -34,8 +34,8 @@ def test_a_group_is_kept_from_a_machine_that_fails_it(folder: Path, store: Store
     machines.start_head(cpus=1)
     machines.join("bad", cpus=1)
     with Driver(folder, toys, inside=machines.on("head"), cluster=machines.address) as driver:
-        driver.until(lambda: "set aside" in driver.log.read_text())
-        driver.until(lambda: "waits for machines" in driver.log.read_text())
+        driver.until(lambda: "Quarantined" in driver.log.read_text())
+        driver.until(lambda: "waits for nodes" in driver.log.read_text())
         machines.join("good", cpus=1)
         assert len(driver.summary()["finished"]) == 1
     assert states(store) == {"pair": ["INTERRUPTED", "COMPLETE"]}

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ablation.driver.attempts import Desk
+from ablation.driver.attempts import AttemptManager
 from ablation.driver.display import Board, PlainDisplay
 from ablation.storage import storage_at
 from ablation.store import Store
@@ -62,13 +62,13 @@ def test_a_process_that_dies_after_another_driver_took_its_trial_over_ends_nothi
     plan, said = planned([Toy("one")], store), list[str]()
     (trial,) = plan.trials
     listener, storage = PlainDisplay(Board(plan), said.append), storage_at(workspace.artifacts)
-    desk = Desk({trial.key: trial}, store, storage, workspace, listener, {}, max_retries=2, grace=1.0)
-    assert desk.claim(trial.key)
+    manager = AttemptManager(store, storage, workspace, listener, {}, max_retries=2)
+    attempt = manager.claim(trial)
+    assert attempt is not None
     store.reclaim_all()
     assert store.claim(trial.key, "another", {}) is not None
-    desk.guard(desk.lose, trial.key, "killed")
-    assert desk.failure is None
-    assert desk.running == {}
+    manager.on_worker_lost(attempt, "killed")
+    assert manager.running == {}
     assert "another driver has taken it over" in said[-1]
     assert states(store) == {"one": ["LOST", "RUNNING"]}
 

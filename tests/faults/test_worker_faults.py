@@ -128,7 +128,7 @@ def test_a_process_that_stands_still_is_killed_and_its_trial_goes_on(folder: Pat
     for name in ("single", "pair"):
         key = key_of(store, name)
         assert starts(folder, key) == [0, 2]
-        assert any("It hung, and was ended" in notice for notice in store.notices(key))
+        assert any("It hung and was ended" in notice for notice in store.notices(key))
     assert "stood still" in (folder / "artifacts" / key_of(store, "single") / LOG).read_text()
 
 

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from ablation.driver.display import Board, PlainDisplay
+from ablation.driver.launch import Summary, run
 from ablation.driver.options import Options
-from ablation.driver.tune import Place, Summary, run
 from ablation.errors import UserError
 from ablation.metric import Metric
 from ablation.plan import Plan, make_plan, register
@@ -202,10 +202,10 @@ def drive(workspace: Workspace, toys: list[Toy], options: Options, store: str, s
     with nullcontext() if opened.shared else workspace.driver_lock("toy"):
         opened.reclaim_silent() if opened.shared else opened.reclaim_all()
         plan = planned(toys, opened)
-        place = Place(opened, workspace, storage_at(storage or workspace.artifacts))
+        files = storage_at(storage or workspace.artifacts)
         with PlainDisplay(Board(plan), lambda line: print(line, flush=True)) as listener:
             seconds = {trial.key: trial.cost for trial in plan.trials}
-            return run(plan, place, options, listener, seconds, facts={})
+            return run(plan, options, opened, files, workspace, listener, seconds, facts={})
 
 
 def main() -> None:

@@ -1,4 +1,7 @@
-"""What to start next: the plan's trials as the store wants them now, as far as there is room."""
+"""The control loop: brings what runs to what the plan, the store and the nodes want.
+
+It decides and changes nothing itself: the scheduler says what fits, the attempt manager keeps the attempts.
+"""
 
 from __future__ import annotations
 
@@ -7,254 +10,287 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
 
-from ablation.driver.attempts import Desk
+from ablation.driver.attempts import Attempt, AttemptManager
+from ablation.driver.heartbeat import Heartbeat
 from ablation.driver.scheduler import GangScheduler, QueueEntry
+from ablation.driver.shutdown import Shutdown, StopRun
 from ablation.errors import UserError
-from ablation.plan import Plan, PlannedTrial
+from ablation.plan import Plan, PlannedTrial, counted
+from ablation.protocol import EvaluationRequest, Request
 from ablation.resources import Node, Resources
 from ablation.storage import StorageError
 from ablation.store import DesiredStates
 from ablation.study import data_id
-from ablation.worker.harness import Order
+from ablation.worker.messages import Message
 
-LOOK_EVERY_S = 2.0
-"""How often the store is asked what people want: control commands work through it."""
+POLL_EVERY_S = 2.0
+"""How often the store is asked for the desired states: control commands work through it."""
 RECLAIM_EVERY_S = 10.0
-UNHEARD_S = 600.0
-"""A trial's process that has told nothing for so long has no machine to start on."""
-UNHEARD_AFTER_LOSS_S = 120.0
-"""Nor has one that was about to start when a machine was lost, and told nothing for so long since: Ray may
-have sent it there."""
+START_WITHIN_S = 600.0
+"""A trial's process that has reported nothing for so long has no node to start on."""
+START_AFTER_LOSS_S = 120.0
+"""Neither has one that was starting when a node was lost, and has reported nothing for so long since: Ray may
+have placed it there."""
 STORAGE_AWAY_S = 30.0
-"""Between two questions to a storage that the driver could not reach; nothing starts meanwhile."""
+"""Between two probes of a storage that the driver could not reach; nothing starts meanwhile."""
 SEEDS = 1000
 """Earlier seeds come first among trials of one priority, so that tables fill seed by seed."""
 
 
-class Told(NamedTuple):
-    """What the process of an attempt has told, and the store has not kept yet."""
-
-    key: str
-    attempt: int
-    messages: Sequence[Mapping[str, Any]]
-
-
 @dataclass(slots=True)
 class Dispatcher:
-    """Decides, claims what it decides, and passes on what comes of it.
+    """Decides what starts and what stops.
 
     Attributes:
+        trials: all that the run may start, by key.
         seconds: how long each trial should take, by key; corrected by those that finish.
         resources: what each trial holds, by key.
         micro_batch: see `ablation.driver.options.Options`.
-        nodes: asked for the machines there are now.
-        more_may_join: whether that can ever be more machines.
+        nodes: returns the present nodes.
+        more_may_join: whether other nodes can ever join.
         clock: seconds.
     """
 
     plan: Plan
-    desk: Desk
+    manager: AttemptManager
     scheduler: GangScheduler
+    shutdown: Shutdown
+    heartbeat: Heartbeat
     seconds: Mapping[str, float]
     resources: Mapping[str, Resources]
     micro_batch: int | None
     nodes: Callable[[], tuple[Node, ...]]
     more_may_join: bool = True
     clock: Callable[[], float] = time.monotonic
+    trials: dict[str, PlannedTrial] = field(init=False)
     desired: DesiredStates = field(default_factory=lambda: DesiredStates(paused=False, trials={}))
-    _looked: float | None = None
+    _polled: float | None = None
     _reclaimed: float = 0.0
-    _there: tuple[Node, ...] = ()
-    _lost: float = -math.inf
-    _first: Mapping[str, int] = field(default_factory=dict)
-    _began: dict[str, float] = field(default_factory=dict)
+    _present: tuple[Node, ...] = ()
+    _node_lost: float = -math.inf
+    _first_attempts: Mapping[str, int] = field(default_factory=dict)
     _ratios: list[float] = field(default_factory=list)
     _stuck: frozenset[str] = frozenset()
     _stuck_since: float = math.inf
-    _away_until: float | None = None
-    _told: list[Told] = field(default_factory=list)
+    _storage_away_until: float | None = None
 
-    def next(self) -> Order | None:
-        """The attempt to start now, claimed; None when there is none at the moment."""
-        self.desk.check()
-        if self.desk.interrupted:
+    def __post_init__(self) -> None:
+        self.trials = {trial.key: trial for trial in self.plan.trials if trial.missing}
+
+    # --- what starts ---------------------------------------------------------------------------------
+
+    def next(self) -> tuple[Attempt, Request] | None:
+        """The attempt to start now, claimed; None when there is none at the moment.
+
+        Raises:
+            StopRun: see `poll`.
+        """
+        self.poll()
+        if self.shutdown.requested:
             return None
-        self.look()
-        while self._storage_there() and (candidate := self.scheduler.next(self.clock())):
-            if self._claims(candidate.id):
-                self._began[candidate.id] = self.clock()
-                return self._order(candidate.id)
-            self.ended(candidate.id)
+        while self._storage_answers() and (entry := self.scheduler.next(self.clock())):
+            if attempt := self._claim(entry.id):
+                return attempt, self._request(attempt)
+            self._release_ended()
         return None
 
-    def _claims(self, key: str) -> bool:
+    def _claim(self, key: str) -> Attempt | None:
         try:
-            return self.desk.claim(key)
+            return self.manager.claim(self.trials[key], self.clock())
         except StorageError as error:
-            self.desk.listener.noted(f"Nothing new starts until the storage is back: {error}")
-            self._away_until = self.clock() + STORAGE_AWAY_S
-            return False
+            self.manager.listener.noted(f"No trial starts until the storage of trials answers again: {error}")
+            self._storage_away_until = self.clock() + STORAGE_AWAY_S
+            return None
 
-    def _storage_there(self) -> bool:
-        """Whether trials can start; one that was away is asked again now and then, at no trial's cost."""
-        if self._away_until is None:
+    def _storage_answers(self) -> bool:
+        """Whether trials can start; a storage that was away is probed now and then, at no trial's cost."""
+        if self._storage_away_until is None:
             return True
-        if self.clock() < self._away_until:
+        if self.clock() < self._storage_away_until:
             return False
         try:
-            self.desk.storage.probe()
+            self.manager.storage.probe()
         except StorageError:
-            self._away_until = self.clock() + STORAGE_AWAY_S
+            self._storage_away_until = self.clock() + STORAGE_AWAY_S
             return False
-        self.desk.listener.noted("The storage is back.")
-        self._away_until = None
+        self.manager.listener.noted("The storage of trials answers again.")
+        self._storage_away_until = None
         return True
+
+    def _request(self, attempt: Attempt) -> Request:
+        trial, wanted = attempt.trial, self.desired.trials[attempt.key]
+        sizes = [size for size in (self.micro_batch, wanted.micro_batch) if size is not None]
+        directory = self.manager.workspace.trial_directory(trial.key)
+        directory.mkdir(parents=True, exist_ok=True)
+        return Request(
+            trial.key,
+            trial.config,
+            tuple(EvaluationRequest(e.key, e.config) for e in trial.missing if e.key not in attempt.done),
+            directory / attempt.folder,
+            self.plan.setting.context,
+            self.resources[trial.key],
+            min(sizes, default=None),
+        )
+
+    # --- what processes tell --------------------------------------------------------------------------
+
+    def on_messages(self, key: str, id: int, messages: Sequence[Message]) -> bool:
+        """Takes messages of an attempt's process; False when the attempt is no longer running here.
+
+        Such a process must be killed: another attempt may work in the trial's directory.
+        """
+        attempt = self.manager.find(key, id)
+        if attempt and messages:
+            self.manager.on_messages(attempt, messages)
+            self._release_ended()
+        return attempt is not None
+
+    def on_worker_lost(self, key: str, id: int, reason: str) -> None:
+        """The process of an attempt died."""
+        if attempt := self.manager.find(key, id):
+            self.manager.on_worker_lost(attempt, reason)
+            self._release_ended()
+
+    def _release_ended(self) -> None:
+        """Frees what ended attempts held, and asks the store at once what becomes of unfinished trials."""
+        for key in self.scheduler.running.keys() - self.manager.running.keys():
+            attempt = self.manager.ended.get(key)
+            if attempt and (fault := self.manager.quarantined.get(attempt.id)):
+                self.scheduler.quarantine(key, fault.place.node)
+            self.scheduler.release(key)
+            if attempt and key in self.manager.finished:
+                self._ratios.append((self.clock() - attempt.began) / self.seconds[key])
+                done = replace(self.desired.trials[key], state="COMPLETE")
+                self.desired = replace(self.desired, trials={**self.desired.trials, key: done})
+            else:
+                self._polled = None
+
+    # --- what is wanted -------------------------------------------------------------------------------
 
     @property
     def over(self) -> bool:
         """Whether nothing is left that could start, now or later, here or in another driver.
 
-        What ended without a result may wait again: the store is asked first.
+        A trial that ended without a result may wait again: the store is asked first.
         """
-        if self._looked is None or self.desk.running or self.scheduler.waiting or self.desired.paused:
+        if self._polled is None or self.manager.running or self.scheduler.waiting or self.desired.paused:
             return False
         return all(wanted.state != "RUNNING" for wanted in self.desired.trials.values())
 
-    def start(self, key: str) -> None:
-        """A running trial's process has its place; the workers of a group have their own, and tell of it."""
-        if self.resources[key].workers == 1:
-            self.desk.heard.add(key)
+    def poll(self) -> None:
+        """Takes in desired states, what other drivers did, and the present nodes, every few seconds.
 
-    def hear(self, key: str, attempt: int, messages: Sequence[Mapping[str, Any]]) -> None:
-        """What an attempt's process tells."""
-        self._told.append(Told(key, attempt, messages))
-
-    def keep(self) -> None:
-        """Hands to the desk what was told: when Tune has sent the process on, which then does not wait."""
-        told, self._told = self._told, []
-        for key, attempt, messages in told:
-            if self.desk.holds(key, attempt):
-                self.desk.guard(self.desk.receive, key, messages)
-                if fault := self.desk.set_aside.get(attempt):
-                    self.scheduler.quarantine(key, fault.place.node)
-                if key not in self.desk.running:
-                    self.desk.guard(self.ended, key)
-
-    def lose(self, key: str, attempt: int, reason: str) -> None:
-        """The process of an attempt died; what it told before counts."""
-        self.keep()
-        if self.desk.holds(key, attempt):
-            self.desk.guard(self.desk.lose, key, reason)
-            self.desk.guard(self.ended, key)
-
-    def ended(self, key: str) -> None:
-        """Its places are free; where it is not over, the store is asked at once what becomes of it."""
-        began = self._began.pop(key, None)
-        if key in self.desk.finished:
-            if began is not None:
-                self._ratios.append((self.clock() - began) / self.seconds[key])
-            done = replace(self.desired.trials[key], state="COMPLETE")
-            self.desired = replace(self.desired, trials={**self.desired.trials, key: done})
-        else:
-            self._looked = None
-        self.scheduler.release(key)
-
-    def look(self) -> None:
-        """Takes in what people want, what other drivers did, and which machines there are."""
-        now = self.clock()
-        if self._looked is not None and now - self._looked < LOOK_EVERY_S:
+        Raises:
+            StopRun: nothing is left to do, or the run was interrupted.
+            UserError: trials are left that no node can hold.
+        """
+        if self.shutdown.requested:
+            self.shutdown.poll(self.manager)
             return
-        self._looked = now
-        if self.desk.store.shared and now - self._reclaimed >= RECLAIM_EVERY_S:
+        now = self.clock()
+        if self._polled is None or now - self._polled >= POLL_EVERY_S:
+            self._polled = now
+            self._reclaim(now)
+            self._update_nodes(now)
+            self._update_desired()
+            self._report_unschedulable(now)
+        if self.over:
+            raise StopRun
+
+    def _reclaim(self, now: float) -> None:
+        if self.manager.store.shared and now - self._reclaimed >= RECLAIM_EVERY_S:
             self._reclaimed = now
-            self.desk.reclaim()
-        if (there := self.nodes()) != self._there:
-            if {node.id for node in self._there} - {node.id for node in there}:
-                self._lost = now
-            self._there = there
-            self.scheduler.set_nodes(there)
-        setting = self.plan.setting
-        keys = list(self.desk.trials)
-        self.desired = self.desk.store.desired_states(
+            self.heartbeat.reclaim()
+
+    def _update_nodes(self, now: float) -> None:
+        before, self._present = self._present, self.nodes()
+        if self._present != before:
+            if {node.id for node in before} - {node.id for node in self._present}:
+                self._node_lost = now
+            self.scheduler.set_nodes(self._present)
+
+    def _update_desired(self) -> None:
+        setting, keys = self.plan.setting, list(self.trials)
+        self.desired = self.manager.store.desired_states(
             self.plan.study.name, setting.profile, data_id(setting), keys
         )
-        self._first = self._first or {
+        self._first_attempts = self._first_attempts or {
             key: wanted.first_attempt for key, wanted in self.desired.trials.items()
         }
         waiting = self.scheduler.waiting
         pace = statistics.median(self._ratios) if self._ratios else 1.0
-        for trial in self.desk.trials.values():
-            self._apply(trial, waiting.get(trial.key), pace)
-        self._say_stuck()
+        for trial in self.trials.values():
+            if attempt := self.manager.running.get(trial.key):
+                self._update_running(attempt)
+            else:
+                self._update_waiting(trial, waiting.get(trial.key), pace)
+        self._release_ended()
 
-    def _apply(self, trial: PlannedTrial, offered: QueueEntry | None, pace: float) -> None:
-        """Offers a trial, takes it back, or stops it; trials here take `pace` times as long as estimated."""
-        wanted, key = self.desired.trials[trial.key], trial.key
-        if key in self.desk.running:
-            unwanted = self.desired.paused or wanted.state == "CANCELLED"
-            if key not in self.desk.heard and (unwanted or self._has_no_machine(key)):
-                self.desk.give_up(key)  # should its process start after all, it is not listened to
-                self.ended(key)
-            elif unwanted:
-                self.desk.ask_to_stop(key)
-        elif wanted.state == "WAITING" and not self.desired.paused and self._lacks(trial):
+    def _update_running(self, attempt: Attempt) -> None:
+        """Stops an attempt that is no longer wanted, and gives up one that does not start."""
+        unwanted = self.desired.paused or self.desired.trials[attempt.key].state == "CANCELLED"
+        if not attempt.started and (unwanted or self._is_overdue(attempt)):
+            self.manager.give_up(attempt)
+        elif unwanted:
+            self.manager.ask_to_stop(attempt)
+
+    def _is_overdue(self, attempt: Attempt) -> bool:
+        """Whether its process should have started by now."""
+        lost = self._node_lost if self._node_lost >= attempt.began else math.inf
+        return self.clock() > min(attempt.began + START_WITHIN_S, lost + START_AFTER_LOSS_S)
+
+    def _update_waiting(self, trial: PlannedTrial, entry: QueueEntry | None, pace: float) -> None:
+        """Submits or withdraws a trial; trials here take `pace` times as long as estimated."""
+        key, wanted = trial.key, self.desired.trials[trial.key]
+        if wanted.state == "WAITING" and not self.desired.paused and self._is_missing(trial):
             priority = wanted.priority * SEEDS - self.plan.seeds.index(trial.seed)
-            candidate = QueueEntry(key, self.resources[key], self.seconds[key] * pace, priority)
-            if candidate != offered:
-                self.scheduler.submit(candidate)
+            new = QueueEntry(key, self.resources[key], self.seconds[key] * pace, priority)
+            if new != entry:
+                self.scheduler.submit(new)
         else:
             self.scheduler.withdraw(key)
 
-    def _has_no_machine(self, key: str) -> bool:
-        """Whether its process should have started by now."""
-        now = self.clock()
-        began = self._began.get(key, now)
-        lost = self._lost if self._lost >= began else math.inf
-        return now > min(began + UNHEARD_S, lost + UNHEARD_AFTER_LOSS_S)
+    def _is_missing(self, trial: PlannedTrial) -> bool:
+        """Whether this plan still wants something of it; what only other plans want makes it wait too.
 
-    def _lacks(self, trial: PlannedTrial) -> bool:
-        """Whether the plan still wants something of it; what only other plans want makes it wait too.
-
-        What is to be done anew since this run began is for the next one, with the code of today.
+        What is to be done anew since this run began is for the next one, with the code of that day.
         """
-        if self.desired.trials[trial.key].first_attempt != self._first[trial.key]:
+        if self.desired.trials[trial.key].first_attempt != self._first_attempts[trial.key]:
             return False
-        return bool({e.key for e in trial.missing} - set(self.desk.done.get(trial.key, ())))
+        last = self.manager.ended.get(trial.key)
+        return bool({e.key for e in trial.missing} - (last.done if last else set()))
 
-    def _say_stuck(self) -> None:
-        """Tells, once, of trials that no longer fit on the machines there are.
+    # --- what cannot start ----------------------------------------------------------------------------
+
+    def _report_unschedulable(self, now: float) -> None:
+        """Says, once, which trials no longer fit on the present nodes.
 
         Raises:
-            UserError: no other trials are left, and no other machines will come, or have come for long where
-                devices are set aside.
+            UserError: no other trials are left, and no other nodes will join, or have joined for long where
+                devices are quarantined.
         """
         stuck = frozenset(
-            key for key, waits in self.scheduler.waiting.items() if self.scheduler.never_fits(waits.resources)
+            key for key, entry in self.scheduler.waiting.items() if self.scheduler.never_fits(entry.resources)
         )
         for key in stuck - self._stuck:
-            self.desk.listener.noted(
-                f"{self.desk.trials[key].name} waits for machines: it needs {self.resources[key]}"
+            self.manager.listener.noted(
+                f"{self.trials[key].name} waits for nodes that can hold it: it needs {self.resources[key]}"
             )
         self._stuck = stuck
-        if stuck and not self.desk.running and stuck == self.scheduler.waiting.keys():
-            self._stuck_since = min(self._stuck_since, self.clock())
-            self._end_where_nothing_can_start(self.clock() - self._stuck_since)
+        if stuck and not self.manager.running and stuck == self.scheduler.waiting.keys():
+            self._stuck_since = min(self._stuck_since, now)
+            self._end_when_nothing_can_start(now - self._stuck_since)
         else:
             self._stuck_since = math.inf
 
-    def _end_where_nothing_can_start(self, for_s: float) -> None:
-        faults = list(map(str, self.desk.set_aside.values()))
-        if not self.more_may_join or (faults and for_s > UNHEARD_S):
-            why = [f"{len(faults)} set aside, as:", *faults[:3]] if faults else []
-            raise UserError("\n".join(["What waits has no place any more.", *why]))
-
-    def _order(self, key: str) -> Order:
-        wanted = self.desired.trials[key]
-        sizes = [size for size in (self.micro_batch, wanted.micro_batch) if size is not None]
-        start = self.desk.store.start_of(key)  # claimed, it does not change any more
-        missing = [evaluation.key for evaluation in self.desk.trials[key].missing]
-        done = tuple(evaluation for evaluation in missing if evaluation in start.done)  # by other drivers too
-        self.desk.done[key] = list(done)
-        return Order(key, done, min(sizes, default=None), self.resources[key], start.folder)
+    def _end_when_nothing_can_start(self, for_s: float) -> None:
+        faults = list(map(str, self.manager.quarantined.values()))
+        if self.more_may_join and not (faults and for_s > START_WITHIN_S):
+            return
+        first = min(self.trials[key].name for key in self._stuck)
+        lines = [f"No node can hold what waits: {counted(len(self._stuck), 'trial')}, {first} among them."]
+        if faults:
+            lines += [f"{counted(len(faults), 'device')} quarantined, as:", *faults[:3]]
+        lines.append("The same command continues with them where there are enough nodes.")
+        raise UserError("\n".join(lines))

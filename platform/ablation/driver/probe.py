@@ -6,6 +6,7 @@ import multiprocessing
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -45,7 +46,7 @@ def probe(
         tempfile.TemporaryDirectory(prefix="ablation-probe-") as folder,
         environment({"OMP_NUM_THREADS": str(max(1, int(held.cpus)))}),  # as in a run: see `connection`
     ):
-        request = Request(trial.key, trial.config, (), Path(folder), context, gpus=held.gpus)
+        request = Request(trial.key, trial.config, (), Path(folder), context, replace(held, workers=1))
         seen = _seen(train, request, limit_s)
     last, first = seen[-1], seen[1] if len(seen) > 2 else seen[0]
     if last.step <= first.step:

@@ -8,10 +8,10 @@ from collections.abc import Collection
 from rich.console import Console
 
 from ablation.calibration import calibrate, measured, seconds_left
-from ablation.driver import tune as scheduler
+from ablation.driver import launch
 from ablation.driver.display import display
+from ablation.driver.launch import Summary
 from ablation.driver.options import Options
-from ablation.driver.tune import Place, Summary
 from ablation.errors import last_line
 from ablation.plan import register
 from ablation.provenance import record as provenance
@@ -43,13 +43,21 @@ def run_study(
     invocation = store.start_invocation(command, facts)
     mirror.start()
     try:
-        plan, place = session.plan, Place(store, session.workspace, storage)
+        plan = session.plan
         keys = [evaluation.key for trial in plan.trials for evaluation in trial.evaluations]
         results = {key: row.metrics for key, row in store.evaluations(keys).items()}
         with display(plan, results, console) as listener:
             seconds = seconds_left(plan, calibrate(plan, measured(plan, store)))
-            summary = scheduler.run(
-                plan, place, options, listener, seconds, facts=facts, invocation_id=invocation
+            summary = launch.run(
+                plan,
+                options,
+                store,
+                storage,
+                session.workspace,
+                listener,
+                seconds,
+                facts=facts,
+                invocation_id=invocation,
             )
     finally:
         store.end_invocation(invocation)

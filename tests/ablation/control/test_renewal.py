@@ -1,23 +1,26 @@
 """Stale results are trained anew on request, from the start; the earlier ones are kept."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
 from ablation.control.control import UNRECORDED, Control
-from ablation.driver.attempts import Desk
+from ablation.driver.attempts import AttemptManager
 from ablation.driver.dispatch import Dispatcher
 from ablation.driver.display import Board, PlainDisplay
+from ablation.driver.heartbeat import Heartbeat
 from ablation.driver.scheduler import GangScheduler
-from ablation.driver.tune import _request
+from ablation.driver.shutdown import Shutdown, StopRun
 from ablation.plan import Plan
 from ablation.provenance import staleness
 from ablation.resources import Node
 from ablation.storage import Storage, storage_at
 from ablation.store import AttemptRow, Store
-from ablation.worker.harness import Job, messages
+from ablation.worker.harness import messages
+from ablation.worker.training import WorkerConfig
 from ablation.workspace import Workspace
 from tests.support import workspaces
 from tests.support.toy_driver import Toy, planned, train
@@ -99,20 +102,27 @@ class Lab:
     def run(self, stops: int = 0) -> None:
         """Does all that the plan misses; the first attempts are asked to stop."""
         plan, nodes = self.plan, (Node("here", 1, 0, 1 << 30),)
-        trials = {trial.key: trial for trial in plan.trials if trial.missing}
         listener = PlainDisplay(Board(plan), lambda line: None)
-        desk = Desk(trials, self.store, self.storage, self.workspace, listener, {}, max_retries=0, grace=0.0)
-        resources = {key: workspaces.Resources() for key in trials}
-        seconds = dict.fromkeys(trials, 1.0)
-        dispatcher = Dispatcher(plan, desk, GangScheduler(nodes), seconds, resources, None, lambda: nodes)
-        requests = {key: _request(trial, plan, self.workspace) for key, trial in trials.items()}
-        job = Job(train, requests, self.storage, (), 0.0, self.workspace.root)
-        while order := dispatcher.next():
-            if (stops := stops - 1) >= 0:
-                self.storage.ask_to_stop(order.key)
-            for message in messages(job, order):
-                desk.receive(order.key, [message])
-            dispatcher.ended(order.key)
+        manager = AttemptManager(self.store, self.storage, self.workspace, listener, {}, max_retries=0)
+        dispatcher = Dispatcher(
+            plan,
+            manager,
+            GangScheduler(nodes),
+            Shutdown(grace=0.0),
+            Heartbeat(manager),
+            {self.key: 1.0},
+            {self.key: workspaces.Resources()},
+            None,
+            lambda: nodes,
+        )
+        config = WorkerConfig(train, self.storage, self.workspace.artifacts, (), 0.0, self.workspace.root)
+        with suppress(StopRun):
+            while found := dispatcher.next():
+                attempt, request = found
+                if (stops := stops - 1) >= 0:
+                    self.storage.ask_to_stop(attempt.key)
+                for message in messages(config, request):
+                    dispatcher.on_messages(attempt.key, attempt.id, [message])
 
     def steps(self, attempt: AttemptRow) -> list[int]:
         return [row.step for row in self.store.metrics(attempt.id) if row.name == "loss"]

@@ -1,30 +1,31 @@
 """What starts next, as the store and the machines have it, without a Ray that runs."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
-from ablation.driver.attempts import Desk, StopNow
+from ablation.driver.attempts import Attempt, AttemptManager
 from ablation.driver.dispatch import (
-    LOOK_EVERY_S,
+    POLL_EVERY_S,
+    START_AFTER_LOSS_S,
+    START_WITHIN_S,
     STORAGE_AWAY_S,
-    UNHEARD_AFTER_LOSS_S,
-    UNHEARD_S,
     Dispatcher,
 )
 from ablation.driver.display import Board, PlainDisplay
+from ablation.driver.heartbeat import Heartbeat
 from ablation.driver.scheduler import GangScheduler
-from ablation.driver.tune import _callback
+from ablation.driver.shutdown import Shutdown, StopRun, errors_end_the_run
 from ablation.errors import UserError
-from ablation.protocol import Evaluated, to_wire
+from ablation.protocol import Evaluated, Noticed, Request
 from ablation.resources import Node, Resources
 from ablation.storage import StorageError, storage_at
 from ablation.store import Store
-from ablation.worker.harness import DEVICE_FAILED, ENDED, STOPPED
-from ablation.worker.quarantine import Place
+from ablation.worker.messages import DeviceFailed, End, Ended, Message, Stopped
+from ablation.worker.quarantine import Fault, Place
 from ablation.workspace import Workspace
 from tests.support.toy_driver import Toy, planned
 
@@ -43,20 +44,25 @@ class World:
 
     def dispatcher(self, toys: list[Toy], seeds: tuple[int, ...] = (0,)) -> Dispatcher:
         plan, workspace = planned(toys, self.store, seeds), Workspace.at(self.folder)
-        trials = {trial.key: trial for trial in plan.trials}
         listener = PlainDisplay(Board(plan), self.said.append)
         workspace.create()
         storage = storage_at(workspace.artifacts)
-        desk = Desk(trials, self.store, storage, workspace, listener, {}, max_retries=1, grace=60.0)
-        resources = {trial.key: trial.resources or Resources() for trial in plan.trials}
-        seconds = {trial.key: trial.cost for trial in plan.trials}
-        scheduler = GangScheduler(self.nodes)
+        manager = AttemptManager(self.store, storage, workspace, listener, {}, max_retries=1)
         return Dispatcher(
-            plan, desk, scheduler, seconds, resources, None, lambda: self.nodes, clock=lambda: self.now
+            plan,
+            manager,
+            GangScheduler(self.nodes),
+            Shutdown(grace=60.0),
+            Heartbeat(manager),
+            {trial.key: trial.cost for trial in plan.trials},
+            {trial.key: trial.resources or Resources() for trial in plan.trials},
+            None,
+            lambda: self.nodes,
+            clock=lambda: self.now,
         )
 
     def later(self) -> None:
-        self.now += LOOK_EVERY_S
+        self.now += POLL_EVERY_S
 
 
 @pytest.fixture
@@ -64,11 +70,20 @@ def world(tmp_path: Path) -> World:
     return World(Store.open(tmp_path / "store.db"), tmp_path)
 
 
+def next_request(dispatcher: Dispatcher) -> Request | None:
+    """What starts now, if anything does."""
+    try:
+        found = dispatcher.next()
+    except StopRun:
+        return None
+    return found[1] if found else None
+
+
 def started(dispatcher: Dispatcher) -> list[str]:
     """Names of all that start now."""
     names = []
-    while order := dispatcher.next():
-        names.append(dispatcher.desk.trials[order.key].config.name)
+    while request := next_request(dispatcher):
+        names.append(request.config.name)
     return names
 
 
@@ -77,10 +92,43 @@ def key_of(dispatcher: Dispatcher, name: str, seed: int = 0) -> str:
     return next(trial.key for trial in trials if (trial.config.name, trial.seed) == (name, seed))
 
 
-def end(dispatcher: Dispatcher, name: str, kind: str = ENDED) -> None:
-    key = key_of(dispatcher, name)
-    dispatcher.desk.receive(key, [{"kind": kind}])
-    dispatcher.ended(key)
+def attempt_of(dispatcher: Dispatcher, name: str) -> Attempt:
+    """The running one."""
+    return dispatcher.manager.running[key_of(dispatcher, name)]
+
+
+def tell(dispatcher: Dispatcher, name: str, *messages: Message) -> bool:
+    """As the process of the running attempt does."""
+    attempt = attempt_of(dispatcher, name)
+    return dispatcher.on_messages(attempt.key, attempt.id, messages)
+
+
+def lose(dispatcher: Dispatcher, name: str, reason: str = "killed") -> Attempt:
+    """The process of the running attempt dies; the attempt."""
+    attempt = attempt_of(dispatcher, name)
+    dispatcher.on_worker_lost(attempt.key, attempt.id, reason)
+    return attempt
+
+
+def fail(dispatcher: Dispatcher, name: str) -> None:
+    attempt = attempt_of(dispatcher, name)
+    dispatcher.manager.fail(attempt, "broken")
+    dispatcher._release_ended()
+
+
+def end(dispatcher: Dispatcher, name: str, how: End = Ended()) -> None:  # noqa: B008
+    assert tell(dispatcher, name, how)
+
+
+def mark_started(dispatcher: Dispatcher) -> None:
+    for attempt in dispatcher.manager.running.values():
+        attempt.started = True
+
+
+def poll(dispatcher: Dispatcher) -> None:
+    """Where nothing is left to do the loop ends, which is tested elsewhere."""
+    with suppress(StopRun):
+        dispatcher.poll()
 
 
 def test_the_longest_start_first_as_far_as_there_is_room(world: World) -> None:
@@ -91,8 +139,8 @@ def test_the_longest_start_first_as_far_as_there_is_room(world: World) -> None:
 def test_all_of_an_earlier_seed_start_before_a_later_one(world: World) -> None:
     world.nodes = (Node("a", 3, 0, 0),)
     dispatcher = world.dispatcher([Toy("short", 10), Toy("long", 20)], seeds=(0, 1))
-    orders = [dispatcher.next() for _ in range(3)]
-    seeds = [dispatcher.desk.trials[order.key].seed for order in orders if order]
+    found = [next_request(dispatcher) for _ in range(3)]
+    seeds = [dispatcher.trials[request.trial_key].seed for request in found if request]
     assert seeds == [0, 0, 1]
 
 
@@ -101,7 +149,7 @@ def test_what_a_person_prioritises_while_it_runs_starts_next(world: World) -> No
     assert started(dispatcher) == ["a", "b"]
     world.store.prioritise([key_of(dispatcher, "d")], 1)
     world.later()
-    dispatcher.look()
+    poll(dispatcher)
     dispatcher.scheduler.release(key_of(dispatcher, "a"))
     assert started(dispatcher) == ["d"]
 
@@ -109,23 +157,22 @@ def test_what_a_person_prioritises_while_it_runs_starts_next(world: World) -> No
 def test_what_a_process_told_before_it_died_counts(world: World) -> None:
     dispatcher = world.dispatcher([Toy("a")])
     assert started(dispatcher) == ["a"]
-    key = key_of(dispatcher, "a")
-    attempt, evaluation = dispatcher.desk.running[key], dispatcher.plan.trial(key).evaluations[0].key
-    dispatcher.hear(key, attempt, [to_wire(Evaluated(evaluation, {"AP": 50.0}))])
-    dispatcher.lose(key, attempt, "killed")
+    evaluation = dispatcher.plan.trials[0].evaluations[0].key
+    tell(dispatcher, "a", Evaluated(evaluation, {"AP": 50.0}))
+    attempt = lose(dispatcher, "a")
     assert list(world.store.evaluations([evaluation])) == [evaluation]
-    assert dispatcher.desk.losses == {key: 1}
+    assert (attempt.done, attempt.losses) == ({evaluation}, 1)
 
 
-def test_a_trial_that_has_its_place_is_not_given_up_however_long_its_first_steps_take(world: World) -> None:
-    dispatcher = world.dispatcher([Toy("a"), Toy("pair", workers=2)])
+def test_an_attempt_that_has_reported_is_not_given_up_however_long_its_first_steps_take(world: World) -> None:
     world.nodes = (Node("a", 3, 0, 1 << 40),)
+    dispatcher = world.dispatcher([Toy("a"), Toy("pair", workers=2)])
     assert sorted(started(dispatcher)) == ["a", "pair"]
-    for key in dispatcher.desk.running:
-        dispatcher.start(key)
-    world.now += UNHEARD_S + LOOK_EVERY_S
-    dispatcher.look()
-    assert list(dispatcher.desk.running) == [key_of(dispatcher, "a")], "a pair's workers tell themselves"
+    tell(dispatcher, "a", Noticed("it is here"))
+    tell(dispatcher, "pair")  # its process is there, its workers are not
+    world.now += START_WITHIN_S + POLL_EVERY_S
+    poll(dispatcher)
+    assert list(dispatcher.manager.running) == [key_of(dispatcher, "a")]
 
 
 def test_a_storage_that_is_away_makes_trials_wait_and_counts_for_nothing(
@@ -133,22 +180,24 @@ def test_a_storage_that_is_away_makes_trials_wait_and_counts_for_nothing(
 ) -> None:
     dispatcher = world.dispatcher([Toy("a"), Toy("b")])
     for what in ("clear_stop", "probe"):
-        monkeypatch.setattr(type(dispatcher.desk.storage), what, away)
+        monkeypatch.setattr(type(dispatcher.manager.storage), what, away)
     for _ in range(5):
         assert started(dispatcher) == []
         world.now += STORAGE_AWAY_S
-    assert dispatcher.desk.losses == {}
+    assert [attempt.losses for attempt in dispatcher.manager.ended.values()] == [0]
     assert len(world.store.attempts()) == 1, "one attempt found it away, and no other was made to ask again"
-    assert world.said[-1].endswith("Nothing new starts until the storage is back: the bucket does not answer")
+    assert world.said[-1].endswith(
+        "No trial starts until the storage of trials answers again: the bucket does not answer"
+    )
     monkeypatch.undo()
     assert sorted(started(dispatcher)) == ["a", "b"]
-    assert any(said.endswith("The storage is back.") for said in world.said)
+    assert any(said.endswith("The storage of trials answers again.") for said in world.said)
 
 
 def test_the_last_trial_waits_for_its_storage_too(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     dispatcher = world.dispatcher([Toy("a")])
     for what in ("clear_stop", "probe"):
-        monkeypatch.setattr(type(dispatcher.desk.storage), what, away)
+        monkeypatch.setattr(type(dispatcher.manager.storage), what, away)
     assert started(dispatcher) == []
     assert not dispatcher.over
     monkeypatch.undo()
@@ -163,15 +212,15 @@ def test_a_trial_whose_own_folder_cannot_be_had_fails_alone(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dispatcher = world.dispatcher([Toy("bad", 30), Toy("good", 10)])
-    bad, clear = key_of(dispatcher, "bad"), type(dispatcher.desk.storage).clear_stop
+    bad, clear = key_of(dispatcher, "bad"), type(dispatcher.manager.storage).clear_stop
     monkeypatch.setattr(
-        type(dispatcher.desk.storage),
+        type(dispatcher.manager.storage),
         "clear_stop",
         lambda self, key: away() if key == bad else clear(self, key),
     )
     assert started(dispatcher) == ["good"]
     assert started(dispatcher) == []
-    assert dispatcher.desk.failed == {bad: "the bucket does not answer"}, "after its one retry"
+    assert dispatcher.manager.failed == {bad: "the bucket does not answer"}, "after its one retry"
 
 
 def test_a_trial_that_another_driver_claims_first_is_waited_for(
@@ -179,7 +228,7 @@ def test_a_trial_that_another_driver_claims_first_is_waited_for(
 ) -> None:
     dispatcher = world.dispatcher([Toy("a")])
     key = key_of(dispatcher, "a")
-    monkeypatch.setattr(dispatcher.desk.store, "claim", lambda *_: None)
+    monkeypatch.setattr(dispatcher.manager.store, "claim", lambda *_: None)
     claimed = Store.claim(world.store, key, "another:1", {})
     assert claimed is not None
     assert started(dispatcher) == []
@@ -190,31 +239,29 @@ def away(*_: object) -> None:
     raise StorageError("the bucket does not answer")
 
 
-def test_an_attempt_that_is_over_is_not_listened_to(world: World) -> None:
+def test_messages_of_an_attempt_that_has_ended_are_refused(world: World) -> None:
     dispatcher = world.dispatcher([Toy("a")])
     assert started(dispatcher) == ["a"]
-    key = key_of(dispatcher, "a")
-    first = dispatcher.desk.running[key]
-    dispatcher.lose(key, first, "killed")
+    first = lose(dispatcher, "a")
     world.later()
     assert started(dispatcher) == ["a"]
-    dispatcher.hear(key, first, [{"kind": ENDED}])
-    dispatcher.lose(key, first, "killed again")
-    assert dispatcher.desk.holds(key, first + 1)
-    assert dispatcher.scheduler.running.keys() == {key}
+    assert not dispatcher.on_messages(first.key, first.id, [Ended()])
+    dispatcher.on_worker_lost(first.key, first.id, "killed again")
+    assert attempt_of(dispatcher, "a").id == first.id + 1
+    assert dispatcher.scheduler.running.keys() == {first.key}
 
 
 def test_a_paused_study_starts_nothing_and_stops_what_runs_until_it_is_resumed(world: World) -> None:
     dispatcher = world.dispatcher([Toy("a"), Toy("b"), Toy("c")])
     assert len(started(dispatcher)) == 2
-    dispatcher.desk.heard.update(dispatcher.desk.running)
+    mark_started(dispatcher)
     world.store.set_paused("toy", "toy", "none", True)
     world.later()
     assert started(dispatcher) == []
-    assert len(dispatcher.desk.running) == 2
-    assert all(dispatcher.desk.storage.stop_asked(key) for key in dispatcher.desk.running)
+    assert len(dispatcher.manager.running) == 2
+    assert all(dispatcher.manager.storage.stop_asked(key) for key in dispatcher.manager.running)
     for name in ("a", "b"):
-        end(dispatcher, name, STOPPED)
+        end(dispatcher, name, Stopped())
     assert started(dispatcher) == []
     assert not dispatcher.over, "a paused run waits to be resumed"
     world.store.set_paused("toy", "toy", "none", False)
@@ -225,14 +272,14 @@ def test_a_paused_study_starts_nothing_and_stops_what_runs_until_it_is_resumed(w
 def test_a_cancelled_trial_does_not_start_and_a_running_one_is_stopped(world: World) -> None:
     dispatcher = world.dispatcher([Toy("a", 30), Toy("b", 20), Toy("c", 10)])
     assert started(dispatcher) == ["a", "b"]
-    dispatcher.desk.heard.update(dispatcher.desk.running)
+    mark_started(dispatcher)
     world.store.cancel([key_of(dispatcher, "a"), key_of(dispatcher, "c")])
     world.later()
     assert started(dispatcher) == []
-    assert dispatcher.desk.storage.stop_asked(key_of(dispatcher, "a"))
-    assert not dispatcher.desk.storage.stop_asked(key_of(dispatcher, "b"))
-    end(dispatcher, "a", STOPPED)
-    end(dispatcher, "b", STOPPED)
+    assert dispatcher.manager.storage.stop_asked(key_of(dispatcher, "a"))
+    assert not dispatcher.manager.storage.stop_asked(key_of(dispatcher, "b"))
+    end(dispatcher, "a", Stopped())
+    end(dispatcher, "b", Stopped())
     assert started(dispatcher) == ["b"]
 
 
@@ -240,8 +287,7 @@ def test_a_failed_trial_that_a_person_retries_starts_in_the_run_that_is_going_on
     dispatcher = world.dispatcher([Toy("a"), Toy("b")])
     started(dispatcher)
     key = key_of(dispatcher, "a")
-    dispatcher.desk.fail(key, "broken")
-    dispatcher.ended(key)
+    fail(dispatcher, "a")
     assert started(dispatcher) == []
     world.store.retry([key])
     world.later()
@@ -252,8 +298,7 @@ def test_a_run_is_over_when_nothing_runs_waits_or_is_paused(world: World) -> Non
     dispatcher = world.dispatcher([Toy("a")])
     started(dispatcher)
     assert not dispatcher.over
-    dispatcher.desk.fail(key_of(dispatcher, "a"), "broken")
-    dispatcher.ended(key_of(dispatcher, "a"))
+    fail(dispatcher, "a")
     assert started(dispatcher) == []
     assert dispatcher.over
 
@@ -269,9 +314,9 @@ def test_an_attempt_starts_with_the_smallest_number_of_images_that_was_asked_for
     dispatcher = world.dispatcher([Toy("a")])
     dispatcher.micro_batch = 8
     world.store.set_micro_batch(key_of(dispatcher, "a"), 4)
-    order = dispatcher.next()
-    assert order is not None
-    assert order.micro_batch == 4
+    request = next_request(dispatcher)
+    assert request is not None
+    assert request.micro_batch == 4
 
 
 def test_a_machine_that_joins_is_used_and_one_that_leaves_is_not(world: World) -> None:
@@ -292,24 +337,24 @@ def test_a_trial_that_no_longer_fits_is_said_once(world: World) -> None:
     for _ in range(3):
         assert started(dispatcher) == []
         world.later()
-    assert [line for line in world.said if "waits for machines" in line] == world.said[-1:]
+    assert [line for line in world.said if "waits for nodes" in line] == world.said[-1:]
     assert not dispatcher.over
 
 
-def let_down(dispatcher: Dispatcher, name: str, *, usable: bool) -> None:
-    """Its GPU fails under it."""
-    key = key_of(dispatcher, name)
-    why = {"error": "Traceback ...", "why": "CUDA error: ECC", "usable": usable, "place": asdict(GPU)}
-    dispatcher.hear(key, dispatcher.desk.running[key], [{"kind": DEVICE_FAILED, **why}])
-    dispatcher.keep()
+def device_fails(dispatcher: Dispatcher, name: str, *, usable: bool) -> None:
+    """The GPU of a running trial."""
+    tell(dispatcher, name, DeviceFailed("Traceback ...", Fault(GPU, "CUDA error: ECC"), usable))
 
 
-def test_a_gpu_that_cannot_be_used_is_set_aside_and_its_trial_goes_on_elsewhere(world: World) -> None:
+def test_a_gpu_that_cannot_be_used_is_quarantined_and_its_trial_goes_on_elsewhere(world: World) -> None:
     world.nodes = (Node("a", 8, 2, 0),)
     dispatcher = world.dispatcher([Toy(name, workers=1, gpus=1.0) for name in ("a", "b", "c")])
     assert started(dispatcher) == ["a", "b"]
-    let_down(dispatcher, "a", usable=False)
-    assert any("set aside until this run ends: GPU 3 of host (10.0.0.1): CUDA" in line for line in world.said)
+    device_fails(dispatcher, "a", usable=False)
+    assert any(
+        "Quarantined until this run ends" in line and "GPU 3 of host (10.0.0.1)" in line
+        for line in world.said
+    )
     assert started(dispatcher) == []
     end(dispatcher, "b")
     assert started(dispatcher) == ["a"], "it goes on elsewhere"
@@ -325,9 +370,9 @@ def test_a_trial_under_which_one_gpu_after_the_other_fails_is_the_one_at_fault(
     dispatcher = world.dispatcher([Toy("a", workers=1, gpus=1.0)])
     for _ in range(2):
         assert started(dispatcher) == ["a"]
-        let_down(dispatcher, "a", usable=usable)
+        device_fails(dispatcher, "a", usable=usable)
     assert started(dispatcher) == []
-    reason = dispatcher.desk.failed[key_of(dispatcher, "a")].splitlines()[-1]
+    reason = dispatcher.manager.failed[key_of(dispatcher, "a")].splitlines()[-1]
     assert reason.startswith("On GPU 3 of host (10.0.0.1): CUDA error: ECC")
     assert ("a new process can use it" in reason) == usable
     assert dispatcher.over
@@ -341,14 +386,17 @@ def test_a_run_without_a_gpu_left_ends_and_on_a_cluster_waits_for_another_first(
     dispatcher = world.dispatcher([Toy("a", workers=1, gpus=1.0)])
     dispatcher.more_may_join = joins
     assert started(dispatcher) == ["a"]
-    let_down(dispatcher, "a", usable=False)
+    device_fails(dispatcher, "a", usable=False)
     if joins:
         assert started(dispatcher) == []
-        assert "waits for machines" in world.said[-1]
-        world.now += UNHEARD_S + LOOK_EVERY_S
-    with pytest.raises(UserError, match=r"no place any more.\n1 set aside, as:\nGPU 3 of host .*ECC"):
+        assert "waits for nodes" in world.said[-1]
+        world.now += START_WITHIN_S + POLL_EVERY_S
+    with pytest.raises(
+        UserError,
+        match=r"1 trial, table1 a, .*\n1 device quarantined, as:\nGPU 3 of host .*ECC",
+    ):
         started(dispatcher)
-    assert not dispatcher.desk.failed
+    assert not dispatcher.manager.failed
 
 
 def test_estimates_are_corrected_by_what_finished_trials_took(
@@ -360,10 +408,7 @@ def test_estimates_are_corrected_by_what_finished_trials_took(
     assert started(dispatcher) == ["a"]
     estimated = before()
     world.now += 3 * dispatcher.seconds[key_of(dispatcher, "a")]
-    dispatcher.desk.finished.append(key_of(dispatcher, "a"))
-    dispatcher.desk._forget(key_of(dispatcher, "a"))
-    dispatcher.ended(key_of(dispatcher, "a"))
-    dispatcher.desk.running["b"] = 0  # keeps the one place
+    end(dispatcher, "a")
     monkeypatch.setattr(dispatcher.scheduler, "next", lambda now: None)
     dispatcher.next()
     assert before() == pytest.approx(3 * estimated)
@@ -375,8 +420,7 @@ def test_what_the_plan_no_longer_wants_of_a_trial_does_not_start_it_again(world:
     world.store.ensure_evaluation("of another run", key, "{}")
     started(dispatcher)
     (wanted,) = dispatcher.plan.trials[0].missing
-    dispatcher.desk.receive(key, [to_wire(Evaluated(wanted.key, {"AP": 4.0})), {"kind": ENDED}])
-    dispatcher.ended(key)
+    tell(dispatcher, "a", Evaluated(wanted.key, {"AP": 4.0}), Ended())
     world.later()
     assert world.store.trial_states()[key].state == "WAITING"
     assert started(dispatcher) == []
@@ -387,15 +431,15 @@ def test_an_evaluation_that_another_driver_did_is_not_asked_for_again(world: Wor
     dispatcher = world.dispatcher([Toy("a")])
     key = key_of(dispatcher, "a")
     (wanted,) = dispatcher.plan.trials[0].missing
-    dispatcher.look()
+    poll(dispatcher)
     attempt = world.store.claim(key, "another", {})
     assert attempt is not None
     world.store.ensure_evaluation("of another run", key, "{}")
     world.store.record(attempt, [Evaluated(wanted.key, {"AP": 4.0})])
     world.store.release(attempt)
-    order = dispatcher.next()
-    assert order is not None
-    assert order.done == (wanted.key,)
+    request = next_request(dispatcher)
+    assert request is not None
+    assert request.evaluations == ()
     end(dispatcher, "a")
     world.later()
     assert started(dispatcher) == []
@@ -404,7 +448,7 @@ def test_an_evaluation_that_another_driver_did_is_not_asked_for_again(world: Wor
 def test_a_process_that_never_starts_is_given_up(world: World) -> None:
     dispatcher = world.dispatcher([Toy("a")])
     assert started(dispatcher) == ["a"]
-    world.now += UNHEARD_S + LOOK_EVERY_S
+    world.now += START_WITHIN_S + POLL_EVERY_S
     assert started(dispatcher) == []
     assert started(dispatcher) == ["a"], "it is tried anew"
     attempts = world.store.attempts([key_of(dispatcher, "a")])
@@ -413,33 +457,33 @@ def test_a_process_that_never_starts_is_given_up(world: World) -> None:
 
 def test_a_process_that_was_to_start_when_a_machine_was_lost_is_given_up_sooner(world: World) -> None:
     world.nodes = (Node("a", 1, 0, 1 << 40), Node("b", 1, 0, 1 << 40))
-    dispatcher = world.dispatcher([Toy("before", 30), Toy("heard", 20)])
-    assert started(dispatcher) == ["before", "heard"]
-    dispatcher.desk.heard.add(key_of(dispatcher, "heard"))
+    dispatcher = world.dispatcher([Toy("before", 30), Toy("reported", 20)])
+    assert started(dispatcher) == ["before", "reported"]
+    attempt_of(dispatcher, "reported").started = True
     world.nodes = (Node("a", 1, 0, 1 << 40), Node("c", 1, 0, 1 << 40))
     world.later()
-    dispatcher.look()
-    world.now += UNHEARD_AFTER_LOSS_S
-    dispatcher.look()
-    assert states(world, dispatcher) == {"before": "RUNNING", "heard": "RUNNING"}
+    poll(dispatcher)
+    world.now += START_AFTER_LOSS_S
+    poll(dispatcher)
+    assert states(world, dispatcher) == {"before": "RUNNING", "reported": "RUNNING"}
     world.later()
-    dispatcher.look()
-    assert states(world, dispatcher) == {"before": "WAITING", "heard": "RUNNING"}
+    poll(dispatcher)
+    assert states(world, dispatcher) == {"before": "WAITING", "reported": "RUNNING"}
     assert started(dispatcher) == ["before"]
-    world.now += UNHEARD_AFTER_LOSS_S + LOOK_EVERY_S
-    dispatcher.look()
+    world.now += START_AFTER_LOSS_S + POLL_EVERY_S
+    poll(dispatcher)
     assert states(world, dispatcher)["before"] == "RUNNING", "it began after the loss"
 
 
 def states(world: World, dispatcher: Dispatcher) -> dict[str, str]:
     rows = world.store.trial_states()
-    return {dispatcher.desk.trials[key].config.name: row.state for key, row in rows.items()}
+    return {dispatcher.trials[key].config.name: row.state for key, row in rows.items()}
 
 
 def test_what_is_to_be_done_anew_since_a_run_began_is_left_to_the_next(world: World) -> None:
     dispatcher = world.dispatcher([Toy("a")])
     key = key_of(dispatcher, "a")
-    dispatcher.look()
+    poll(dispatcher)
     attempt = world.store.claim(key, "another", {})
     assert attempt is not None
     world.store.release(attempt)
@@ -447,44 +491,41 @@ def test_what_is_to_be_done_anew_since_a_run_began_is_left_to_the_next(world: Wo
     world.later()
     assert started(dispatcher) == []
     assert dispatcher.over
-    order = world.dispatcher([Toy("a")]).next()
-    assert order is not None
-    assert order.folder == "attempt-2"
+    request = next_request(world.dispatcher([Toy("a")]))
+    assert request is not None
+    assert request.directory.name == "attempt-2"
 
 
-# --- what Tune is told ------------------------------------------------------------------------------------
-
-
-@dataclass
-class TuneTrial:
-    """What the callback looks at of Tune's own trial."""
-
-    config: dict[str, object] = field(default_factory=dict)
-    temporary_state: object = field(default_factory=lambda: SimpleNamespace(ray_actor="its process"))
+# --- how the loop ends ------------------------------------------------------------------------------------
 
 
 def test_a_run_waits_for_no_process_once_all_is_done(world: World) -> None:
     dispatcher = world.dispatcher([Toy("a")])
-    finished = False
-    tell = _callback(dispatcher, SimpleNamespace(is_finished=lambda: finished))
-    given_up = [TuneTrial()]
-    tell.on_step_begin(1, given_up)
-    finished = True
-    with pytest.raises(StopNow):
-        tell.on_step_begin(2, given_up)
+    assert started(dispatcher) == ["a"]
+    dispatcher.poll()
+    evaluation = dispatcher.plan.trials[0].evaluations[0].key
+    tell(dispatcher, "a", Evaluated(evaluation, {"AP": 4.0}), Ended())
+    with pytest.raises(StopRun) as stop:
+        dispatcher.poll()
+    assert stop.value.__cause__ is None
 
 
-def test_a_process_that_was_given_up_is_killed_when_it_starts_after_all(
+def test_an_interrupted_run_starts_nothing(world: World) -> None:
+    dispatcher = world.dispatcher([Toy("a"), Toy("b"), Toy("c")])
+    assert len(started(dispatcher)) == 2
+    mark_started(dispatcher)
+    dispatcher.shutdown.requested = True
+    dispatcher.scheduler.release(key_of(dispatcher, "a"))
+    assert dispatcher.next() is None
+    assert all(attempt.stop_requested for attempt in dispatcher.manager.running.values())
+
+
+def test_an_error_of_the_store_leaves_tunes_loop_with_its_cause(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    killed: list[object] = []
-    monkeypatch.setattr("ray.kill", killed.append)
     dispatcher = world.dispatcher([Toy("a")])
-    tell = _callback(dispatcher, None)
     assert started(dispatcher) == ["a"]
-    key = key_of(dispatcher, "a")
-    attempt = dispatcher.desk.running[key]
-    tell.on_trial_start(1, [], TuneTrial({"key": key, "attempt": attempt}))
-    assert (killed, dispatcher.desk.heard) == ([], {key})
-    tell.on_trial_start(2, [], TuneTrial({"key": key, "attempt": attempt - 1}))
-    assert killed == ["its process"]
+    monkeypatch.setattr(world.store, "record", lambda *_: (_ for _ in ()).throw(UserError("disk is full")))
+    with pytest.raises(StopRun) as stop, errors_end_the_run():
+        tell(dispatcher, "a", Noticed("something"))
+    assert str(stop.value.__cause__) == "disk is full"

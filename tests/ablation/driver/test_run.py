@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from ablation.driver import run
-from ablation.driver.tune import Summary
+from ablation.driver.launch import Summary
 from ablation.plan import make_plan
 from ablation.render.report import print_report
 from ablation.session import Session
