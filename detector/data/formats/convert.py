@@ -18,7 +18,7 @@ from detector.data.formats.layouts import open_folder, recognise
 from detector.data.formats.normalise import normalise
 from detector.data.formats.notes import Notes
 from detector.data.formats.parsing import read_json
-from detector.data.formats.similar import image_hashes, similar_groups
+from detector.data.formats.similar import similar_groups, thumbnails
 from detector.data.formats.splitting import groups_by_name, split
 from detector.errors import DataError
 from detector.files import write_and_rename
@@ -188,7 +188,7 @@ def _with_split(
 
 def _split(content: Content, share: float, reading: Reading, notes: Notes) -> dict[str, Content]:
     images = content.coco["images"]
-    similar = similar_groups(image_hashes([content.images_path / image["file_name"] for image in images]))
+    similar = similar_groups(thumbnails([content.images_path / image["file_name"] for image in images]))
     together = [[images[i]["id"] for i in group] for group in similar]
     if similar:
         count = sum(map(len, similar))
