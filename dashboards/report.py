@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from html import escape
 from pathlib import Path
 
 from ablation.files import write_whole
-from ablation.metric import Metric
+from ablation.metric import Metric, in_words
 from ablation.plan import Plan, PlannedTrial
 from ablation.render import html
 from ablation.render.files import writing_to
@@ -108,18 +108,10 @@ def _curves(trial: PlannedTrial, study: Study, store: Store) -> Iterator[str]:
 
 def _results(trial: PlannedTrial, study: Study, store: Store) -> str:
     rows = [
-        [key, *(["submit"] if row.awaits_scores else _shown(row.metrics, study))]
+        [key, *(["submit"] if row.awaits_scores else in_words(study.metrics, row.metrics, 1))]
         for key, row in store.evaluations([evaluation.key for evaluation in trial.evaluations]).items()
     ]
     return _plain_table("Evaluation", rows)
-
-
-def _shown(values: Mapping[str, float], study: Study) -> list[str]:
-    """The declared metrics that are defined, with one digit more than tables show."""
-    defined = {metric: values.get(metric.name, math.nan) for metric in study.metrics}
-    return [
-        f"{metric.title} {metric.text(value, 1)}" for metric, value in defined.items() if math.isfinite(value)
-    ]
 
 
 def _attempts(attempts: Sequence[AttemptRow]) -> str:

@@ -29,6 +29,7 @@ def study() -> Study:
         options=DetectionOptions,
         check_data=check_data,
         paper_note="the paper's: COCO minival, Table 8 COCO test-dev",
+        predictions="detections",
         rescore=rescore,
         read_scores=read_scores,
         by_class=ByClass("AP", by_class),

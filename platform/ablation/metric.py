@@ -7,7 +7,8 @@ evaluation that has run, and not one that is still awaited.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -127,3 +128,17 @@ class Metric:
         if self.tolerance is None:
             return None
         return abs(self.rounded(ours) - papers) < self.tolerance + 1e-6
+
+
+def in_words(metrics: Sequence[Metric], values: Mapping[str, float], more: int = 0) -> list[str]:
+    """The values of the metrics that an evaluation reported: "AP 43.6", "APS undefined".
+
+    Args:
+        values: by name; one that is not of the metrics is left out.
+        more: decimals beyond those of tables.
+    """
+    reported = {metric: values[metric.name] for metric in metrics if metric.name in values}
+    return [
+        f"{metric.title} {metric.text(value, more) if math.isfinite(value) else 'undefined'}"
+        for metric, value in reported.items()
+    ]

@@ -86,7 +86,7 @@ class Checkpointed:
 
 @dataclass(frozen=True, slots=True)
 class Evaluated:
-    """An evaluation is done: its numbers (AP in percent) and the files behind them, by kind.
+    """An evaluation is done: its metrics by name, NaN where undefined, and its files by kind.
 
     Where only an evaluation server can give the numbers, there are none, and a file "submission" to give
     it. Rank 0 alone reports one or the other; what the other ranks of a group yield is passed over.

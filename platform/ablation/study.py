@@ -202,7 +202,7 @@ class Setting(Protocol):
             is not in it has an unknown spread.
         exclusive_gpus: whether each worker holds a GPU of its own, where there are GPUs; else trials share
             them.
-        caption: one sentence for table captions: images, size, schedule, precision.
+        caption: one sentence for table captions: data, sizes, schedule, precision.
         notices: what a person should know before starting (counted repairs, precision fallback).
         context: handed to the train function unhashed (paths, intervals); picklable.
     """
@@ -323,7 +323,7 @@ class ByClass:
 
     Attributes:
         metric: its name.
-        measure: `(setting, trial config, evaluation config, detections file)` to the metric by class name,
+        measure: `(setting, trial config, evaluation config, predictions file)` to the metric by class name,
             NaN for a class without test data; raises ablation.errors.UserError.
     """
 
@@ -342,8 +342,9 @@ class Study:
         options: what a user may change, a frozen dataclass of fields made by `ablation.options.option`.
         check_data: `(options, folder)` to a report on the data set that the options name, pictures of it in
             the folder; raises ablation.errors.UserError. None where the study cannot check one.
-        rescore: `(setting, trial config, evaluation config, detections file)` to the metrics that those
-            detections give today; None where the study cannot tell.
+        predictions: the kind of an evaluation's artifact that `rescore` and `by_class` read.
+        rescore: `(setting, trial config, evaluation config, predictions file)` to the metrics that those
+            predictions give today; None where the study cannot tell.
         read_scores: `(content, source)` of a file that an evaluation server returned to the metrics in it,
             NaN for an undefined one; raises ablation.errors.UserError, which names the source. None where
             no evaluation needs a server.
@@ -368,6 +369,7 @@ class Study:
     paper_note: str = ""
     options: type[Any] = NoOptions
     check_data: Callable[[Any, Path], str] | None = None
+    predictions: str = "predictions"
     rescore: Callable[[Setting, Any, Any, Path], Mapping[str, float]] | None = None
     read_scores: Callable[[str, str], Mapping[str, float]] | None = None
     by_class: ByClass | None = None

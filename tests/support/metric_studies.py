@@ -71,6 +71,7 @@ ERRORS = Study(
     profiles={},
     default_profile="shapes",
     train=never,  # type: ignore[arg-type]
+    predictions="detections",
     progress=(Metric("loss", unit="", better="lower", digits=3), SPEED),
 )
 """One metric, an error rate."""

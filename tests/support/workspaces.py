@@ -235,6 +235,7 @@ STUDY = Study(
     train=lambda request: iter(()),  # type: ignore[arg-type,return-value]
     progress=PROGRESS,
     paper_note="the paper's: COCO",
+    predictions="detections",
     read_scores=lambda content, source: json.loads(content),
 )
 

@@ -73,7 +73,9 @@ def logs_command(arguments: argparse.Namespace) -> int:
     bring = partial(brought, session.storage, trial.key, session.workspace.trial_directory(trial.key))
     path, brought_at = bring(), time.monotonic()
     start = path.stat().st_size if path.is_file() else 0
-    print("\n".join(printable(line) for line in account(trial, store, path.parent)), flush=True)
+    print(
+        "\n".join(printable(line) for line in account(trial, session.study, store, path.parent)), flush=True
+    )
 
     def going_on() -> bool:
         nonlocal brought_at

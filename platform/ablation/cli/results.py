@@ -37,7 +37,7 @@ def tables_command(arguments: argparse.Namespace) -> int:
 
 
 def verify_command(arguments: argparse.Namespace) -> int:
-    """Compute the numbers of every cell anew from its stored detections, and compare."""
+    """Compute the numbers of every cell anew from its stored predictions, and compare."""
     session = Session.of_results(selection_of(arguments))
     verdicts = []
     for verdict in verify(session.plan, session.store):

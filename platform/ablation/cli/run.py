@@ -53,7 +53,7 @@ def add_commands(commands: Commands) -> None:
         "--micro-batch",
         type=positive,
         metavar="N",
-        help="images that a worker takes through the network at a time: needs less memory, changes no "
+        help="samples that a worker takes through the network at a time: needs less memory, changes no "
         "result (default: its whole share of a batch)",
     )
     run.add_argument(

@@ -8,10 +8,12 @@ from contextlib import suppress
 from pathlib import Path
 
 from ablation.control.status import host_of
+from ablation.metric import in_words
 from ablation.plan import PlannedTrial
 from ablation.storage import Storage, StorageError
 from ablation.storage.names import LOG
 from ablation.store import AttemptRow, EvaluationRow, Store
+from ablation.study import Study
 from ablation.wording import duration
 
 TAIL = 20
@@ -23,7 +25,7 @@ BRING_EVERY_S = 10.0
 _TIME = "%Y-%m-%d %H:%M:%S"
 
 
-def account(trial: PlannedTrial, store: Store, directory: Path) -> Iterator[str]:
+def account(trial: PlannedTrial, study: Study, store: Store, directory: Path) -> Iterator[str]:
     """What the store has of a trial and the end of its log, as lines.
 
     Args:
@@ -39,8 +41,8 @@ def account(trial: PlannedTrial, store: Store, directory: Path) -> Iterator[str]
     yield from _section("Notices", store.notices(trial.key))
     if attempts:
         yield from _section("Last numbers", _last_numbers(store, attempts))
-    yield from _section("Evaluations", _evaluations(trial, store))
-    yield from _section("Earlier results", _earlier(trial, store, attempts))
+    yield from _section("Evaluations", _evaluations(trial, study, store))
+    yield from _section("Earlier results", _earlier(trial, study, store, attempts))
     if attempts:
         elsewhere = f"Not on this machine: see {host_of(attempts[-1])}, or give the --storage of the run."
         yield from _section(f"The end of {LOG}", tail(directory / LOG) or [elsewhere])
@@ -66,22 +68,23 @@ def _last_numbers(store: Store, attempts: list[AttemptRow]) -> Iterator[str]:
             return
 
 
-def _evaluations(trial: PlannedTrial, store: Store) -> Iterator[str]:
+def _evaluations(trial: PlannedTrial, study: Study, store: Store) -> Iterator[str]:
     rows = store.evaluations([evaluation.key for evaluation in trial.evaluations])
     for evaluation in trial.evaluations:
         if row := rows.get(evaluation.key):
-            yield f"{evaluation.key}  {evaluation.name}: {_numbers(row) or 'waits for an evaluation server'}"
+            numbers = _numbers(study, row) or "waits for an evaluation server"
+            yield f"{evaluation.key}  {evaluation.name}: {numbers}"
 
 
-def _earlier(trial: PlannedTrial, store: Store, attempts: list[AttemptRow]) -> Iterator[str]:
+def _earlier(trial: PlannedTrial, study: Study, store: Store, attempts: list[AttemptRow]) -> Iterator[str]:
     numbered = {attempt.id: attempt.number for attempt in attempts}
     for row in store.earlier_results(trial.key):
         when = f"attempt {numbered[row.attempt_id]}, {row.time:{_TIME}} UTC"
-        yield f"{row.key}  {when}: {_numbers(row) or 'none'}"
+        yield f"{row.key}  {when}: {_numbers(study, row) or 'none'}"
 
 
-def _numbers(row: EvaluationRow) -> str:
-    return ", ".join(f"{name} {value:.1f}" for name, value in row.metrics.items())
+def _numbers(study: Study, row: EvaluationRow) -> str:
+    return ", ".join(in_words(study.metrics, row.metrics))
 
 
 def _section(title: str, found: Iterator[str] | list[str]) -> Iterator[str]:

@@ -225,7 +225,7 @@ def _notes(trial: TrialStatus, now: datetime) -> Iterator[str]:
     if trial.priority:
         yield f"priority {trial.priority}"
     if trial.micro_batch:
-        yield f"{trial.micro_batch} images at a time"
+        yield f"{trial.micro_batch} samples at a time"
     if trial.host:
         yield f"stopping on {trial.host}" if trial.state == "CANCELLED" else f"on {trial.host}"
     if trial.last_heartbeat:

@@ -19,7 +19,7 @@ from ablation.wording import duration
 
 DISK_OF_A_TRIAL = 1 << 30
 """Bytes taken for a trial while none has finished here: two checkpoints of 100 million numbers and their
-momentum, and detections."""
+momentum, and predictions."""
 
 
 # --- what it takes -----------------------------------------------------------------------------------

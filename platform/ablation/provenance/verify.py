@@ -1,6 +1,6 @@
 """Verification of every stored result: hashes of its files, and its metrics recomputed.
 
-Metrics recomputed from the stored detections must equal the stored ones within `Metric.rescore_tolerance`,
+Metrics recomputed from the stored predictions must equal the stored ones within `Metric.rescore_tolerance`,
 by default 0, because scoring is deterministic. Numbers of an evaluation server are compared with the file
 that it returned; without such numbers yet, only the files are checked.
 """
@@ -15,7 +15,7 @@ from types import MappingProxyType
 from ablation.errors import UserError
 from ablation.files import sha256_of
 from ablation.plan import Plan, PlannedEvaluation, PlannedTrial
-from ablation.store import DETECTIONS, SCORES, ArtifactRow, EvaluationRow, Store
+from ablation.store import SCORES, ArtifactRow, EvaluationRow, Store
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class Verdict:
 def verify(plan: Plan, store: Store) -> Iterator[Verdict]:
     """Verifies every planned evaluation that has a result; yields each verdict as soon as it is known.
 
-    Recomputing the metrics of thousands of images takes a minute.
+    Recomputing the metrics of a large test set takes a minute.
     """
     check = _Check(plan, store)
     for trial in plan.trials:
@@ -110,10 +110,10 @@ class _Check:
             path = self.store.resolve(files[SCORES].path)
             returned = study.read_scores(path.read_text(encoding="utf-8"), str(path))
             return differences(row.metrics, returned), []
-        if study.rescore is None or DETECTIONS not in files:
-            return [], ["not recomputed: no detections are stored"]
-        detections = self.store.resolve(files[DETECTIONS].path)
-        made = study.rescore(self.plan.setting, trial.config, wanted.config, detections)
+        if study.rescore is None or study.predictions not in files:
+            return [], ["not recomputed: no predictions are stored"]
+        predictions = self.store.resolve(files[study.predictions].path)
+        made = study.rescore(self.plan.setting, trial.config, wanted.config, predictions)
         tolerances = {metric.name: metric.rescore_tolerance for metric in study.metrics}
         return differences(row.metrics, made, tolerances), []
 

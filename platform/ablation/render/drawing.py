@@ -2,7 +2,7 @@
 
 A curve where the rows are numbers (k, scale), else a dot per row. The two panels never share an axis,
 because only orders and shapes compare between scales. Columns drawn are those of the first column's metric
-(AP; the two columns of a 2x2 table). No pyplot, so no global state.
+(for instance both columns of a 2x2 table). No pyplot, so no global state.
 
 A bar is the 95 % interval of a cell's distance from the mean of all cells drawn. The noise that all of
 them share (which samples were tested) says nothing about their order and is left out in this way.

@@ -13,7 +13,7 @@ from ablation.errors import UserError
 from ablation.metric import Metric
 from ablation.plan import Plan, make_plan
 from ablation.results.table import FilledCell, FilledTable, Source, assemble, mark_best
-from ablation.store import DETECTIONS, Store
+from ablation.store import Store
 from ablation.study import ByClass, Cell, Row, Study
 
 Measure = Callable[[Source], Mapping[str, float] | None]
@@ -43,16 +43,16 @@ def by_class(study: Study, plan: Plan, store: Store) -> tuple[list[FilledTable],
 
 def _measure(plan: Plan, store: Store, declared: ByClass, problems: list[str]) -> Measure:
     wanted = {e.key: (trial.config, e.config) for trial in plan.trials for e in trial.evaluations}
-    rows = store.evaluations(list(wanted))
+    rows, kind = store.evaluations(list(wanted)), plan.study.predictions
     known: dict[str, Mapping[str, float] | None] = {}
 
     def measure(source: Source) -> Mapping[str, float] | None:
         key = source.evaluation_key
-        if source.state not in ("complete", "undefined") or DETECTIONS not in rows[key].artifacts:
+        if source.state not in ("complete", "undefined") or kind not in rows[key].artifacts:
             return {}
         if key not in known:
             try:
-                path = store.resolve(rows[key].artifacts[DETECTIONS])
+                path = store.resolve(rows[key].artifacts[kind])
                 known[key] = declared.measure(plan.setting, *wanted[key], path)
             except UserError as error:
                 known[key] = None

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from ablation.errors import UserError
 from ablation.files import write_whole
+from ablation.metric import in_words
 from ablation.plan import Plan
 from ablation.store import SUBMISSION, EvaluationRow, Store
 from ablation.study import Study
@@ -129,8 +130,4 @@ def _kept(content: str, row: EvaluationRow, workspace: Workspace) -> Path:
 
 
 def _shown(study: Study, scores: Mapping[str, float]) -> str:
-    values = {metric: scores[metric.name] for metric in study.metrics if metric.name in scores}
-    return ", ".join(
-        f"{metric.title} {metric.text(value) if math.isfinite(value) else 'undefined'}"
-        for metric, value in values.items()
-    )
+    return ", ".join(in_words(study.metrics, scores))

@@ -17,7 +17,6 @@ schema        the tables; migrations upgrades those of older versions
 from ablation.store.attempts import AttemptOverError
 from ablation.store.records import (
     CHECKPOINT,
-    DETECTIONS,
     SCORES,
     SILENCE,
     SUBMISSION,
@@ -36,7 +35,6 @@ from ablation.store.store import Store
 
 __all__ = [
     "CHECKPOINT",
-    "DETECTIONS",
     "SCORES",
     "SILENCE",
     "SUBMISSION",

@@ -22,7 +22,7 @@ class Artifacts(Reader):
 
         Args:
             evaluation_key: of an evaluation without numbers, or with imported ones.
-            metrics: in percent.
+            metrics: by name; NaN where undefined.
             path: the file that was returned, in the workspace.
 
         Raises:

@@ -13,8 +13,6 @@ SILENCE = timedelta(seconds=30)
 """Time without a heartbeat after which an attempt's driver counts as dead."""
 CHECKPOINT = "checkpoint"
 """The kind of artifact that a `Checkpointed` report leaves."""
-DETECTIONS = "detections"
-"""The kind of artifact with an evaluation's detections, for `Study.rescore` and `Study.by_class`."""
 SUBMISSION = "submission"
 """The kind of artifact of an evaluation without numbers: the file to upload to an evaluation server."""
 SCORES = "scores"

@@ -26,7 +26,7 @@ def test_an_account_has_attempts_errors_notices_numbers_and_the_end_of_the_log(
     trial = workspace.plan.trial(workspace.trial_key("k5"))
     folder = workspace.root / "artifacts" / trial.key
     (folder / "log.txt").write_text("".join(f"line {number}\n" for number in range(100)))
-    text = "\n".join(account(trial, workspace.store, folder))
+    text = "\n".join(account(trial, workspace.study, workspace.store, folder))
     host = workspace.store.attempts([trial.key])[0].host
     for said in (
         f"table4 k=5, seed 0  ({trial.key}): COMPLETE 100/100",
@@ -51,7 +51,7 @@ def test_the_earlier_result_is_shown_while_a_renewed_trial_waits(
     workspace.measure("k5", 49.5)
     workspace.store.renew({workspace.trial_key("k5"): 1})
     trial = workspace.plan.trial(workspace.trial_key("k5"))
-    text = "\n".join(account(trial, workspace.store, workspace.root))
+    text = "\n".join(account(trial, workspace.study, workspace.store, workspace.root))
     assert f"({trial.key}): WAITING\n" in text
     assert f"files in {workspace.root / 'attempt-2'}\n" in text
     assert "Evaluations" not in text
@@ -60,7 +60,7 @@ def test_the_earlier_result_is_shown_while_a_renewed_trial_waits(
 
 def test_a_trial_that_never_ran_has_a_short_account(full: workspaces.Workspace, tmp_path: Path) -> None:
     trial = make_plan(full.study, full.setting, (7,)).trials[0]
-    assert len(list(account(trial, full.store, tmp_path))) == 2
+    assert len(list(account(trial, full.study, full.store, tmp_path))) == 2
 
 
 def test_the_end_of_a_long_log_is_found_without_reading_all_of_it(tmp_path: Path) -> None:

@@ -101,11 +101,11 @@ def test_detections_that_cannot_be_scored_are_a_problem(workspace):
     assert verdict.problems == ("the metrics cannot be recomputed: they name no image",)
 
 
-def test_numbers_without_detections_cannot_be_checked_and_that_is_said(workspace):
+def test_numbers_without_predictions_cannot_be_checked_and_that_is_said(workspace):
     workspace.measure("k3", 40.0)
     (verdict,) = verdicts(workspace)
     assert verdict.ok
-    assert verdict.notes == ("not recomputed: no detections are stored",)
+    assert verdict.notes == ("not recomputed: no predictions are stored",)
     assert "1 of them only in part" in summary([verdict])
 
 
