@@ -11,9 +11,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from statistics import median, quantiles
 
-from ablation.plan import Plan, PlannedTrial, counted
+from ablation.plan import Plan, PlannedTrial
 from ablation.store import Store
 from ablation.study import data_id
+from ablation.wording import counted
 
 MIN_SECONDS = 1.0
 """Lower limit of the estimate of a trial: it has to start."""

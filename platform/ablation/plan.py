@@ -6,11 +6,11 @@ command, so an edited study, more seeds and failures run again are all the same 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ablation.errors import UserError, last_line
+from ablation.errors import UserError
 from ablation.fingerprint import canonical_json, evaluation_key, key
 from ablation.resources import EVERYWHERE, ResourceOverride, Resources, overridden
 from ablation.store import Store, TrialRow
@@ -33,25 +33,12 @@ class PlannedEvaluation:
 
 
 @dataclass(frozen=True, slots=True)
-class _Resolved:
-    """What a variant at a seed is under a setting."""
-
-    trial_key: str
-    config: Any
-    config_json: str
-    evaluation: PlannedEvaluation
-
-
-_AllResolved = Mapping[tuple[Variant, int], _Resolved]
-
-
-@dataclass(frozen=True, slots=True)
 class PlannedTrial:
     """One training, and all that the planned tables want of it.
 
     Attributes:
         name: of the first row of the study that cites it: "table3 RetinaNet (#A=1) + ATSS, seed 0".
-        tables: ids of all the study's tables that cite it.
+        rows: all of the study's that cite it, as "table3/RetinaNet (#A=1) + ATSS".
         evaluations: wanted by the planned tables, in reading order.
         missing: those of them without a result.
         state: COMPLETE when nothing is missing; else what the store says, WAITING when it says nothing.
@@ -66,15 +53,24 @@ class PlannedTrial:
     config: Any
     config_json: str
     seed: int
-    tables: tuple[str, ...]
-    evaluations: tuple[PlannedEvaluation, ...]
-    missing: tuple[PlannedEvaluation, ...]
-    state: TrialState
+    rows: tuple[str, ...] = ()
+    evaluations: tuple[PlannedEvaluation, ...] = ()
+    missing: tuple[PlannedEvaluation, ...] = ()
+    state: TrialState = "WAITING"
     step: int = 0
     total: int = 0
     error: str | None = None
     resources: Resources | None = None
     cost: float = 0.0
+
+    @property
+    def tables(self) -> tuple[str, ...]:
+        """Ids of all the study's tables that cite it."""
+        return tuple(dict.fromkeys(row.partition("/")[0] for row in self.rows))
+
+
+_Cells = Mapping[tuple[Variant, int], tuple[PlannedTrial, PlannedEvaluation]]
+"""What each variant is at each seed, before it is known who cites it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +102,7 @@ class Plan:
     seeds: tuple[int, ...]
     tables: tuple[Table, ...]
     trials: tuple[PlannedTrial, ...]
-    _resolved: _AllResolved = field(repr=False)
+    _cells: _Cells = field(repr=False)
 
     @property
     def table_ids(self) -> tuple[str, ...]:
@@ -115,8 +111,12 @@ class Plan:
 
     def lookup(self, cell: Cell, seed: int) -> tuple[str, str]:
         """(trial key, evaluation key) of a cell of any table of the study; KeyError for another seed."""
-        resolved = self._resolved[cell.variant, seed]
-        return resolved.trial_key, resolved.evaluation.key
+        trial, evaluation = self._cells[cell.variant, seed]
+        return trial.key, evaluation.key
+
+    def row_keys(self, row: Row, seed: int) -> list[str]:
+        """Keys of the different trials of a row's cells, in the order of the cells."""
+        return _row_keys(self._cells, row, seed)
 
     def trial(self, trial_key: str) -> PlannedTrial:
         """The trial of that key; KeyError when the planned tables do not need it."""
@@ -128,9 +128,9 @@ class Plan:
     def alike(self) -> dict[str, tuple[Any, str]]:
         """Every trial of the study, by key: its config, and the key of its row at the first seed."""
         found: dict[str, tuple[Any, str]] = {}
-        for (variant, _), resolved in self._resolved.items():
-            first = self._resolved[variant, self.seeds[0]].trial_key
-            found.setdefault(resolved.trial_key, (resolved.config, first))
+        for (variant, _), (trial, _) in self._cells.items():
+            first, _ = self._cells[variant, self.seeds[0]]
+            found.setdefault(trial.key, (trial.config, first.key))
         return found
 
     def work(self) -> tuple[PlannedTrial, ...]:
@@ -152,14 +152,6 @@ class Plan:
             failed=states.count("FAILED"),
             cancelled=states.count("CANCELLED"),
         )
-
-    def describe(self, *more: str) -> str:
-        """The plan as plain text: how much, table by table, what is shared, extra and failed.
-
-        Args:
-            more: paragraphs that others have to add; empty ones are left out.
-        """
-        return "\n\n".join(["\n".join(_described(self)), *(text for text in more if text)])
 
 
 def make_plan(
@@ -185,18 +177,13 @@ def make_plan(
         TypeError: a config that has no stable identity.
     """
     tables = _chosen(study, table_ids)
-    resolved = _resolve_all(study, setting, _checked_seeds(seeds))
-    _check_places(study, resolved, resources)
-    drafts = _drafts(study, seeds, tables, resolved)
-    trials = tuple(
-        replace(
-            trial,
-            resources=overridden(setting.resources(trial.config), drafts[trial.key].places, resources),
-            cost=_cost_left(setting, trial),
-        )
-        for trial in _with_states(drafts, store)
-    )
-    return Plan(study, setting, tuple(seeds), tables, trials, resolved)
+    cells = _resolve(study, setting, _checked_seeds(seeds))
+    _check_overrides(study, cells, resources)
+    trials = [
+        _with_demand(trial, setting, resources)
+        for trial in _with_states(_cited(study, seeds, tables, cells), store)
+    ]
+    return Plan(study, setting, tuple(seeds), tables, tuple(trials), cells)
 
 
 def register(plan: Plan, store: Store) -> None:
@@ -212,23 +199,6 @@ def register(plan: Plan, store: Store) -> None:
 
 
 # --- from cells to trials ----------------------------------------------------------------------------
-
-
-@dataclass(slots=True)
-class _Draft:
-    """A trial while its citations are being collected."""
-
-    name: str
-    seed: int
-    resolved: _Resolved
-    tables: dict[str, None] = field(default_factory=dict)
-    rows: dict[str, None] = field(default_factory=dict)
-    evaluations: dict[str, PlannedEvaluation] = field(default_factory=dict)
-
-    @property
-    def places(self) -> Set[str]:
-        """All that names it where resources are changed."""
-        return {self.resolved.trial_key, *self.tables, *self.rows}
 
 
 def _checked_seeds(seeds: Sequence[int]) -> Sequence[int]:
@@ -247,61 +217,69 @@ def _chosen(study: Study, table_ids: Sequence[str] | None) -> tuple[Table, ...]:
     return tuple(table for table in study.tables if table.id in wanted)
 
 
-def _resolve_all(study: Study, setting: Setting, seeds: Sequence[int]) -> _AllResolved:
-    resolved: dict[tuple[Variant, int], _Resolved] = {}
+def _resolve(study: Study, setting: Setting, seeds: Sequence[int]) -> _Cells:
+    """The config and key of every variant of the study at every seed."""
+    cells: dict[tuple[Variant, int], tuple[PlannedTrial, PlannedEvaluation]] = {}
     for table, row, cell in study.cells():
         try:
             for seed in seeds:
-                if (cell.variant, seed) not in resolved:
-                    resolved[cell.variant, seed] = _resolve(setting, cell.variant, seed)
+                if (cell.variant, seed) not in cells:
+                    cells[cell.variant, seed] = _resolve_one(setting, cell.variant, seed)
         except Exception as error:
             error.add_note(f"in {table.id}, row {row.label!r}")
             raise
-    return resolved
+    return cells
 
 
-def _resolve(setting: Setting, variant: Variant, seed: int) -> _Resolved:
-    config = setting.trial(variant.training, seed)
-    tested = setting.evaluation(variant.evaluation)
-    trial_key = key(config)
-    evaluation = PlannedEvaluation(evaluation_key(trial_key, tested), tested, canonical_json(tested))
-    return _Resolved(trial_key, config, canonical_json(config), evaluation)
+def _resolve_one(setting: Setting, variant: Variant, seed: int) -> tuple[PlannedTrial, PlannedEvaluation]:
+    config, tested = setting.trial(variant.training, seed), setting.evaluation(variant.evaluation)
+    trial = PlannedTrial(key(config), "", config, canonical_json(config), seed)
+    return trial, PlannedEvaluation(evaluation_key(trial.key, tested), tested, canonical_json(tested))
 
 
-def _drafts(
-    study: Study, seeds: Sequence[int], tables: Sequence[Table], resolved: _AllResolved
-) -> dict[str, _Draft]:
-    """The trials that `tables` need, by key, seed by seed in reading order.
+def _cited(study: Study, seeds: Sequence[int], tables: Sequence[Table], cells: _Cells) -> list[PlannedTrial]:
+    """The trials that `tables` need, seed by seed in reading order, with the evaluations that they need.
 
-    Names and citations are of the whole study, so that they do not depend on which tables are asked.
+    Names and citations are of the whole study, so that they do not depend on which tables are asked for.
     """
-    drafts: dict[str, _Draft] = {}
+    trials: dict[str, PlannedTrial] = {}
     for seed in seeds:
         for table in study.tables:
             for row in table.rows:
-                several = len(_trial_keys(row, seed, resolved)) > 1
+                several = len(_row_keys(cells, row, seed)) > 1
                 for column, cell in zip(table.columns, row.cells, strict=True):
-                    found = resolved[cell.variant, seed]
+                    trial, evaluation = cells[cell.variant, seed]
                     label = f"{row.label} {column}" if several else row.label
                     name = f"{table.id} {label}, seed {seed}"
-                    draft = drafts.setdefault(found.trial_key, _Draft(name, seed, found))
-                    if draft.seed != seed:
-                        raise ValueError(f"{draft.name}: the trial config does not hold the seed")
-                    draft.tables[table.id] = draft.rows[_row_place(table, row)] = None
-                    if table in tables:
-                        named = replace(found.evaluation, name=name)
-                        draft.evaluations.setdefault(named.key, named)
-    return {trial_key: draft for trial_key, draft in drafts.items() if draft.evaluations}
+                    trial = trials.get(trial.key, replace(trial, name=name))
+                    wanted = [replace(evaluation, name=name)] if table in tables else []
+                    trials[trial.key] = _with_citation(trial, _row_name(table, row), seed, wanted)
+    return [trial for trial in trials.values() if trial.evaluations]
 
 
-def _row_place(table: Table, row: Row) -> str:
+def _with_citation(
+    trial: PlannedTrial, row: str, seed: int, wanted: Iterable[PlannedEvaluation]
+) -> PlannedTrial:
+    if trial.seed != seed:
+        raise ValueError(f"{trial.name}: the trial config does not hold the seed")
+    rows = dict.fromkeys((*trial.rows, row))
+    known = {evaluation.key for evaluation in trial.evaluations}
+    new = tuple(evaluation for evaluation in wanted if evaluation.key not in known)
+    return replace(trial, rows=tuple(rows), evaluations=trial.evaluations + new)
+
+
+def _row_name(table: Table, row: Row) -> str:
     return f"{table.id}/{row.label}"
 
 
-def _check_places(study: Study, resolved: _AllResolved, overrides: Iterable[ResourceOverride]) -> None:
+def _row_keys(cells: _Cells, row: Row, seed: int) -> list[str]:
+    return list(dict.fromkeys(cells[cell.variant, seed][0].key for cell in row.cells))
+
+
+def _check_overrides(study: Study, cells: _Cells, overrides: Iterable[ResourceOverride]) -> None:
     tables = {table.id for table in study.tables}
-    rows = {_row_place(table, row) for table in study.tables for row in table.rows}
-    known = {EVERYWHERE, *tables, *rows, *(found.trial_key for found in resolved.values())}
+    rows = {_row_name(table, row) for table in study.tables for row in table.rows}
+    known = {EVERYWHERE, *tables, *rows, *(trial.key for trial, _ in cells.values())}
     for override in overrides:
         if override.where not in known:
             raise UserError(
@@ -310,32 +288,23 @@ def _check_places(study: Study, resolved: _AllResolved, overrides: Iterable[Reso
             )
 
 
-def _trial_keys(row: Row, seed: int, resolved: _AllResolved) -> list[str]:
-    """Keys of the different trials of a row's cells, in the order of the cells."""
-    return list(dict.fromkeys(resolved[cell.variant, seed].trial_key for cell in row.cells))
+# --- what is done, and what it takes -----------------------------------------------------------------
 
 
-def _with_states(drafts: Mapping[str, _Draft], store: Store | None) -> tuple[PlannedTrial, ...]:
-    if store is None:
-        return tuple(_planned(draft, None, set()) for draft in drafts.values())
-    stored = store.trial_states(list(drafts))
-    done = set(store.evaluations([k for draft in drafts.values() for k in draft.evaluations]))
-    return tuple(_planned(draft, stored.get(trial_key), done) for trial_key, draft in drafts.items())
+def _with_states(trials: Sequence[PlannedTrial], store: Store | None) -> list[PlannedTrial]:
+    stored = store.trial_states([trial.key for trial in trials]) if store else {}
+    keys = [evaluation.key for trial in trials for evaluation in trial.evaluations]
+    done = set(store.evaluations(keys)) if store else set()
+    return [_with_state(trial, stored.get(trial.key), done) for trial in trials]
 
 
-def _planned(draft: _Draft, stored: TrialRow | None, done: Set[str]) -> PlannedTrial:
-    missing = tuple(e for evaluation_id, e in draft.evaluations.items() if evaluation_id not in done)
+def _with_state(trial: PlannedTrial, stored: TrialRow | None, done: Set[str]) -> PlannedTrial:
+    missing = tuple(evaluation for evaluation in trial.evaluations if evaluation.key not in done)
     state: TrialState = "WAITING" if missing else "COMPLETE"
     if missing and stored is not None and stored.state != "COMPLETE":
         state = stored.state
-    return PlannedTrial(
-        key=draft.resolved.trial_key,
-        name=draft.name,
-        config=draft.resolved.config,
-        config_json=draft.resolved.config_json,
-        seed=draft.seed,
-        tables=tuple(draft.tables),
-        evaluations=tuple(draft.evaluations.values()),
+    return replace(
+        trial,
         missing=missing,
         state=state,
         step=stored.step if stored else 0,
@@ -344,81 +313,18 @@ def _planned(draft: _Draft, stored: TrialRow | None, done: Set[str]) -> PlannedT
     )
 
 
+def _with_demand(
+    trial: PlannedTrial, setting: Setting, overrides: Sequence[ResourceOverride]
+) -> PlannedTrial:
+    """The trial with its resources and cost."""
+    citations = {trial.key, *trial.tables, *trial.rows}
+    resources = overridden(setting.resources(trial.config), citations, overrides)
+    return replace(trial, resources=resources, cost=_cost_left(setting, trial))
+
+
 def _cost_left(setting: Setting, trial: PlannedTrial) -> float:
     if not trial.missing:
         return 0.0
     training = setting.cost(trial.config, ())
     trained = trial.step / trial.total if trial.total else 0.0
     return setting.cost(trial.config, [e.config for e in trial.missing]) - trained * training
-
-
-# --- as text -----------------------------------------------------------------------------------------
-
-
-def _described(plan: Plan) -> Iterator[str]:
-    c, setting, num_seeds = plan.counts(), plan.setting, len(plan.seeds)
-    seeds = ("seed " if num_seeds == 1 else "seeds ") + ", ".join(str(seed) for seed in plan.seeds)
-    different = f" ({c.trainings // num_seeds} different x {num_seeds} seeds)" if num_seeds > 1 else ""
-    size = [counted(len(plan.tables), "table"), counted(c.rows, "row"), counted(c.cells, "cell")]
-    yield f"{plan.study.title}: {', '.join(size)}"
-    yield f"Profile {setting.profile}, data {setting.data_name}, {seeds}. {setting.caption}".rstrip()
-    yield (
-        f"{counted(c.trainings, 'training')}{different}, {counted(c.evaluations, 'evaluation')}: "
-        f"{c.complete} complete, "
-        f"{c.running} running, {c.waiting} waiting, {c.failed} failed"
-        + (f", {c.cancelled} cancelled" if c.cancelled else "")
-    )
-    yield ""
-    yield from _table_lines(plan)
-    yield from _section("Shared, trained once:", _shared(plan))
-    extra = [f"{t.name}: {len(t.evaluations)} evaluations" for t in plan.trials if len(t.evaluations) > 1]
-    yield from _section("Tested in more than one way:", extra)
-    failed = [f"{t.key} {t.name}: {last_line(t.error)}" for t in plan.trials if t.state == "FAILED"]
-    yield from _section("Failed, and left alone until a retry is asked for:", failed)
-    cancelled = [f"{t.key} {t.name}" for t in plan.trials if t.state == "CANCELLED"]
-    yield from _section("Cancelled, until a retry is asked for:", cancelled)
-
-
-def counted(number: int, what: str) -> str:
-    """ "1 row", "2 rows"."""
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"
-
-
-def _table_lines(plan: Plan) -> Iterator[str]:
-    """One line a table; `new` counts the trainings that no table above it has."""
-    some_cancelled = plan.counts().cancelled > 0
-    yield "table         rows  trainings   new  complete  running  waiting  failed" + (
-        "  cancelled" if some_cancelled else ""
-    )
-    seen: set[str] = set()
-    states = {trial.key: trial.state for trial in plan.trials}
-    for table in plan.tables:
-        cited = {
-            k for row in table.rows for seed in plan.seeds for k in _trial_keys(row, seed, plan._resolved)
-        }
-        own = [states[trial_key] for trial_key in cited]
-        yield (
-            f"{table.id:<12}{len(table.rows):>6}{len(cited):>11}{len(cited - seen):>6}"
-            f"{own.count('COMPLETE'):>10}{own.count('RUNNING'):>9}"
-            f"{own.count('WAITING'):>9}{own.count('FAILED'):>8}"
-            + (f"{own.count('CANCELLED'):>11}" if some_cancelled else "")
-        )
-        seen |= cited
-
-
-def _shared(plan: Plan) -> Iterator[str]:
-    """Rows whose training an earlier row already has."""
-    first: dict[str, str] = {}
-    for table in plan.tables:
-        for row in table.rows:
-            here = f"{table.id} {row.label}"
-            for trial_key in _trial_keys(row, plan.seeds[0], plan._resolved):
-                earlier = first.setdefault(trial_key, here)
-                if earlier != here:
-                    yield f"{here} = {earlier}"
-
-
-def _section(title: str, lines: Iterable[str]) -> Iterator[str]:
-    shown = [f"  {line}" for line in lines]
-    if shown:
-        yield from ("", title, *shown)

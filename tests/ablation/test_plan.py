@@ -7,6 +7,7 @@ import pytest
 
 from ablation.errors import UserError
 from ablation.plan import Counts, Plan, make_plan, register
+from ablation.plan_text import describe_plan
 from ablation.protocol import Evaluated, Progress
 from ablation.resources import Resources, parse_overrides
 from ablation.store import Store
@@ -173,7 +174,7 @@ def test_the_description_says_what_is_shared_extra_done_and_failed(store: Store)
     attempt = store.claim(made.trials[1].key, "test", {})
     assert attempt is not None
     store.fail(attempt, "Traceback\nValueError: boom\n")
-    assert plan(store).describe() == (
+    assert describe_plan(plan(store)) == (
         """\
 ATSS: 3 tables, 6 rows, 12 cells
 Profile tiny, data dots, seed 0. Four images.
@@ -200,7 +201,7 @@ Failed, and left alone until a retry is asked for:
 
 
 def test_the_description_of_a_plan_without_a_store_needs_none() -> None:
-    text = plan(seeds=(0, 1, 2), tables=["table1"]).describe()
+    text = describe_plan(plan(seeds=(0, 1, 2), tables=["table1"]))
     assert "9 trainings (3 different x 3 seeds), 9 evaluations" in text
     assert "seeds 0, 1, 2." in text
     assert "Failed" not in text
@@ -268,7 +269,7 @@ def test_a_cancelled_trial_is_counted_and_named_and_no_work(store: Store) -> Non
     again = plan(store)
     assert again.trials[1].state == "CANCELLED"
     assert (again.counts().cancelled, len(again.work())) == (1, 3)
-    text = again.describe("About 3 hours.")
+    text = describe_plan(again, "About 3 hours.")
     assert "0 failed, 1 cancelled" in text
     assert "failed  cancelled\n" in text
     assert f"Cancelled, until a retry is asked for:\n  {made.trials[1].key} table1 k=5, seed 0" in text

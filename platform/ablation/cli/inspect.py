@@ -23,6 +23,7 @@ from ablation.control.control import trial_of
 from ablation.control.logs import BRING_EVERY_S, account, brought, follow, printable
 from ablation.control.status import lines, status_of, watch
 from ablation.driver.forecast import forecast
+from ablation.plan_text import describe_plan
 from ablation.provenance import staleness
 from ablation.session import Session
 
@@ -31,7 +32,7 @@ def plan_command(arguments: argparse.Namespace) -> int:
     """Print what is done, stale and left, and how long a run would take on the machines at hand."""
     session = Session.open(selection_of(arguments), writes=False)
     expected = forecast(session, run_options_of(arguments), timed=arguments.probe)
-    print(session.plan.describe(_stale(session), expected.describe()))
+    print(describe_plan(session.plan, _stale(session), expected.describe()))
     return 0
 
 

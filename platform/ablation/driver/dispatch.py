@@ -16,12 +16,13 @@ from ablation.driver.heartbeat import Heartbeat
 from ablation.driver.scheduler import GangScheduler, QueueEntry
 from ablation.driver.shutdown import Shutdown, StopRun
 from ablation.errors import UserError
-from ablation.plan import Plan, PlannedTrial, counted
+from ablation.plan import Plan, PlannedTrial
 from ablation.protocol import EvaluationRequest, Request
 from ablation.resources import Node, Resources
 from ablation.storage import StorageError
 from ablation.store import DesiredStates
 from ablation.study import data_id
+from ablation.wording import counted
 from ablation.worker.messages import Message
 
 POLL_EVERY_S = 2.0

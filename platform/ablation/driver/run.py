@@ -14,6 +14,7 @@ from ablation.driver.launch import Summary
 from ablation.driver.options import Options
 from ablation.errors import last_line
 from ablation.plan import register
+from ablation.plan_text import describe_plan
 from ablation.provenance import record as provenance
 from ablation.render.report import print_report, report_console
 from ablation.session import Session
@@ -38,7 +39,7 @@ def run_study(
     storage = session.storage
     storage.probe()
     session = _registered(session, retry_failed)
-    print(session.plan.describe(), flush=True)
+    print(describe_plan(session.plan), flush=True)
     facts = provenance.collect(command)
     invocation = store.start_invocation(command, facts)
     mirror.start()
