@@ -8,6 +8,7 @@ from PIL import Image
 
 from ablation.errors import UserError
 from ablation.workspace import Workspace
+from detector.config import Data
 from detector.data.coco import DataPaths, Split, read_split
 from detector.errors import DataError
 from experiments.detection.data import open_data
@@ -69,12 +70,7 @@ def test_a_data_set_in_a_folder_of_any_name_gets_a_plain_folder_of_results(tmp_p
     paths = DataPaths(
         _write(folder / "annotations", "secret.jpg"), _write(folder / "annotations", "secret.jpg")
     )
-    data = open_data(lambda: paths, _describe, tmp_path / "cache")
+    size = Data(fingerprint="0" * 12, short_side=10, max_long_side=20)
+    data = open_data(paths, size, tmp_path / "cache")
     place = Workspace.at(tmp_path).results_directory("atss", f"shapes-{data.folder_name}")
     assert place.parent == tmp_path / "results"
-
-
-def _describe(fingerprint: str):  # type: ignore[no-untyped-def]
-    from detector.config import Data
-
-    return Data(fingerprint=fingerprint, short_side=10, max_long_side=20)
