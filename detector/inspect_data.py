@@ -28,6 +28,7 @@ from detector.data.coco import (
 )
 from detector.data.dataset import unusable_images
 from detector.data.decode import load_resized
+from detector.data.formats.similar import similar_across
 from detector.errors import DataError
 from detector.evaluation.coco_eval import disambiguate
 from detector.pictures import contact_sheet, draw_by_class
@@ -48,12 +49,13 @@ _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 Numbers = NDArray[Any]
 
 
-def inspect(paths: DataPaths, folder: Path) -> str:
+def inspect(paths: DataPaths, folder: Path, reading: Sequence[str] = ()) -> str:
     """Read a data set, draw `train.png` and `val.png` into `folder`, and say what is in it.
 
     Args:
         paths: where it lies.
         folder: of the contact sheets; made if absent.
+        reading: lines on how the data set was read, which begin the report.
 
     Returns:
         The report, and where the pictures are.
@@ -64,21 +66,24 @@ def inspect(paths: DataPaths, folder: Path) -> str:
     """
     train, val = read_data(paths)
     test = read_test(paths.test, train) if paths.test is not None else None
-    lines = [report(train, val, test)]
+    lines = [report(train, val, test, reading)]
     for name, split in (("train", train), ("val", val)):
         if contact_sheet_of(split, folder / f"{name}.png", name):
             lines.append(f"Images with their boxes: {folder / f'{name}.png'}")
     return "\n".join(lines) + "\n"
 
 
-def report(train: CheckedSplit, val: CheckedSplit, test: CheckedSplit | None = None) -> str:
-    """Problems first, then tables of images, boxes and classes, at most `WIDTH` characters wide.
+def report(
+    train: CheckedSplit, val: CheckedSplit, test: CheckedSplit | None = None, reading: Sequence[str] = ()
+) -> str:
+    """How it was read, problems, then tables of images, boxes and classes, at most `WIDTH` characters wide.
 
     Every image is opened where there are at most `MAX_OPENED`; with more, the report says that none was.
 
     Args:
         train, val: what the tables are of.
         test: its images are opened and counted.
+        reading: lines on how the data set was read.
 
     Raises:
         DataError: images that were opened and cannot be used, every one with the reason.
@@ -87,6 +92,8 @@ def report(train: CheckedSplit, val: CheckedSplit, test: CheckedSplit | None = N
     opened = _open_all(splits if test is None else {**splits, "test": test})
     problems = [*_problems(splits), *(_duplicates(splits) if opened else [_not_opened()])]
     blocks = [["Problems", "", *(problems or ["none found"])], _image_table(splits), _class_table(train, val)]
+    if reading:
+        blocks.insert(0, ["Data set", "", *map(_wrapped, reading)])
     if test is not None:
         checked = "every one decodes" if opened else "every file is there"
         blocks.append([f"The test split has {_count(len(test.images))} images; {checked}."])
@@ -195,8 +202,21 @@ def _duplicates(splits: dict[str, CheckedSplit]) -> Iterator[str]:
         if len(first) > 1:
             leaks.append(" = ".join(first.values()))
     yield from _listed("training images that are in val too, which makes its AP too high", leaks)
+    yield from _listed("images that nearly look like one of the other split (copies, frames)", _alike(splits))
     for name in splits:
         yield from _listed(f"{name}: images that are there twice under two names", twice[name])
+
+
+def _alike(splits: dict[str, CheckedSplit]) -> list[str]:
+    """Images of different splits that nearly look the same and are not the same file."""
+    paths = [[s.source.images / record.file_name for record in s.images] for s in splits.values()]
+    cases = []
+    for group in similar_across(paths):
+        first = {split: paths[split][image] for split, image in reversed(group)}
+        sizes = {path.stat().st_size for path in first.values()}
+        if len(sizes) > 1:
+            cases.append(" = ".join(path.name for _, path in sorted(first.items())))
+    return cases
 
 
 def _equal_files(splits: dict[str, CheckedSplit]) -> Iterator[list[tuple[str, str]]]:

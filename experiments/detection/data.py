@@ -74,7 +74,7 @@ class DataSet:
         return f"{train} training and {val} validation images of {self.name}"
 
 
-def open_data(paths: DataPaths, size: Data, cache: Path, name: str | None = None) -> DataSet:
+def open_data(paths: DataPaths, size: Data, cache: Path, name: str) -> DataSet:
     """Read and check a data set, and decode every image of it once, as every later run will find it.
 
     What was found is remembered in the cache, and nothing is read while the annotation files, the image
@@ -84,7 +84,7 @@ def open_data(paths: DataPaths, size: Data, cache: Path, name: str | None = None
         paths: where it lies.
         size: what trials see of it, but for its fingerprint.
         cache: holds decoded images.
-        name: of the data set; its folder's when None.
+        name: of the data set.
 
     Raises:
         UserError: the data set cannot be used; lists what is wrong with it.
@@ -98,7 +98,7 @@ def open_data(paths: DataPaths, size: Data, cache: Path, name: str | None = None
     except DataError as error:
         raise UserError(str(error)) from error
     return DataSet(
-        name=name or _name(paths),
+        name=name,
         paths=paths,
         class_names=tuple(facts["class_names"]),
         images=facts["images"],
@@ -128,12 +128,6 @@ def _read(paths: DataPaths, size: Data, cache: Path) -> tuple[dict[str, Any], li
         "test_fingerprint": fingerprint(test) if test else None,
     }
     return facts, decoded
-
-
-def _name(paths: DataPaths) -> str:
-    """The folder's name, or the file's where no folder has one."""
-    annotations = paths.train.annotations.resolve()
-    return annotations.parent.parent.name or annotations.stem
 
 
 def combined_digest(digests: Iterable[str]) -> str:

@@ -9,8 +9,11 @@ from ablation.errors import UserError
 from ablation.options import declared, option, without
 from detector.config import Precision
 from detector.data.coco import DataPaths, Split
+from detector.data.formats.boxes import BoxForm
+from detector.data.formats.convert import Converted, Reading, convert, convert_paths
 from detector.errors import DataError
 
+DATA = "the data set"
 PARTS = "the data set by its files and folders instead of --data, all four together"
 CHANGES = "changes to the profile; its numbers then go to tables of their own"
 
@@ -22,14 +25,36 @@ class DetectionOptions:
     All of it is part of a trial's identity, because it ends up in the trial's config.
 
     Raises:
-        ValueError: a data set that is named twice or in part.
+        ValueError: a data set that is named twice or in part; a split that is no share.
     """
 
     data: Path | None = option(
-        "folder of a COCO-format data set to use instead of the profile's",
+        "folder of a data set to use instead of the profile's, or the annotation file in it: COCO JSON, "
+        "Pascal VOC, YOLO, LabelMe, VIA or CVAT XML",
         metavar="DIR",
         names_data=True,
-        group="the data set",
+        group=DATA,
+    )
+    split: float | None = option(
+        "share of the images for validation, of a data set without a split: 0.2",
+        metavar="SHARE",
+        least=0,
+        names_data=True,
+        group=DATA,
+    )
+    split_seed: int | None = option(
+        "another split than that of seed 0", metavar="N", least=0, names_data=True, group=DATA
+    )
+    split_group: str | None = option(
+        "regular expression: images whose file names agree in what it finds stay on one side of the split",
+        metavar="REGEX",
+        names_data=True,
+        group=DATA,
+    )
+    boxes: BoxForm | None = option(
+        "what the numbers of COCO boxes are, where they look like something else than x, y, width, height",
+        names_data=True,
+        group=DATA,
     )
     train_annotations: Path | None = option(
         "JSON file of the training split", metavar="PATH", names_data=True, group=PARTS
@@ -64,22 +89,34 @@ class DetectionOptions:
             raise ValueError(f"Give --data, or the four of {', '.join(parts)}; not both.")
         if 0 < len(missing) < len(parts):
             raise ValueError(f"A data set named by its files takes all four; missing: {', '.join(missing)}.")
+        if self.split is not None and not 0 < self.split < 1:
+            raise ValueError(f"--split must be between 0 and 1, got {self.split:g}.")
 
     @property
-    def paths(self) -> DataPaths | None:
-        """Where the user's data set lies; None for the profile's own.
+    def names_data(self) -> bool:
+        """Whether the user named a data set, instead of the profile's own."""
+        return self.data is not None or self.train_annotations is not None
+
+    def data_set(self, cache: Path) -> Converted | None:
+        """The user's data set as COCO's; None for the profile's own.
+
+        Args:
+            cache: keeps what is made of other layouts.
 
         Raises:
-            UserError: the folder is no COCO-format data set; says what is missing.
+            UserError: it is in no layout that is read, or cannot be used; says what is wrong with it.
         """
-        if self.train_annotations and self.train_images and self.val_annotations and self.val_images:
-            return DataPaths(
-                Split(self.train_annotations, self.train_images), Split(self.val_annotations, self.val_images)
-            )
+        reading = Reading(self.split, self.split_seed or 0, self.split_group, self.boxes)
         try:
-            return DataPaths.from_directory(self.data) if self.data else None
+            if self.data:
+                return convert(self.data, cache, reading)
+            if self.train_annotations and self.train_images and self.val_annotations and self.val_images:
+                train = Split(self.train_annotations, self.train_images)
+                val = Split(self.val_annotations, self.val_images)
+                return convert_paths(DataPaths(train, val), cache, reading)
         except DataError as error:
             raise UserError(str(error)) from error
+        return None
 
     def changes(
         self, *, iterations: int, short_side: int, precision: Precision, weights: str

@@ -166,7 +166,8 @@ def prepare(workspace: Path, options: DetectionOptions) -> PaperSetting:
     Raises:
         UserError: no data set is named, or it cannot be used, or no weights are where the user said.
     """
-    if (paths := options.paths) is None:
+    cache = workspace / "cache"
+    if (own := options.data_set(cache)) is None:
         raise UserError(
             "The coco profile trains on COCO 2017: name its folder with --data DIR (annotations/, train2017/ "
             "and val2017/ in it; with annotations/image_info_test-dev2017.json and test2017/ Table 8 is "
@@ -175,10 +176,9 @@ def prepare(workspace: Path, options: DetectionOptions) -> PaperSetting:
     changes = options.changes(
         iterations=max(ITERATIONS.values()), short_side=SHORT_SIDE, precision="fp32", weights="torchvision"
     )
-    cache = workspace / "cache"
-    dataset = open_data(paths, _size(changes), cache)
+    dataset = open_data(own.paths, _size(changes), cache, own.name)
     weights, files, said = pretrained(changes.weights)
-    notices = [*dataset.repairs, *said]
+    notices = [*own.report, *dataset.repairs, *said]
     if "test" not in dataset.images:
         notices.append("no test-dev images: Table 8 is tested on the validation images")
     threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -246,10 +246,10 @@ def prepare(scale: Scale, workspace: Path, options: DetectionOptions) -> ScaledS
     supported, fallback = supported_precision()
     precision = options.precision or supported
     # Named by what is trained, whichever machine asks.
-    scale, own = changed(scale, replace(options, precision=precision)), options.paths
-    cache = workspace / "cache"
-    paths = own or draw_dataset(scale.shapes, cache)
-    dataset = open_data(paths, size(scale, own=own is not None), cache, name=None if own else "shapes")
+    scale, cache = changed(scale, replace(options, precision=precision)), workspace / "cache"
+    own = options.data_set(cache)
+    paths, name = (own.paths, own.name) if own else (draw_dataset(scale.shapes, cache), "shapes")
+    dataset = open_data(paths, size(scale, own=own is not None), cache, name)
     return ScaledSetting(
         scale=scale,
         data=dataset.data,
@@ -259,7 +259,7 @@ def prepare(scale: Scale, workspace: Path, options: DetectionOptions) -> ScaledS
         num_val=dataset.images["val"],
         precision=precision,
         caption=_caption(scale, dataset, precision),
-        notices=[*dataset.repairs, *([] if options.precision else fallback)],
+        notices=[*(own.report if own else ()), *dataset.repairs, *([] if options.precision else fallback)],
         context=Context(dataset.paths, cache, scale.report_every, scale.checkpoint_every),
     )
 
@@ -276,7 +276,7 @@ def changed(scale: Scale, options: DetectionOptions) -> Scale:
     )
     if changes.weights:
         raise UserError(f"The small networks of {scale.name} start from random weights; leave out --weights.")
-    if changes.short_side and not options.paths:
+    if changes.short_side and not options.names_data:
         raise UserError(f"{scale.name} draws its images at their size; --short-side needs --data.")
     side = changes.short_side or scale.own_short_side
     return replace(

@@ -23,16 +23,18 @@ def train(request: Request) -> Generator[Report, None, None]:
 
 
 def check_data(options: DetectionOptions, folder: Path) -> str:
-    """A report on the user's data set before anything trains on it; pictures of it go into `folder`.
+    """A report on the user's data set before anything trains on it.
+
+    Pictures of it go into `folder`, and COCO's JSON where it has another layout.
 
     Raises:
         UserError: none is named, or it cannot be used; lists what is wrong with it.
     """
     from detector.inspect_data import inspect
 
-    if (paths := options.paths) is None:
+    if (found := options.data_set(folder)) is None:
         raise UserError("Name the data set to check: --data DIR, or its four files and folders.")
     try:
-        return inspect(paths, folder)
+        return inspect(found.paths, folder, found.report)
     except DataError as error:
         raise UserError(str(error)) from error

@@ -75,6 +75,11 @@ class Converted:
     evidence: str
     notes: tuple[str, ...]
 
+    @property
+    def report(self) -> tuple[str, ...]:
+        """Lines for the user: the layout, then the notes."""
+        return f"read as {self.layout}, recognised by {self.evidence}", *self.notes
+
 
 def convert(path: Path, cache: Path, reading: Reading | None = None) -> Converted:
     """Recognise and read a data set, or find what an earlier call made of the same files.
@@ -112,7 +117,7 @@ def convert_paths(paths: DataPaths, cache: Path, reading: Reading | None = None)
 
     files = [stamp_of(split.annotations) for split in named.values()]
     known = [[str(folder.root.absolute()), sorted(folder.stamps.items())] for folder in folders.values()]
-    root = paths.train.annotations.absolute().parent
+    root = paths.train.annotations.absolute().parent.parent
     return _remembered(root, [files, known], cache, reading or Reading(), read)
 
 
@@ -212,7 +217,7 @@ def _as_found(root: Path, target: Path, record: Mapping[str, Any]) -> Converted:
         for name, place in record["splits"].items()
     }
     return Converted(
-        name=root.resolve().name,
+        name=root.resolve().name or Path(record["evidence"]).stem,
         paths=DataPaths(splits[TRAIN], splits[VAL], splits.get(TEST)),
         layout=record["layout"],
         evidence=record["evidence"],
