@@ -1,4 +1,4 @@
-"""How far AP would move with other images: matched once, accumulated again under image weights.
+"""How AP varies with the images tested: matched once, accumulated again under image weights.
 
 pycocotools' matching of one image does not depend on the others, so resampling images with replacement
 only changes how often each image counts. `match_data` keeps what the accumulation needs, and
@@ -111,7 +111,7 @@ def _class_columns(judged: Any, k: int) -> tuple[Ints, Floats, Bools, Bools]:
     def flags(name: str) -> Bools:
         return np.stack([np.concatenate([none, *(e[name] != 0 for e in area)], axis=1) for area in per_area])
 
-    # The detections of an image are the same in every area range; only what became of them differs.
+    # The detections of an image are the same in every area range; only their matches differ.
     counts = [len(e["dtScores"]) for e in per_area[0]]
     images = np.searchsorted(judged.params.imgIds, [e["image_id"] for e in per_area[0]])
     image = np.repeat(images.astype(np.int32), counts)

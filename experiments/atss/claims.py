@@ -9,8 +9,8 @@ from ablation.study import Better, CellRef, Chain, Claim, Equivalent, Range, Sta
 from experiments.atss.positives import fair_positives
 
 SAME = 1.0
-"""Points of AP. The paper calls 39.3 and 39.2 the same; noise between seeds at its own scale is about
-0.1, and several times that in short trainings, so a margin of a few tenths could never be decided."""
+"""Points of AP. The paper calls 39.3 and 39.2 equal. Seeds at its scale differ by about 0.1 and in short
+trainings by several times that, so that no run could decide a margin of a few tenths."""
 
 _IMPROVED = "RetinaNet (#A=1) + GroupNorm + GIoU Loss + In GT Box + Centerness + Scalar"
 _IOU, _SSC = "Intersection over Union", "Spatial and Scale Constraint"

@@ -97,7 +97,7 @@ class Active:
         return self.trial.cost * max(0, self.step - self.trial.step) / left if left > 0 else 0.0
 
     def seconds_left(self) -> float | None:
-        """Of its training; None before two reports."""
+        """Estimate for the rest of its training; None before two reports."""
         if self.first_step is None or self.step <= self.first_step:
             return None
         pace = (self.last_time - self.first_time) / (self.step - self.first_step)
@@ -184,7 +184,7 @@ class Board:
         return ("–" if math.isnan(mean) else metric.text(mean)).rjust(CELL_WIDTH)
 
     def seconds_left(self) -> float | None:
-        """Of the whole run, from the pace so far; None while there is no progress.
+        """Estimate for the whole run, from the pace so far; None while there is no progress.
 
         Trials count by their cost: the longest start first, so the number done says little about the rest.
         """
@@ -251,7 +251,7 @@ class PlainDisplay:
         self._write = write
         self._every_s = every_s
         self._told: dict[str, float] = {}
-        self._told_tables = board.tables()
+        self._written_tables = board.tables()
 
     def __enter__(self) -> Self:
         return self
@@ -281,7 +281,7 @@ class PlainDisplay:
         numbers = [main.with_unit(active.evaluated[main.name])] if main.name in active.evaluated else []
         taken = duration(self._board.seconds(active))
         self._say("finished", trial, ", ".join([*numbers, taken]) + f"; {overall(self._board)}")
-        self._tell_tables()
+        self._write_tables()
 
     def failed(self, trial: PlannedTrial, error: str) -> None:
         """See `Listener`."""
@@ -310,13 +310,13 @@ class PlainDisplay:
         shown = facts(self._board.active[trial.key], self._board.study.progress)
         self._say("running", trial, ", ".join(shown))
 
-    def _tell_tables(self) -> None:
-        """The tables that have changed since they were last told."""
+    def _write_tables(self) -> None:
+        """Writes the tables that have changed since the last call."""
         now = self._board.tables()
         for table, line in now.items():
-            if line != self._told_tables[table]:
+            if line != self._written_tables[table]:
                 self._line(table, line)
-        self._told_tables = now
+        self._written_tables = now
 
     def _say(self, event: str, trial: PlannedTrial, text: str = "") -> None:
         rest = f": {text}" if text else ""
@@ -360,10 +360,10 @@ class LiveDisplay(PlainDisplay):
         return Group(grid, whole, tables)
 
     def _tell(self, trial: PlannedTrial) -> None:
-        """The view shows it."""
+        """Nothing: the view shows it."""
 
-    def _tell_tables(self) -> None:
-        """The view shows it."""
+    def _write_tables(self) -> None:
+        """Nothing: the view shows it."""
 
     def _print(self, line: str) -> None:
         self._console.print(line, markup=False, highlight=False)

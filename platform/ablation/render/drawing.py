@@ -178,7 +178,7 @@ def _columns(filled: FilledTable) -> list[list[FilledCell]]:
 
 
 def _numbers(filled: FilledTable) -> list[float] | None:
-    """The rows' only heading as numbers; None where it is not one."""
+    """The headings of the rows as numbers; None where there are several headings, or other text."""
     if len(filled.table.headers) != 1:
         return None
     try:
@@ -188,7 +188,7 @@ def _numbers(filled: FilledTable) -> list[float] | None:
 
 
 def _shared_seeds(columns: Sequence[Sequence[FilledCell]]) -> list[int]:
-    """Those at which every cell that is drawn has its value."""
+    """The seeds at which every cell that is drawn has a value."""
     having = [set(cell.values) for column in columns for cell in column if cell.values]
     return sorted(set.intersection(*having)) if having else []
 
@@ -215,7 +215,7 @@ def _halves(
 
 
 def _name(label: str) -> str:
-    """A row label short enough for an axis: its two ends."""
+    """A row label short enough for an axis: of a long one the beginning and the end."""
     return label if len(label) <= 44 else f"{label[:16].rstrip()} … {label[-22:].partition(' ')[2]}"
 
 

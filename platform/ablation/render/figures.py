@@ -1,4 +1,4 @@
-"""The files of the figures, drawn anew only when something in them has changed: drawing takes seconds."""
+"""Writes the figures; draws one again only when its content has changed, since that takes seconds."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
+from ablation import metric
 from ablation.files import write_whole
 from ablation.results import claims, statistics
 from ablation.results.table import FilledTable
 
 KINDS = ("pdf", "png")
-"""In the order of writing: the PNG says last that both are there."""
+"""In the order of writing. The PNG is written last, so that its `_DRAWN_FROM` holds for both files."""
 
 _DRAWN_FROM = "Source"
-"""The entry of a PNG file that says what it was drawn from."""
+"""The entry of the PNG file that identifies its content."""
 
 
 def write_figures(directory: Path, tables: Sequence[FilledTable]) -> list[Path]:
@@ -38,14 +39,14 @@ def write_figures(directory: Path, tables: Sequence[FilledTable]) -> list[Path]:
 
 
 def _source(filled: FilledTable) -> str:
-    """Names all that a figure shows, and what draws it."""
-    code = [getsource(module) for module in (claims, statistics)]
+    """A hash of the table and of the code that draws it."""
+    code = [getsource(module) for module in (claims, metric, statistics)]
     code.append(Path(__file__).with_name("drawing.py").read_text())  # not imported: matplotlib takes a second
     return hashlib.sha256(f"{filled!r} {version('matplotlib')} {code}".encode()).hexdigest()
 
 
 def _drawn_from(files: Sequence[Path]) -> str | None:
-    """What the files that are there were drawn from; None where one is missing or damaged."""
+    """The `_source` of the existing files; None where one is missing or damaged."""
     if not all(path.is_file() for path in files):
         return None
     try:
@@ -56,7 +57,7 @@ def _drawn_from(files: Sequence[Path]) -> str | None:
 
 
 def _drawn(filled: FilledTable, source: str) -> Iterator[bytes]:
-    """The bytes of each kind. Nothing in them changes from run to run: equal results are equal files."""
+    """The bytes of each kind. Equal tables give equal bytes: no date, no version."""
     from ablation.render.drawing import draw
 
     figure = draw(filled)

@@ -43,7 +43,7 @@ def write_results(
 def write_tables(
     directory: Path, title: str, tables: Sequence[FilledTable], formats: Collection[str] = FORMATS
 ) -> list[Path]:
-    """Write nothing but the tables, in each format; returns the paths. Errors as `write_results`."""
+    """Write only the tables, in each format; returns the paths. Errors as `write_results`."""
     texts = _texts(title, tables, [], formats)
     with writing_to(directory):
         return [write_whole(directory / name, text) for name, text in texts.items()]
@@ -51,7 +51,7 @@ def write_tables(
 
 @contextmanager
 def writing_to(directory: Path) -> Iterator[None]:
-    """Makes the folder; what cannot be written to it within is a UserError."""
+    """Creates the folder. An OSError within the context becomes a UserError."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
         yield
@@ -81,7 +81,7 @@ def _texts(
 
 
 def manifest(study: Study, tables: Sequence[FilledTable], judged: Sequence[Verdict]) -> dict[str, Any]:
-    """What every cell rests on, as plain data: trial and evaluation keys, values and commits by seed."""
+    """The sources of every cell as plain data: trial and evaluation keys, values and commits by seed."""
     return {
         "study": study.name,
         "title": study.title,

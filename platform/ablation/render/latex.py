@@ -35,7 +35,7 @@ def document(title: str, tables: Sequence[FilledTable]) -> str:
 
 
 def table(filled: FilledTable) -> str:
-    r"""One table environment; to take it elsewhere, take the packages and what follows them along."""
+    r"""One table environment. In another document it needs the packages and commands of `PREAMBLE`."""
     head, *body = grid(filled)
     num_left = num_heading_columns(filled)
     rules = ["", *(_rule(line, before) for before, line in pairwise(body))]
@@ -70,7 +70,7 @@ def _head(head: Sequence[Item], num_left: int) -> list[str]:
 
 
 def _rule(line: Sequence[Item], before: Sequence[Item]) -> str:
-    """What stands between two rows of a turned table: a rule where cells begin, and between high ones."""
+    """The rule above a row of a transposed table: where cells begin, and between rows of two lines."""
     begins = _has_cells(line) and not _has_cells(before)
     return "\\midrule\n" if begins or _is_high(line) else ""
 
@@ -84,7 +84,7 @@ def _has_cells(line: Sequence[Item]) -> bool:
 
 
 def _is_high(line: Sequence[Item]) -> bool:
-    """Whether cells have the paper's number in a line of its own."""
+    """Whether the cells of a row have a second line with the paper's number."""
     return any(isinstance(item, FilledCell) and item.paper is not None for item in line)
 
 
@@ -120,7 +120,7 @@ _SPECIAL = {
     "<": r"\textless{}",
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
-    # After a line's end both would be an argument of it.
+    # LaTeX would read both as arguments of the \\ before them.
     "[": "{[}",
     "*": "{*}",
     '"': "''",
@@ -169,7 +169,7 @@ _ACCENTS = {
 
 
 def escape(plain: str) -> str:
-    """Text that LaTeX sets as it stands. A sign that it has no name for is set as its code, "U+4E2D"."""
+    """Text that LaTeX sets literally. A character without a LaTeX command is set as its code, "U+4E2D"."""
     return "".join(_escape(sign) for sign in " ".join(plain.split()))
 
 

@@ -52,7 +52,7 @@ def pipe_table(head: Sequence[str], body: Sequence[Sequence[str]], num_left: int
 
 
 def escape(plain: str) -> str:
-    """Text that Markdown shows as it stands, in a table cell too."""
+    """Text that Markdown shows literally, in a table cell too."""
     one_line = " ".join(plain.split())
     return re.sub(r"([\\`*_{}\[\]<>|~&])", r"\\\1", one_line)
 

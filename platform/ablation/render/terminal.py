@@ -20,7 +20,7 @@ _STATE_STYLE = {"failed": "red", "running": "cyan", "submit": "yellow"}
 
 
 def tables(filled: Sequence[FilledTable]) -> RenderableType:
-    """Every table, and below them once what they have in common."""
+    """Every table with its notes, and below them once the caption that they share."""
     drawn: list[RenderableType] = []
     for one in filled:
         drawn += [table(one), *(Text(note, style="dim") for note in one.notes), ""]
@@ -47,7 +47,7 @@ def table(filled: FilledTable) -> Table:
         drawn.add_column(
             _item(item),
             justify="left" if index < num_left else "center",
-            # Cells may wrap before names do, but for a name that would take a third of the line.
+            # Names do not wrap, except one that would take a third of the line.
             no_wrap=0 < longest <= LONG_NAME,
             max_width=LONG_NAME if index < num_left else None,
             header_style="bold",
@@ -88,7 +88,7 @@ def _item(item: Item) -> Text:
 
 def _cell(cell: FilledCell) -> Text:
     style = _STATE_STYLE.get(cell.state.split()[0], "dim") if not cell.values else "bold" if cell.best else ""
-    # Bold is lost where there are no control codes, and in plain lines nothing else says "best".
+    # Plain text has no bold, so an asterisk marks the best.
     shown = Text(text.ours(cell) + ("*" if cell.best else ""), style=style)
     spread, reference = text.spread(cell), text.reference(cell, " ")
     if spread:

@@ -36,7 +36,7 @@ def by_class(study: Study, plan: Plan, store: Store) -> tuple[list[FilledTable],
         raise UserError(f"The study {study.name!r} has no numbers by class.")
     whole, problems = make_plan(study, plan.setting, plan.seeds), list[str]()
     tables = assemble(study, whole, store)
-    # After `assemble`, as a run may store an evaluation in between: rows that it read are there now.
+    # Reads the store after `assemble`, so that it finds every evaluation that the tables hold.
     measure, metric = _measure(whole, store, study.by_class, problems), study.metric(study.by_class.metric)
     return [_by_class(filled, metric, measure) for filled in tables], problems
 

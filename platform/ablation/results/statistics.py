@@ -33,9 +33,9 @@ EQUIVALENCE_LEVEL = 0.90
 """Two one-sided tests at 5 % are a 90 % interval inside the margin (Schuirmann 1987)."""
 
 UNKNOWN_SPREAD = "one seed: spread over seeds unknown"
-"""Caveat of an interval that decides nothing, wherever it lies."""
+"""The caveat of an interval that decides nothing."""
 MOST_DEGREES_OF_FREEDOM = 1000.0
-"""Where Student's t is as good as normal: for the bootstrap's part of the error."""
+"""Of the bootstrap's part of the error; Student's t is nearly normal there."""
 
 Outcome = Literal["supported", "refuted", "undecided"]
 
@@ -105,7 +105,7 @@ class Estimate:
         if self.seed_variance is None:
             missing.append(UNKNOWN_SPREAD)
         elif self.assumed_degrees_of_freedom is not None:
-            missing.append("one seed: spread over seeds assumed as the profile states it")
+            missing.append("one seed: spread over seeds taken from the profile")
         return missing
 
 
@@ -125,7 +125,7 @@ _OF_DAMAGE = (
     BadZipFile,
     zlib.error,
 )
-"""What reading an .npz of which any byte may be wrong raises."""
+"""Errors of reading a damaged .npz."""
 
 
 def read_replicates(path: Path, metric: str) -> NDArray[np.float64]:
@@ -154,7 +154,7 @@ def read_replicates(path: Path, metric: str) -> NDArray[np.float64]:
 
 
 def average(samples: Sequence[Sample]) -> Sample:
-    """The mean of several cells, seed by seed and resample by resample, as if it were a cell."""
+    """The mean of several cells as a sample: seed by seed and resample by resample."""
     replicates = [sample.replicates_SR for sample in samples]
     known = [array for array in replicates if array is not None]
     points_S = np.mean([sample.points_S for sample in samples], axis=0)
@@ -167,7 +167,7 @@ def average(samples: Sequence[Sample]) -> Sample:
 
 
 def _combined(spreads: Sequence[SeedNoise | None]) -> SeedNoise | None:
-    """Of a sum of independent trainings; None where one is unknown."""
+    """The noise of a sum of independent trainings; None where that of one is unknown."""
     known = [spread for spread in spreads if spread is not None]
     if len(known) < len(spreads):
         return None
@@ -242,7 +242,7 @@ class Bounds:
 
 
 def judge_within(bounds: Bounds, margin: float) -> Outcome:
-    """Whether what is bounded is smaller than `margin`."""
+    """Whether the bounded distance is smaller than `margin`."""
     if bounds.interval is None or not bounds.known:
         return "undecided"
     low, high = bounds.interval

@@ -169,7 +169,7 @@ class Heading:
 
     @property
     def text(self) -> str:
-        """All of it, as a paragraph."""
+        """Conditions, note and legend as a paragraph."""
         return " ".join(sentence for sentence in (self.conditions, self.note, self.legend) if sentence)
 
 
@@ -183,7 +183,7 @@ class FilledTable:
 
     @property
     def name(self) -> str:
-        """As a person says it: Table 3 for the id table3."""
+        """The title's name: "Table 3" for the id table3."""
         return re.sub(r"^table(\d+)$", r"Table \1", self.table.id)
 
     @property
@@ -221,7 +221,7 @@ def _units(cells: Sequence[FilledCell]) -> list[str]:
 
 
 def _to_submit(cells: Sequence[FilledCell]) -> list[str]:
-    """What to do about cells that only an evaluation server can fill: one is named, others are counted."""
+    """How to fill cells that need an evaluation server: one is named, others are counted."""
     sources = [source for cell in cells for source in cell.sources if source.state == "submit"]
     files = {source.evaluation_key: source.submission for source in sources}
     if not files:
@@ -247,7 +247,7 @@ def grid(filled: FilledTable) -> tuple[tuple[Item, ...], ...]:
 
 
 def num_heading_columns(filled: FilledTable) -> int:
-    """How many columns of `grid` name a line instead of holding cells."""
+    """Number of columns of `grid` that hold headings instead of cells."""
     return 1 if filled.table.transposed else len(filled.table.headers)
 
 
@@ -279,7 +279,7 @@ def assemble(
 
 @dataclass(frozen=True, slots=True)
 class _Reader:
-    """The rows of the store that some tables rest on."""
+    """The rows of the store behind some tables."""
 
     trials: Mapping[str, TrialRow]
     evaluations: Mapping[str, EvaluationRow]
@@ -287,7 +287,7 @@ class _Reader:
     root: Path
 
     def source(self, seed: int, trial_key: str, evaluation_key: str, metric: str) -> Source:
-        """What these two keys give to a cell of that metric."""
+        """The value of a trial and evaluation for a cell of that metric."""
         source = Source(seed, trial_key, evaluation_key)
         evaluation = self.evaluations.get(evaluation_key)
         if evaluation is not None and evaluation.awaits_scores:

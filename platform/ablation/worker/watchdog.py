@@ -61,7 +61,7 @@ def _line(report: Report) -> str:
         case Checkpointed(step, path, _):
             return f"checkpoint of step {step}: {Path(path).name}"
         case Evaluated(key, metrics, _):
-            return f"evaluation {key}: " + "  ".join(f"{n} {v:.2f}" for n, v in metrics.items())
+            return f"evaluation {key}: " + "  ".join(f"{n} {v:.4g}" for n, v in metrics.items())
         case Noticed(message):
             return message
         case _:

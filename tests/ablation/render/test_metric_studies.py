@@ -206,7 +206,7 @@ def test_the_spread_assumed_for_one_seed_is_that_of_the_metric_alone(tmp_path: P
     workspace.seeds, workspace.setting.seed_noise = (0,), {"accuracy": SeedNoise(0.05, 8)}
     found = judged(workspace)
     assert found["Accuracy-better"].verdict == "supported"
-    assert "assumed as the profile states it" in found["Accuracy-better"].detail
+    assert "taken from the profile" in found["Accuracy-better"].detail
     assert found["Time-better"].verdict == "undecided"
     assert "one seed: spread over seeds unknown" in found["Time-better"].detail
 

@@ -189,7 +189,7 @@ def test_one_seed_takes_the_spread_that_the_profile_states():
     low, high = estimate.interval()
     half = 2.306 * 0.75 * 2**0.5  # Student's t with what the spread rests on
     assert (low, high) == pytest.approx((2 - half, 2 + half), abs=0.01)
-    assert "assumed as the profile states it" in estimate.caveats[0]
+    assert "taken from the profile" in estimate.caveats[0]
 
 
 def test_measured_seeds_come_before_assumed_ones():
