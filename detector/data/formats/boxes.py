@@ -1,8 +1,8 @@
-"""Boxes that are not what COCO says (x, y, width, height in pixels): told by all of them together."""
+"""Boxes that are not what COCO says (x, y, width, height in pixels): told by all of a split together."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -25,15 +25,13 @@ _FEWEST = 4
 Item = dict[str, Any]
 
 
-def suspected_form(splits: Iterable[Mapping[str, Sequence[Item]]]) -> BoxForm:
-    """What the boxes of all splits look like.
+def suspected_form(coco: Mapping[str, Sequence[Item]]) -> BoxForm:
+    """What the boxes of a split look like.
 
     Relative: nearly all numbers are within 0 to 1. Corners: nearly all boxes fit into their images as corners
     and a third leaves them as COCO's.
     """
-    parts = [_boxes_and_sizes(coco) for coco in splits]
-    boxes = np.concatenate([boxes for boxes, _ in parts] or [np.zeros((0, 4))])
-    sizes = np.concatenate([sizes for _, sizes in parts] or [np.zeros((0, 2))])
+    boxes, sizes = _boxes_and_sizes(coco)
     if len(boxes) < _FEWEST:
         return "xywh"
     if ((boxes >= 0) & (boxes <= 1)).all(axis=1).mean() >= _NEARLY_ALL:

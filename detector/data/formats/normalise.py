@@ -226,19 +226,19 @@ def _leave_out_supercategory(splits: Sequence[Item], notes: Sequence[Notes]) -> 
 
 
 _LOOKS = {
-    "corners": "corners [x1, y1, x2, y2]: nearly all fit their images as such, and many leave them as COCO's "
-    "[x, y, width, height]",
+    "corners": "corners, [x1, y1, x2, y2]: nearly all fit their images as such, and many leave them as "
+    "COCO's [x, y, width, height]",
     "relative": "relative to the image: nearly all numbers are within 0 and 1, so that all boxes would be "
     "smaller than a pixel",
 }
 
 
 def _settle_boxes(splits: Mapping[str, Content], notes: Mapping[str, Notes], boxes: BoxForm | None) -> None:
-    if boxes is None and (looks := suspected_form(c.coco for c in splits.values())) != "xywh":
-        subject = _subject(next(iter(splits.values())))
-        raise DataError(
-            f"{subject}: boxes look like {_LOOKS[looks]}. Say what they are: --boxes {looks} converts them, "
-            "--boxes xywh takes them as they are."
-        )
+    for content in splits.values() if boxes is None else ():
+        if (looks := suspected_form(content.coco)) != "xywh":
+            raise DataError(
+                f"{_subject(content)}: boxes look like {_LOOKS[looks]}. Say what they are: --boxes {looks} "
+                "converts those of all splits, --boxes xywh takes them as they are."
+            )
     for name, content in splits.items():
         convert_boxes(content.coco, boxes or "xywh", notes[name])
