@@ -135,7 +135,7 @@ def test_a_process_that_stands_still_is_killed_and_its_trial_goes_on(folder: Pat
 def test_a_group_outlives_the_standstill_of_the_processes_that_only_wait_for_its_workers_beside_another_run(
     folder: Path, store: Store, tmp_path: Path
 ) -> None:
-    pair = {"name": "pair", "workers": 2, "steps": 80, "step_seconds": 0.2}
+    pair = {"name": "pair", "workers": 2, "steps": 240, "step_seconds": 0.2}  # longer than both standstills
     other = {"name": "other", "steps": 5000, "step_seconds": 0.2}
     with (
         Driver(tmp_path / "other", [other], concurrency=1) as beside,

@@ -50,6 +50,11 @@ class Attempt:
         """Of the trial."""
         return self.trial.key
 
+    @property
+    def is_done(self) -> bool:
+        """Whether all planned evaluations have a result."""
+        return {evaluation.key for evaluation in self.trial.missing} <= self.done
+
 
 @dataclass(slots=True)
 class AttemptManager:
@@ -230,12 +235,17 @@ class AttemptManager:
         self.on_worker_lost(attempt, f"{end.error}\nOn {end.fault}{again}")
 
     def on_worker_lost(self, attempt: Attempt, reason: str) -> None:
-        """The trial's process died: it starts again, unless it did so too often without a new checkpoint."""
+        """The trial's process died: it starts again, unless it did so too often without a new checkpoint.
+
+        One that died after its last result has nothing left to do.
+        """
         if hang_of(self.workspace.trial_directory(attempt.key)):
             reason = f"{reason}\nIt hung and was ended; the trial's log.txt says where"
         attempt.losses += 1
         with self._unless_taken_over(attempt):
-            if attempt.losses > self.max_retries:
+            if attempt.is_done:
+                self._finish(attempt, [Noticed(reason)])
+            elif attempt.losses > self.max_retries:
                 self.fail(attempt, reason)
             else:
                 self._retry(attempt, reason)

@@ -260,7 +260,7 @@ class Dispatcher:
         if self.desired.trials[trial.key].first_attempt != self._first_attempts[trial.key]:
             return False
         last = self.manager.ended.get(trial.key)
-        return bool({e.key for e in trial.missing} - (last.done if last else set()))
+        return last is None or not last.is_done
 
     # --- what cannot start ----------------------------------------------------------------------------
 

@@ -161,7 +161,17 @@ def test_what_a_process_told_before_it_died_counts(world: World) -> None:
     tell(dispatcher, "a", Evaluated(evaluation, {"AP": 50.0}))
     attempt = lose(dispatcher, "a")
     assert list(world.store.evaluations([evaluation])) == [evaluation]
-    assert (attempt.done, attempt.losses) == ({evaluation}, 1)
+    assert attempt.done == {evaluation}
+
+
+def test_a_process_that_dies_after_its_last_result_has_finished_its_trial(world: World) -> None:
+    dispatcher = world.dispatcher([Toy("a")])
+    assert started(dispatcher) == ["a"]
+    tell(dispatcher, "a", Evaluated(dispatcher.plan.trials[0].evaluations[0].key, {"AP": 50.0}))
+    attempt = lose(dispatcher, "a")
+    assert dispatcher.manager.finished == [attempt.key]
+    assert states(world, dispatcher) == {"a": "COMPLETE"}
+    assert world.store.notices(attempt.key) == ["killed"]
 
 
 def test_an_attempt_that_has_reported_is_not_given_up_however_long_its_first_steps_take(world: World) -> None:
