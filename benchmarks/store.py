@@ -14,10 +14,11 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import redirect_stdout
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy import func, select, text
 
@@ -69,61 +70,58 @@ def add_others(store: Store, count: int, config_json: str) -> None:
         first = t.value(select(func.max(schema.attempts.c.id))) + 1
         t.insert_all(schema.studies, [setting | {"added": t.now} for setting in settings])
         for part in _parts(range(count)):
-            keys = {number: f"{number:012d}" for number in part}
-            t.insert_all(
-                schema.trials,
-                [
-                    {
-                        "key": key,
-                        "study": "other",
-                        "profile": f"p{number % SETTINGS}",
-                        "data_name": "d",
-                        "name": f"table1 row {number}, seed 0",
-                        "tables": ["table1"],
-                        "config": config_json,
-                        "seed": 0,
-                        "state": "COMPLETE",
-                        "step": 100,
-                        "total": 100,
-                        "added": start,
-                    }
-                    for number, key in keys.items()
-                ],
-            )
-            t.insert_all(
-                schema.attempts,
-                [
-                    {
-                        "id": first + number,
-                        "trial_key": key,
-                        "number": 1,
-                        "state": "COMPLETE",
-                        "owner": "benchmark",
-                        "host": "host",
-                        "pid": 1,
-                        "started": start,
-                        "heartbeat": start + timedelta(hours=1),
-                        "ended": start + timedelta(hours=1),
-                        "provenance": {"commit": "0" * 40, "packages": dict.fromkeys("abcdefgh", "1.0")},
-                        "mirrored_state": "COMPLETE",
-                    }
-                    for number, key in keys.items()
-                ],
-            )
-            t.insert_all(
-                schema.evaluations,
-                [
-                    {
-                        "key": key,
-                        "trial_key": key,
-                        "config": "{}",
-                        "attempt_id": first + number,
-                        "metrics": dict.fromkeys(AP_NAMES, 30.0),
-                        "time": start,
-                    }
-                    for number, key in keys.items()
-                ],
-            )
+            t.insert_all(schema.trials, [_trial(number, config_json, start) for number in part])
+            t.insert_all(schema.attempts, [_attempt(number, first + number, start) for number in part])
+            t.insert_all(schema.evaluations, [_evaluation(number, first + number, start) for number in part])
+
+
+def _key(number: int) -> str:
+    return f"{number:012d}"
+
+
+def _trial(number: int, config_json: str, start: datetime) -> dict[str, Any]:
+    return {
+        "key": _key(number),
+        "study": "other",
+        "profile": f"p{number % SETTINGS}",
+        "data_name": "d",
+        "name": f"table1 row {number}, seed 0",
+        "tables": ["table1"],
+        "config": config_json,
+        "seed": 0,
+        "state": "COMPLETE",
+        "step": 100,
+        "total": 100,
+        "added": start,
+    }
+
+
+def _attempt(number: int, attempt_id: int, start: datetime) -> dict[str, Any]:
+    return {
+        "id": attempt_id,
+        "trial_key": _key(number),
+        "number": 1,
+        "state": "COMPLETE",
+        "owner": "benchmark",
+        "host": "host",
+        "pid": 1,
+        "started": start,
+        "heartbeat": start + timedelta(hours=1),
+        "ended": start + timedelta(hours=1),
+        "provenance": {"commit": "0" * 40, "packages": dict.fromkeys("abcdefgh", "1.0")},
+        "mirrored_state": "COMPLETE",
+    }
+
+
+def _evaluation(number: int, attempt_id: int, start: datetime) -> dict[str, Any]:
+    return {
+        "key": _key(number),
+        "trial_key": _key(number),
+        "config": "{}",
+        "attempt_id": attempt_id,
+        "metrics": dict.fromkeys(AP_NAMES, 30.0),
+        "time": start,
+    }
 
 
 def add_points(store: Store, count: int) -> None:
