@@ -19,11 +19,11 @@ from typing import Any
 
 from ablation.cluster import connection as cluster
 from ablation.driver.launch import run
-from ablation.driver.options import Options
 from ablation.metric import Metric
 from ablation.plan import PlannedTrial, make_plan, register
 from ablation.protocol import Evaluated, Progress, Report, Request
 from ablation.resources import Resources
+from ablation.run_options import Options
 from ablation.storage import storage_at
 from ablation.store import Store
 from ablation.study import Cell, PlainSetting, Profile, Row, Study, Table, Variant

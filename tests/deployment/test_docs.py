@@ -37,7 +37,7 @@ def test_the_links_of_a_page_lead_somewhere(page: str) -> None:
 @pytest.mark.parametrize("page", PAGES)
 def test_the_files_that_a_page_names_exist(page: str) -> None:
     text = (ROOT / page).read_text()
-    named = re.findall(r"(?<![\w./*-])((?:[\w.]+/)+[\w.]+\.(?:py|yaml|sh|sbatch|ini))\b", text)
+    named = re.findall(r"(?<![\w./*-])((?:[\w.]+/)+[\w.]+\.(?:py|sh|sbatch|ini))\b", text)
     named += re.findall(rf"(?<![\w./-])((?:{FOLDERS})/[\w./-]*\w)", text)
     starts = (*STARTS, (ROOT / page).parent)
     missing = {name for name in named if not any((start / name).exists() for start in starts)}

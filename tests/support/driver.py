@@ -80,7 +80,7 @@ class Driver(Run):
         toys: fields of each `toy_driver.Toy`.
         store, storage: see `toy_driver`.
         inside: words before the command, as `ip netns exec NAME`.
-        options: fields of `ablation.driver.options.Options`.
+        options: fields of `ablation.run_options.Options`.
     """
 
     def __init__(

@@ -18,7 +18,6 @@ from typing import Any
 
 from ablation.driver.display import Board, PlainDisplay
 from ablation.driver.launch import Summary, run
-from ablation.driver.options import Options
 from ablation.errors import UserError
 from ablation.metric import Metric
 from ablation.plan import Plan, make_plan, register
@@ -33,6 +32,7 @@ from ablation.protocol import (
     Request,
 )
 from ablation.resources import Resources
+from ablation.run_options import Options
 from ablation.storage import storage_at
 from ablation.store import Store
 from ablation.study import Cell, PlainSetting, Profile, Row, Study, Table, Variant

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from ablation import studies
-from ablation.driver.options import Options
 from ablation.errors import UserError
 from ablation.options import Option, declared
 from ablation.render.files import FORMATS
+from ablation.run_options import Options
 from ablation.session import Locations, Selection, Session
 from ablation.studies import DEFAULT_STUDY
 from ablation.workspace import Workspace

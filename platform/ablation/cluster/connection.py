@@ -16,9 +16,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ablation.driver.options import Options
 from ablation.errors import UserError
 from ablation.resources import Node, Resources, held
+from ablation.run_options import Options
 
 MEMORY_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 """Files that say what a container may use, of Linux's two ways."""

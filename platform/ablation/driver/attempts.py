@@ -62,7 +62,7 @@ class AttemptManager:
 
     Attributes:
         facts: provenance of each attempt.
-        max_retries: see `ablation.driver.options.Options`.
+        max_retries: see `ablation.run_options.Options`.
         running: the attempts, by trial key.
         ended: the last attempt of each trial of which none is running, by trial key.
         finished: keys of the trials that came to their end.

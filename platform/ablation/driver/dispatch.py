@@ -47,7 +47,7 @@ class Dispatcher:
         trials: all that the run may start, by key.
         seconds: how long each trial should take, by key; corrected by those that finish.
         resources: what each trial holds, by key.
-        micro_batch: see `ablation.driver.options.Options`.
+        micro_batch: see `ablation.run_options.Options`.
         nodes: returns the present nodes.
         more_may_join: whether other nodes can ever join.
         clock: seconds.

@@ -10,10 +10,10 @@ from ablation.calibration import Calibration, calibrate, measured
 from ablation.cluster import connection as cluster
 from ablation.cluster.connection import Layout
 from ablation.driver.estimate import Estimate, estimate
-from ablation.driver.options import Options
 from ablation.driver.probe import probe
 from ablation.errors import UserError
 from ablation.plan import Plan
+from ablation.run_options import Options
 from ablation.session import Session
 
 

@@ -24,11 +24,11 @@ from ablation.driver.attempts import AttemptManager
 from ablation.driver.dispatch import Dispatcher
 from ablation.driver.display import Listener
 from ablation.driver.heartbeat import Heartbeat, Monitor
-from ablation.driver.options import Options
 from ablation.driver.scheduler import GangScheduler
 from ablation.driver.shutdown import Shutdown, StopRun
 from ablation.errors import UserError
 from ablation.plan import Plan
+from ablation.run_options import Options
 from ablation.storage import Storage
 from ablation.store import Store
 from ablation.worker.training import WorkerConfig

@@ -11,12 +11,12 @@ from ablation.calibration import calibrate, measured, seconds_left
 from ablation.driver import launch
 from ablation.driver.display import display
 from ablation.driver.launch import Summary
-from ablation.driver.options import Options
 from ablation.errors import last_line
 from ablation.plan import register
 from ablation.plan_text import describe_plan
 from ablation.provenance import record as provenance
 from ablation.render.report import print_report, report_console
+from ablation.run_options import Options
 from ablation.session import Session
 from ablation.tracking.mirror import Mirror
 

@@ -8,9 +8,9 @@ import pytest
 
 from ablation.cluster import connection as cluster
 from ablation.cluster.connection import Layout, share
-from ablation.driver.options import Options
 from ablation.errors import UserError
 from ablation.resources import Node, Resources
+from ablation.run_options import Options
 
 
 @pytest.mark.parametrize("field", ["concurrency", "workers_per_trial", "micro_batch"])

@@ -10,9 +10,9 @@ import pytest
 from ablation.calibration import Measured
 from ablation.cluster.connection import Layout
 from ablation.driver import forecast
-from ablation.driver.options import Options
 from ablation.errors import UserError
 from ablation.resources import Node, Resources
+from ablation.run_options import Options
 from ablation.session import Session
 from ablation.workspace import Workspace
 from tests.support import workspaces

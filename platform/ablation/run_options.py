@@ -18,7 +18,7 @@ class Options:
             A Python exception would only come again, so such a trial fails at once.
         grace: seconds that running trials get to write a checkpoint when the run is stopped: at their next
             report, and not in an evaluation.
-        hang_after: see `watch.Watch`.
+        hang_after: see `ablation.worker.watchdog.Watch`.
         niceness: of the trials' processes, 0 (a fair share of the CPUs) to 19 (what other programs leave);
             0 when None. For this machine's own Ray: a cluster's nodes set it when they start.
     """
