@@ -16,6 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from ablation.cluster.ray_private import gpus_here, memory_argument
 from ablation.errors import UserError
 from ablation.resources import Node, Resources, held
 from ablation.run_options import Options
@@ -173,7 +174,7 @@ def _memory() -> int:
 
 def _start(options: Options, wanted: Sequence[Resources | None], exclusive_gpus: bool) -> Layout:
     """Ray on this machine, for us alone."""
-    layout = here(options, wanted, _gpus_here(), exclusive_gpus=exclusive_gpus)
+    layout = here(options, wanted, gpus_here(), exclusive_gpus=exclusive_gpus)
     (machine,) = layout.nodes
     with environment(_address_ahead()):
         _init(
@@ -182,11 +183,10 @@ def _start(options: Options, wanted: Sequence[Resources | None], exclusive_gpus:
             num_cpus=int(machine.cpus),
             num_gpus=int(machine.gpus),
             object_store_memory=OBJECT_STORE_BYTES,
-            # Else what happens to be free now, and a plan made an hour later would say something else.
-            _memory=machine.memory,
             # Only with it does Ray give back the place of a group whose trial's process died.
             include_dashboard=_workers(options, wanted) > 1,
             dashboard_host="127.0.0.1",
+            **memory_argument(machine.memory),
         )
     return replace(layout, nodes=nodes())
 
@@ -217,16 +217,6 @@ def free_port() -> int:
 def _workers(options: Options, wanted: Sequence[Resources | None]) -> int:
     """Of the largest trial."""
     return max([options.workers_per_trial or 1, *(r.workers for r in wanted if r)])
-
-
-def _gpus_here() -> int:
-    """As many as Ray finds by itself when it starts, without a start."""
-    from ray._private.accelerators import get_accelerator_manager_for_resource
-
-    manager = get_accelerator_manager_for_resource("GPU")
-    found = int(manager.get_current_node_num_accelerators())
-    visible = manager.get_current_process_visible_accelerator_ids()
-    return found if visible is None else min(found, len(visible))
 
 
 def _importing(folder: Path | None, besides: str | None) -> dict[str, str]:

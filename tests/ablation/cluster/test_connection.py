@@ -87,18 +87,6 @@ def test_a_cluster_without_room_for_a_group_is_refused() -> None:
         share(Options(cluster="auto", workers_per_trial=9), 8, 0, exclusive_gpus=False)
 
 
-@pytest.mark.parametrize(("visible", "count"), [(None, 4), (["0", "2"], 2), ([], 0), (list("012345"), 4)])
-def test_the_gpus_here_are_those_that_ray_would_find(
-    visible: list[str] | None, count: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from ray._private.accelerators import get_accelerator_manager_for_resource
-
-    manager = get_accelerator_manager_for_resource("GPU")
-    monkeypatch.setattr(manager, "get_current_node_num_accelerators", staticmethod(lambda: 4))
-    monkeypatch.setattr(manager, "get_current_process_visible_accelerator_ids", staticmethod(lambda: visible))
-    assert cluster._gpus_here() == count
-
-
 @pytest.mark.parametrize("field", ["max_retries", "grace", "hang_after"])
 def test_options_refuse_a_negative_time_or_number(field: str) -> None:
     with pytest.raises(ValueError, match=f"{field} must be >= 0, got -1"):

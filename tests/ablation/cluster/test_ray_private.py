@@ -1,0 +1,39 @@
+"""What is used of Ray beyond its public API is still there, and is used in one file alone."""
+
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+import ray
+
+from ablation.cluster import ray_private
+
+PLATFORM = Path(ray_private.__file__).parents[1]
+PRIVATE = re.compile(r"\bray(\.\w+)*\.(_\w+|tune\.(execution|experiment))|temporary_state|\b_memory=")
+
+
+@pytest.mark.parametrize(("visible", "count"), [(None, 4), (["0", "2"], 2), ([], 0), (list("012345"), 4)])
+def test_the_gpus_here_are_those_that_ray_would_find(
+    visible: list[str] | None, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ray._private.accelerators import get_accelerator_manager_for_resource
+
+    manager = get_accelerator_manager_for_resource("GPU")
+    monkeypatch.setattr(manager, "get_current_node_num_accelerators", staticmethod(lambda: 4))
+    monkeypatch.setattr(manager, "get_current_process_visible_accelerator_ids", staticmethod(lambda: visible))
+    assert ray_private.gpus_here() == count
+
+
+def test_ray_can_be_told_how_much_memory_a_machine_has() -> None:
+    assert ray_private.memory_argument(5) == {"_memory": 5}
+    assert 'kwargs.pop("_memory"' in inspect.getsource(inspect.unwrap(ray.init))
+
+
+def test_no_other_file_uses_private_names_of_ray() -> None:
+    users = {
+        path.name
+        for path in PLATFORM.rglob("*.py")
+        if any(PRIVATE.search(line) for line in path.read_text().splitlines())
+    }
+    assert users == {"ray_private.py"}
