@@ -14,6 +14,7 @@ from dataclasses import replace
 from html import escape
 from pathlib import Path
 
+from ablation.claim import Statistic
 from ablation.files import write_whole
 from ablation.metric import Metric, in_words
 from ablation.plan import Plan, PlannedTrial
@@ -23,7 +24,7 @@ from ablation.results.claims import verdicts
 from ablation.results.table import assemble
 from ablation.store import AttemptRow, Store
 from ablation.store.schema import TrialState
-from ablation.study import Statistic, Study
+from ablation.study import Study
 
 STATES: tuple[TrialState, ...] = ("COMPLETE", "RUNNING", "WAITING", "CANCELLED", "FAILED")
 

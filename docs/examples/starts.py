@@ -18,22 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ablation.claim import Better, CellRef, Claim, Equivalent
 from ablation.metric import Metric
 from ablation.options import option
 from ablation.protocol import Checkpointed, Evaluated, Progress, Report, Request
-from ablation.study import (
-    Better,
-    Cell,
-    CellRef,
-    Claim,
-    Equivalent,
-    PlainSetting,
-    Profile,
-    Row,
-    Study,
-    Table,
-    Variant,
-)
+from ablation.study import Cell, PlainSetting, Profile, Row, Study, Table, Variant
 
 # --- what is trained and tested --------------------------------------------------------------------------
 

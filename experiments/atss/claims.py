@@ -5,7 +5,7 @@ All are about AP. Two detectors count as equal where they differ by less than `S
 
 from __future__ import annotations
 
-from ablation.study import Better, CellRef, Chain, Claim, Equivalent, Range, Statistic
+from ablation.claim import Better, CellRef, Chain, Claim, Equivalent, Range, Statistic
 from experiments.atss.positives import fair_positives
 
 SAME = 1.0

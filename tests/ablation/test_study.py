@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import pytest
 
+from ablation.claim import Better, CellRef, Range, references
 from ablation.metric import Metric
-from ablation.study import Better, ByClass, CellRef, Range, references
+from ablation.study import ByClass
 from tests.support.metric_studies import ERRORS, TIMED
 
 

@@ -4,11 +4,12 @@ from types import SimpleNamespace
 
 import pytest
 
+from ablation.claim import Better, CellRef, Statistic
 from ablation.metric import Metric
 from ablation.plan import make_plan, register
 from ablation.protocol import Evaluated, Noticed, Progress
 from ablation.store import Store
-from ablation.study import Better, Cell, CellRef, Row, Statistic, Study, Table, Variant
+from ablation.study import Cell, Row, Study, Table, Variant
 from dashboards.report import curve, page, write_dashboard
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ablation.study import Better
+from ablation.claim import Better
 from experiments.atss.claims import CLAIMS
 from experiments.atss.study import study
 from experiments.atss.tables import TABLES

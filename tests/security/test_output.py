@@ -12,13 +12,14 @@ from typing import Any
 
 import pytest
 
+from ablation.claim import Better, CellRef
 from ablation.metric import Metric
 from ablation.plan import Plan, make_plan, register
 from ablation.protocol import Noticed
 from ablation.render import csv, html, latex, markdown
 from ablation.results.table import assemble
 from ablation.store import Store
-from ablation.study import Better, Cell, CellRef, Row, Study, Table, Variant
+from ablation.study import Cell, Row, Study, Table, Variant
 from dashboards.report import page
 
 SCRIPT = "<script>alert(1)</script><img src=x onerror=alert(1)>\"'></td>&lt;b&gt;"

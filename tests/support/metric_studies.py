@@ -3,9 +3,10 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from ablation.claim import Better, CellRef, Chain, Equivalent, Range
 from ablation.metric import SECONDS, Metric
 from ablation.protocol import Report, Request
-from ablation.study import Better, Cell, CellRef, Chain, Equivalent, Range, Row, Study, Table, Variant
+from ablation.study import Cell, Row, Study, Table, Variant
 from tests.support.workspaces import HowTested, Training, Workspace, make
 
 ERROR = Metric("error", better="lower", digits=2, tolerance=0.5)

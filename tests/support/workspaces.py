@@ -8,26 +8,14 @@ from pathlib import Path
 
 import numpy as np
 
+from ablation.claim import Better, CellRef, Chain, Equivalent, Range, Statistic, StatisticResult
 from ablation.metric import Metric, SeedNoise
 from ablation.plan import Plan, make_plan, register
 from ablation.protocol import Checkpointed, Described, Evaluated, Progress
 from ablation.provenance import environment
 from ablation.resources import Resources
 from ablation.store import Store
-from ablation.study import (
-    Better,
-    Cell,
-    CellRef,
-    Chain,
-    Equivalent,
-    Range,
-    Row,
-    Statistic,
-    StatisticResult,
-    Study,
-    Table,
-    Variant,
-)
+from ablation.study import Cell, Row, Study, Table, Variant
 
 
 @dataclass(frozen=True)

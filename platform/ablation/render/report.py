@@ -6,13 +6,13 @@ from collections.abc import Collection
 
 from rich.console import Console
 
+from ablation.claim import Claim, references
 from ablation.render import terminal
 from ablation.render.files import write_results, write_tables
 from ablation.results.by_class import by_class
 from ablation.results.claims import verdicts
 from ablation.results.table import assemble
 from ablation.session import Session
-from ablation.study import Claim, references
 from ablation.tracking.client import server_address
 
 PLAIN_WIDTH = 120

@@ -18,6 +18,7 @@ from typing import Literal, assert_never
 import numpy as np
 from numpy.typing import NDArray
 
+from ablation.claim import Better, CellRef, Chain, Claim, Equivalent, Range, Statistic, references
 from ablation.errors import UserError
 from ablation.metric import Metric, SeedNoise
 from ablation.results.statistics import (
@@ -33,18 +34,7 @@ from ablation.results.statistics import (
     read_replicates,
 )
 from ablation.results.table import FilledCell, FilledTable, Source
-from ablation.study import (
-    Better,
-    CellRef,
-    Chain,
-    Claim,
-    Equivalent,
-    Range,
-    Setting,
-    Statistic,
-    Study,
-    references,
-)
+from ablation.study import Setting, Study
 
 Comparison = Better | Chain | Equivalent | Range
 VerdictName = Literal["supported", "refuted", "undecided", "pending"]

@@ -1,0 +1,104 @@
+"""What a paper says of its tables, as data: claims on cells, which `ablation.results.claims` judges.
+
+The cells of a claim have one metric, which says what is better. Margins are in the unit of its
+differences: points, for percentages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, assert_never
+
+if TYPE_CHECKING:
+    from ablation.study import Setting
+
+
+@dataclass(frozen=True, slots=True)
+class CellRef:
+    """Points at a cell: table id, row label, column name."""
+
+    table: str
+    row: str
+    column: str
+
+
+@dataclass(frozen=True, slots=True)
+class Better:
+    """`left` is better than `right`: higher, or lower where the metric says that lower is better.
+
+    Its estimate is `left` minus `right`, which is negative where lower is better and the claim is true.
+    """
+
+    id: str
+    text: str
+    left: CellRef
+    right: CellRef
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """In each chain every cell is better than the one before it.
+
+    Its estimate is the step that gains least: a cell minus the one before it.
+    """
+
+    id: str
+    text: str
+    chains: tuple[tuple[CellRef, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Equivalent:
+    """Two cells differ by less than `margin`, whichever is better."""
+
+    id: str
+    text: str
+    left: CellRef
+    right: CellRef
+    margin: float
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """The largest and the smallest of the cells differ by less than `margin`."""
+
+    id: str
+    text: str
+    cells: tuple[CellRef, ...]
+    margin: float
+
+
+@dataclass(frozen=True, slots=True)
+class StatisticResult:
+    """What a `Statistic` found: whether it holds (None: not measurable), and the numbers in one sentence."""
+
+    holds: bool | None
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Statistic:
+    """A claim checked by computing something that needs no training."""
+
+    id: str
+    text: str
+    compute: Callable[[Setting], StatisticResult]
+
+
+Claim = Better | Chain | Equivalent | Range | Statistic
+
+
+def references(claim: Claim) -> tuple[CellRef, ...]:
+    """The cells that a claim rests on."""
+    match claim:
+        case Better() | Equivalent():
+            return (claim.left, claim.right)
+        case Chain():
+            return tuple(ref for chain in claim.chains for ref in chain)
+        case Range():
+            return claim.cells
+        case Statistic():
+            return ()
+        case _:
+            assert_never(claim)
