@@ -76,6 +76,7 @@ bench-platform: install
 	@$(BIN)/python -m benchmarks.scheduling
 	@$(BIN)/python -m benchmarks.store
 	@$(BIN)/python -m benchmarks.tracking
+	@$(BIN)/python -m benchmarks.commands
 
 ui: install
 	@$(BIN)/ablation ui $(ARGS)

@@ -210,12 +210,13 @@ def _value(config: Mapping[str, Any], path: str) -> str:
 
 @dataclass
 class _Today:
-    """Installed packages and source files of today, each read once."""
+    """Installed packages and source files of today, each read and compared once."""
 
     packages: dict[str, str | None] = field(default_factory=environment.package_versions)
     python: str = field(default_factory=platform.python_version)
     texts: dict[str, tuple[Path, str] | None] = field(default_factory=dict)
     hashes: dict[str, str] = field(default_factory=dict)
+    clauses: dict[tuple[str, str, str], str | None] = field(default_factory=dict)
 
     def changes(self, then: Mapping[str, Any], origin: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         """Differences from a recorded environment, as (module or package, clause) pairs.
@@ -225,8 +226,11 @@ class _Today:
             origin: the attempt's provenance, for its commit.
         """
         for module, digest in then["modules"].items():
-            clause = self._module_change(module, digest, origin)
-            if clause:
+            # Most attempts of a plan have one version of the code, and a comparison takes a call of git.
+            known = (module, digest, _since(origin))
+            if known not in self.clauses:
+                self.clauses[known] = self._module_change(module, digest, origin)
+            if clause := self.clauses[known]:
                 yield module, clause
         for package, version in then["packages"].items():
             now = self.packages.get(package, version)

@@ -236,3 +236,16 @@ def test_a_result_that_a_cell_of_another_table_rests_on_is_no_older_one(make_wor
     attempt(workspace, "k3", source, recorded(source, "loss"), plan=one_table)
     plan = make_plan(workspace.study, workspace.setting, (0,), ["table4"], workspace.store)
     assert staleness.find(plan, workspace.store) == []
+
+
+def test_a_version_of_a_module_is_compared_once_however_many_attempts_had_it(
+    make_workspace, source, monkeypatch
+):
+    workspace = make_workspace()
+    for method in ("k3", "k5", "k7"):
+        attempt(workspace, method, source, recorded(source, "loss"))
+    (source / "loss.py").write_text(LOSS.replace("return a", "return -a"))
+    asked = []
+    monkeypatch.setattr(staleness, "git", lambda *words: asked.append(words))
+    assert len(found(workspace)) == 3
+    assert len(asked) == 1
