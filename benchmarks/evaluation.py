@@ -16,9 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.common import laps_of, report
-from detector.evaluation.coco_eval import CocoScores, Results, evaluate, quick_scores
+from detector.evaluation.coco_eval import CocoScores, Results, evaluate, fast_evaluate
 
-WAYS = {"pycocotools": evaluate, "hotcoco": quick_scores}
+WAYS = {"pycocotools": evaluate, "hotcoco": fast_evaluate}
 IMAGES, CLASSES = 5_000, 80
 BOXES_PER_IMAGE, DETECTIONS_PER_IMAGE = 7, 92
 WIDTH, HEIGHT = 640, 480

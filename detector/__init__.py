@@ -1,5 +1,5 @@
 """One dense object detector whose configs are RetinaNet, FCOS and ATSS.
 
-Trains and detects with torch, torchvision, numpy and pillow alone; scoring takes pycocotools, and hotcoco for
-quick numbers during training. No Ray, no SQL, no MLflow.
+Trains and detects with torch, torchvision, numpy and pillow alone; evaluation needs pycocotools,
+and hotcoco for fast evaluation during training. Uses no Ray, SQL or MLflow.
 """

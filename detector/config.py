@@ -1,7 +1,7 @@
-"""What a detector is, how it trains and how it is tested, as frozen data. Imports no torch.
+"""Configs of a detector, its training and its evaluation, as frozen dataclasses. Imports no torch.
 
-Every choice of method is a union of small dataclasses, so a parameter exists only where it means
-something. Sections of the paper are those of Zhang et al., CVPR 2020 (ATSS).
+Each choice of method is a union of small dataclasses, so a method has only its own parameters. Sections of
+the paper are those of Zhang et al., CVPR 2020 (ATSS).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 RECIPE_VERSION = 1
-"""Raised by hand whenever the code changes what a config computes; part of every trial's identity."""
+"""To be raised when the code changes what a config computes; part of every trial's key."""
 
 
 def _require(ok: bool, message: str) -> None:
@@ -26,7 +26,7 @@ class Anchors:
     """Anchors of one location: side `scale * stride`, times each octave step and each ratio.
 
     Attributes:
-        scale: side of the square anchor in strides (Sec. 4.4.2; 8 is the paper's).
+        scale: side of the square anchor in strides (Sec. 4.4.2; the paper uses 8).
         scales_per_octave: number of sizes between one level and the next (#sc of Table 7).
         ratios: height / width of each shape (#ar of Table 7).
     """
@@ -38,7 +38,7 @@ class Anchors:
     def __post_init__(self) -> None:
         _require(self.scale > 0, f"scale must be > 0, got {self.scale}")
         _require(self.scales_per_octave >= 1, f"scales_per_octave must be >= 1, got {self.scales_per_octave}")
-        _require(len(self.ratios) >= 1, "ratios must name at least one aspect ratio, got none")
+        _require(len(self.ratios) >= 1, "ratios must have at least one aspect ratio, got none")
         _require(all(r > 0 for r in self.ratios), f"ratios must be > 0, got {self.ratios}")
 
     @property
@@ -54,7 +54,7 @@ class MaxIoU:
     Every anchor that attains a ground truth's highest IoU is positive too (all exact ties).
 
     Attributes:
-        inside_gt: a positive whose centre is not inside its box becomes ignored ("In GT Box", Table 1).
+        inside_gt: ignores positives whose centre is not inside their box ("In GT Box", Table 1).
     """
 
     positive: float = 0.5
@@ -70,11 +70,11 @@ class MaxIoU:
 
 @dataclass(frozen=True, slots=True)
 class SpatialScale:
-    """FCOS's rule: centre inside the box, and the box's size in the level's range; smallest box wins.
+    """FCOS's rule: centre inside the box, box size in the level's range; the smallest box wins.
 
     Attributes:
-        center_radius: with a number, only centres within that many strides of the box's centre
-            (center sampling, 1.5 in FCOS); None for the whole box.
+        center_radius: largest distance to the box's centre, in strides (center sampling, 1.5 in FCOS);
+            None for the whole box.
     """
 
     center_radius: float | None = None
@@ -88,7 +88,7 @@ class SpatialScale:
 class ATSS:
     """Adaptive training sample selection (Algorithm 1). `topk` is k, per level and ground truth.
 
-    As the authors' code does, k counts locations: with #A anchors per location k * #A are taken.
+    As in the authors' code, k counts locations: with #A anchors per location, k * #A anchors are candidates.
     """
 
     topk: int = 9
@@ -102,14 +102,14 @@ Assigner = MaxIoU | SpatialScale | ATSS
 
 @dataclass(frozen=True, slots=True)
 class BoxRegression:
-    """Regress (dx, dy, dw, dh) from the anchor box, multiplied by `weights`."""
+    """Regresses (dx, dy, dw, dh) relative to the anchor box, multiplied by `weights`."""
 
     weights: tuple[float, float, float, float] = (10.0, 10.0, 5.0, 5.0)
 
 
 @dataclass(frozen=True, slots=True)
 class PointRegression:
-    """Regress (l, t, r, b) distances from the anchor centre, in strides."""
+    """Regresses the distances (l, t, r, b) from the anchor's centre, in strides."""
 
 
 Regression = BoxRegression | PointRegression
@@ -132,8 +132,8 @@ class SmoothL1:
 class GIoU:
     """GIoU loss on decoded boxes, times `weight` (2 in the authors' code; the paper does not say).
 
-    Weighted by and divided by the centerness targets where the head has a centerness branch, else
-    divided by the number of positives.
+    With a centerness branch, boxes are weighted by their centerness targets and the sum is divided by the
+    sum of these; otherwise it is divided by the number of positives.
     """
 
     weight: float = 2.0
@@ -167,11 +167,12 @@ class ResNet:
         stem_stride: stride of the whole stem (4 for "imagenet").
         stage_strides: stride of the first block of C2..C5.
         groups, width_per_group: ResNeXt (32 and 8 for 32x8d); 1 and 64 for ResNet. A basic block
-            uses `groups` in its 3x3 convolutions and leaves the width alone.
+            uses `groups` in its 3x3 convolutions and does not change the width.
         deformable: modulated deformable 3x3 convolutions in C2..C5.
         norm: "frozen_bn" (pretrained) or "group_norm" (from scratch; equal on any number of GPUs).
-        stride_in_1x1: Caffe2 ResNets put the stride there; torchvision and ResNeXt in the 3x3.
-        frozen_stages: 0 none; 1 stem; 2 stem and C2, as the paper trains.
+        stride_in_1x1: stride in the first 1x1, as in Caffe2's ResNets; torchvision and ResNeXt have it in
+            the 3x3.
+        frozen_stages: 0 none; 1 stem; 2 stem and C2 (the paper's).
     """
 
     block: Literal["basic", "bottleneck"] = "bottleneck"
@@ -198,7 +199,7 @@ class ResNet:
 
     @property
     def c3_stride(self) -> int:
-        """Input pixels per cell of C3, and so of P3."""
+        """Input pixels per cell of C3 and P3."""
         return self.stem_stride * self.stage_strides[0] * self.stage_strides[1]
 
 
@@ -230,7 +231,7 @@ class Head:
 
 @dataclass(frozen=True, slots=True)
 class Detector:
-    """The whole detector. RetinaNet, FCOS and ATSS are three values of it.
+    """The detector. RetinaNet, FCOS and ATSS are three values of this class.
 
     Attributes:
         num_classes: foreground classes; label c of 0..num_classes-1 is output channel c.
@@ -271,10 +272,10 @@ class Detector:
 
 @dataclass(frozen=True, slots=True)
 class SGD:
-    """The paper's optimiser; biases learn `bias_lr_factor` times as fast and do not decay.
+    """The paper's optimiser; biases have `bias_lr_factor` times the learning rate and no weight decay.
 
     Attributes:
-        lr: at 16 images a step; in proportion for another total batch (Goyal et al. 2017, Sec. 2.1).
+        lr: for 16 images a step; scaled linearly for another total batch (Goyal et al. 2017, Sec. 2.1).
     """
 
     lr: float = 0.01
@@ -285,7 +286,7 @@ class SGD:
 
 @dataclass(frozen=True, slots=True)
 class AdamW:
-    """For training from scratch in few steps; biases and norms do not decay. `lr` holds for any batch."""
+    """AdamW, for short trainings from scratch; no weight decay of biases and norms; `lr` is for any batch."""
 
     lr: float = 2e-3
     beta2: float = 0.99
@@ -294,7 +295,7 @@ class AdamW:
 
 @dataclass(frozen=True, slots=True)
 class StepDecay:
-    """Multiply by 0.1 at each milestone; `warmup` iterations at `warmup_factor` before.
+    """The rate times 0.1 at each milestone, after `warmup` iterations at `warmup_factor`.
 
     Attributes:
         milestones: fractions of all iterations (60k and 80k of 90k are 2/3 and 8/9).
@@ -307,7 +308,7 @@ class StepDecay:
 
 @dataclass(frozen=True, slots=True)
 class OneCycle:
-    """Linear warm-up over a fraction of the iterations, then a cosine to zero."""
+    """Linear warm-up over a fraction of the iterations, then a cosine decay to zero."""
 
     warmup: float = 0.1
 
@@ -320,12 +321,12 @@ Precision = Literal["fp32", "bf16", "fp16"]
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """How long and with what a detector trains.
+    """Length, batch, optimiser and arithmetic of a training.
 
     Attributes:
         total_batch: images a step over all workers.
         precision: "bf16" is autocast to bfloat16 with float32 weights; "fp16" the same to float16, with
-            the loss scaled so that small gradients survive; "fp32" is float32 on a CPU, while CUDA's
+            loss scaling; "fp32" is float32 on a CPU, while CUDA's
             convolutions may round to TF32 (torch's default).
     """
 
@@ -342,17 +343,17 @@ class Schedule:
 
 @dataclass(frozen=True, slots=True)
 class Data:
-    """Which images a trial sees and how large.
+    """The images of a trial and their sizes.
 
     Attributes:
-        fingerprint: hash of both splits' annotations as used; another data set is another trial.
+        fingerprint: hash of the annotations of both splits; another data set makes another trial.
         short_side, max_long_side: size after resizing, aspect kept (paper: 800 and 1333).
-        min_short_side: with a number, each training image's short side is drawn anew, a whole number from
-            here to `short_side` (Table 8: 640); None for always `short_side`.
+        min_short_side: lower limit of the random short side of a training image, an integer up to
+            `short_side` (Table 8: 640); None for always `short_side`.
         flip: probability of a horizontal flip in training.
-        group_by_aspect: images of a batch are all landscape or all portrait, which saves padding.
-        skip_unannotated: leave out training images without any annotation of sides over 1 px (crowds
-            count), as the authors' loader does.
+        group_by_aspect: makes the images of a batch all landscape or all portrait, which saves padding.
+        skip_unannotated: skips training images without an annotation of sides over 1 px (crowds count),
+            as the authors' loader does.
         small_side, medium_side: sides, in original pixels, of the square areas that bound APS and APM
             (COCO: 32 and 96).
     """
@@ -382,7 +383,7 @@ class Data:
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """Pretrained weights of the backbone: what they are, not where they lie.
+    """Identity of the backbone's pretrained weights, independent of their path.
 
     Attributes:
         layout: whose tensor names, channel order and normalisation the file follows.
@@ -402,10 +403,10 @@ class Weights:
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """Everything that decides a training's numbers, and nothing else: what a trial key hashes.
+    """Everything that decides a training's result, and nothing else; a trial key is its hash.
 
     Attributes:
-        weights: what the backbone starts from; None for random weights drawn from the seed.
+        weights: pretrained weights of the backbone; None for random weights from the seed.
     """
 
     detector: Detector
@@ -441,12 +442,12 @@ class ScalePass:
 
 @dataclass(frozen=True, slots=True)
 class SingleScale:
-    """Test at the training size."""
+    """Testing at the training size."""
 
 
 @dataclass(frozen=True, slots=True)
 class MultiScale:
-    """Test at several sizes, each plain and flipped, merged by soft voting.
+    """Testing at several sizes, each plain and flipped, merged by soft voting.
 
     Attributes:
         vote_iou: detections of a class that overlap at least this much are averaged.
@@ -458,19 +459,19 @@ class MultiScale:
     max_detections: int = 1000
 
     def __post_init__(self) -> None:
-        _require(len(self.passes) >= 1, "passes must name at least one size, got none")
+        _require(len(self.passes) >= 1, "passes must have at least one size, got none")
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """How a trained detector is tested (Sec. 4.1).
+    """Settings of the test of a trained detector (Sec. 4.1).
 
     Attributes:
-        split: "val", or "test" for images whose annotations only an evaluation server has (test-dev).
+        split: "val", or "test" for images whose annotations are on an evaluation server only (test-dev).
         test_fingerprint: hash of the test split; `Data.fingerprint` is of the other two.
         score_threshold: on the class probability, before centerness.
         pre_nms_topk: (location, class) pairs kept per level.
-        nms_iou: IoU above which the lower-scored box of the same class goes.
+        nms_iou: IoU above which the lower-scored box of the same class is removed.
         max_detections: kept per image (single scale).
     """
 

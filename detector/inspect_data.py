@@ -16,15 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from detector.data.checks import MAX_LISTED, Finding, refuse
 from detector.data.coco import (
-    MAX_LISTED,
     CheckedSplit,
     DataPaths,
-    Finding,
     ImageRecord,
     read_data,
     read_test,
-    refuse,
 )
 from detector.data.dataset import unusable_images
 from detector.data.decode import load_resized

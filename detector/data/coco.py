@@ -1,10 +1,8 @@
-"""Reading a data set in COCO's format, checked before anything is trained on it.
+"""Reads and checks a data set in COCO's format.
 
-What can be repaired (a box beyond the image, a box without area) is repaired and counted; what cannot
-stops with a `DataError` that lists the entries. Images without boxes are kept and train as background,
-unless `Data.skip_unannotated` leaves them out of training as the reference does, whose losses fail on them.
-Whoever labelled nothing in an image says that there is nothing, and false detections there count against a
-detector in every evaluation.
+Repairable errors (a box beyond the image, a box without area) are repaired and counted; others raise a
+`DataError` that lists the entries. Images without boxes are kept as background, in training and evaluation;
+`Data.skip_unannotated` removes them from training, as the reference does.
 
 Axes: n boxes of one image. Pixels are those of the original image, coordinates continuous.
 """
@@ -16,29 +14,18 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from detector.data.checks import Finding, Item, findings_of, refuse
 from detector.errors import DataError
 from detector.geometry.transforms import xywh_to_xyxy
 
-MAX_LISTED = 10
-"""Cases of one kind that an error message spells out."""
-
 _ROUNDING = 1e-3
-"""Pixels that a border may be passed by, or a side be short of, before it is more than rounding."""
-
-_FIELDS: dict[str, dict[str, type]] = {
-    "images": {"id": int, "file_name": str, "width": int, "height": int},
-    "annotations": {"id": int, "image_id": int, "category_id": int, "bbox": list},
-    "categories": {"id": int, "name": str},
-}
-_KIND_NAMES = {int: "an integer", str: "text", list: "a list [x, y, width, height]"}
-
-Item = dict[str, Any]
+"""Pixels by which a box may exceed a border, or below which a side is 0: tolerance for rounding."""
 
 
 # --- where a data set lies -------------------------------------------------------------------------
@@ -46,7 +33,7 @@ Item = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """One split: a JSON file in COCO's instances format and the directory its file names start from."""
+    """One split: a JSON file in COCO's instances format, and the directory of its images."""
 
     annotations: Path
     images: Path
@@ -54,12 +41,11 @@ class Split:
 
 @dataclass(frozen=True, slots=True)
 class DataPaths:
-    """Where the splits of a data set lie.
+    """Paths of the splits of a data set.
 
     Attributes:
-        test: images whose annotations are not public, as of COCO's test-dev; None where there are none.
-            Only the standard layout has a place for them: a user who names files and folders one by one
-            names those of train and val.
+        test: images without public annotations, as COCO's test-dev; None where there are none. Only the
+            standard layout can have them.
     """
 
     train: Split
@@ -70,10 +56,10 @@ class DataPaths:
     def from_directory(cls, directory: Path) -> DataPaths:
         """The standard layout: annotations/instances_{train,val}2017.json, train2017/ and val2017/.
 
-        With annotations/image_info_test-dev2017.json there must be test2017/ too, and is a test split.
+        With annotations/image_info_test-dev2017.json and test2017/ there is a test split too.
 
         Raises:
-            DataError: naming what is missing.
+            DataError: a file or folder is missing; the message names it.
         """
         annotations = directory / "annotations"
         splits = [
@@ -94,19 +80,19 @@ class DataPaths:
         return cls(*splits)
 
 
-# --- what is read ----------------------------------------------------------------------------------
+# --- splits ----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ImageRecord:
-    """One image and everything annotated in it, crowds included, in the file's order.
+    """One image and its annotations, crowds included, in the file's order.
 
     Attributes:
         id, file_name, width, height: as in the JSON.
-        xywh: (n, 4) float64, COCO's x, y, width, height in original pixels: the file's own numbers,
-            except where a box was clipped to the image.
+        xywh: (n, 4) float64, COCO's x, y, width, height in original pixels: the file's values, except
+            where a box was clipped to the image.
         labels: (n,) int64, 0..K-1 in order of category id.
-        areas: (n,) float64, square pixels; what decides between small, medium and large.
+        areas: (n,) float64, square pixels, from which COCO decides between small, medium and large.
         crowd: (n,) bool; a crowd counts in evaluation (as a region to ignore) and not in training.
     """
 
@@ -127,14 +113,14 @@ class ImageRecord:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CheckedSplit:
-    """A split that can be trained and evaluated on.
+    """A split without errors.
 
     Attributes:
-        source: where it was read from.
-        images: in order of image id, whatever the order of the file.
-        category_ids: the JSON's ids in ascending order, gaps and all; entry c is label c.
+        source: its paths.
+        images: in order of image id.
+        category_ids: the JSON's ids in ascending order, possibly with gaps; entry c is label c.
         class_names: name of label c.
-        repairs: how often each repair was made; only those that were.
+        repairs: number of repairs of each kind that was made.
     """
 
     source: Split
@@ -145,10 +131,10 @@ class CheckedSplit:
 
 
 def read_data(paths: DataPaths) -> tuple[CheckedSplit, CheckedSplit]:
-    """Both splits, `read_split` each, and that they have the same classes.
+    """Reads both splits (`read_split`).
 
     Raises:
-        DataError: as `read_split`; or the categories differ.
+        DataError: as `read_split`, or the categories of the splits differ.
     """
     train, val = read_split(paths.train), read_split(paths.val)
     _refuse_other_categories("training and validation", train, val)
@@ -156,10 +142,10 @@ def read_data(paths: DataPaths) -> tuple[CheckedSplit, CheckedSplit]:
 
 
 def read_test(test: Split, train: CheckedSplit) -> CheckedSplit:
-    """A test split, `read_split` without annotations, and that its classes are those of `train`.
+    """Reads a test split (`read_split` without annotations).
 
     Raises:
-        DataError: as `read_split`; or the categories differ.
+        DataError: as `read_split`, or its categories are not those of `train`.
     """
     checked = read_split(test, annotated=False)
     _refuse_other_categories("training and test", train, checked)
@@ -177,29 +163,27 @@ def _refuse_other_categories(names: str, one: CheckedSplit, two: CheckedSplit) -
 
 
 def read_split(split: Split, annotated: bool = True) -> CheckedSplit:
-    """Read and check one split. Pixels are not looked at: `dataset.open_split` does when it decodes.
+    """Reads and checks one split, except for pixels, which `dataset.open_split` checks.
 
     Args:
         split: its JSON file and image directory.
-        annotated: False for a file of images and categories alone, as COCO's image_info files are;
-            annotations that it may have are not looked at, and no record has a box.
+        annotated: False for a file with images and categories only, such as COCO's image_info files;
+            annotations are ignored, and no record has a box.
 
     Returns:
-        The split, repaired: boxes clipped to the image, boxes without area, outside the image or with
-        NaN or infinite numbers dropped, missing areas set to the box's.
+        The repaired split: boxes are clipped to the image; boxes without area, outside the image or with NaN
+        or infinite numbers are removed; missing areas are set to the box's.
 
     Raises:
         DataError: the file is missing, truncated or not JSON; keys are missing or of the wrong type; ids
-            occur twice; an annotation names an unknown image or category; image files are missing; the
+            occur twice; an annotation has an unknown image or category; image files are missing; the
             split has no images, no categories or, if `annotated`, no usable annotation.
     """
     content = _load(split.annotations)
     if not annotated and isinstance(content, dict):
         content["annotations"] = []
-    refuse(split.annotations, _section_findings(content, annotated))
-    refuse(split.annotations, _item_findings(content))
-    refuse(split.annotations, _reference_findings(content))
-    refuse(split.annotations, _file_findings(content["images"], split.images))
+    for findings in findings_of(content, split.images, annotated):
+        refuse(split.annotations, findings)
     categories = sorted(content["categories"], key=lambda c: int(c["id"]))
     category_ids = tuple(int(c["id"]) for c in categories)
     repairs: Counter[str] = Counter()
@@ -207,39 +191,6 @@ def read_split(split: Split, annotated: bool = True) -> CheckedSplit:
     if annotated and all(record.crowd.all() for record in images):
         refuse(split.annotations, [Finding("no box is left to train or evaluate on", _counts(repairs))])
     return CheckedSplit(split, images, category_ids, tuple(str(c["name"]) for c in categories), dict(repairs))
-
-
-# --- refusing --------------------------------------------------------------------------------------
-
-
-class Finding(NamedTuple):
-    """A kind of fault and the entries that have it; none where there are no cases."""
-
-    what: str
-    cases: Sequence[str]
-
-
-def refuse(
-    subject: object, findings: Iterator[Finding] | Sequence[Finding], limit: int | None = MAX_LISTED
-) -> None:
-    """Raise a `DataError` that lists the cases of every finding, up to `limit` each, and their number.
-
-    Raises:
-        DataError: if any finding has a case.
-    """
-    lines: list[str] = []
-    for what, cases in findings:
-        if cases:
-            lines.append(f"  {what} ({len(cases)}):")
-            lines += [f"    {case}" for case in cases[:limit]]
-            if limit is not None and len(cases) > limit:
-                lines.append(f"    and {len(cases) - limit} more")
-    if lines:
-        raise DataError("\n".join([f"{subject}: cannot be used", *lines]))
-
-
-def _counts(repairs: Mapping[str, int]) -> list[str]:
-    return [f"{what}: {count}" for what, count in repairs.items()] or ["every annotation is a crowd"]
 
 
 def _load(path: Path) -> Any:
@@ -255,108 +206,11 @@ def _load(path: Path) -> Any:
         raise DataError(f"{path}: is not JSON (not text: {error})") from error
 
 
-def _section_findings(content: Any, annotated: bool) -> Iterator[Finding]:
-    """The three top-level lists exist and have entries (annotations: if `annotated`) that are objects."""
-    if not isinstance(content, dict):
-        yield Finding("the top level must be an object", [f"found {_short(content)}"])
-        return
-    for section in _FIELDS:
-        items = content.get(section)
-        if section not in content:
-            yield Finding("keys missing at the top level", [f'"{section}"'])
-        elif not isinstance(items, list):
-            yield Finding(f'"{section}" must be a list', [f"found {_short(items)}"])
-        elif not items and (annotated or section != "annotations"):
-            yield Finding(f'"{section}" must have at least one entry', ["found []"])
-        else:
-            cases = [f"{section}[{i}] = {_short(x)}" for i, x in enumerate(items) if not isinstance(x, dict)]
-            yield Finding(f'entries of "{section}" must be objects', cases)
+def _counts(repairs: Mapping[str, int]) -> list[str]:
+    return [f"{what}: {count}" for what, count in repairs.items()] or ["every annotation is a crowd"]
 
 
-def _item_findings(content: Mapping[str, Sequence[Item]]) -> Iterator[Finding]:
-    """Every entry has the keys that are used, of the right type."""
-    for section, fields in _FIELDS.items():
-        for key, kind in fields.items():
-            wrong = [(i, x) for i, x in enumerate(content[section]) if type(x.get(key)) is not kind]
-            missing = [f"{section}[{i}]" for i, x in wrong if key not in x]
-            typed = [f"{section}[{i}].{key} = {_short(x[key])}" for i, x in wrong if key in x]
-            yield Finding(f'"{key}" is missing', missing)
-            yield Finding(f'"{key}" must be {_KIND_NAMES[kind]}', typed)
-    sizes = [
-        f"images[{i}].{key} = {_short(image[key])}"
-        for i, image in enumerate(content["images"])
-        for key in ("width", "height")
-        if type(image.get(key)) is int and image[key] < 1
-    ]
-    yield Finding("image sizes must be at least 1", sizes)
-    yield Finding("bbox must be four numbers [x, y, width, height]", _malformed_boxes(content["annotations"]))
-
-
-def _malformed_boxes(annotations: Sequence[Item]) -> list[str]:
-    boxes = [a.get("bbox") for a in annotations]
-    if _is_numeric(boxes, (len(boxes), 4)):
-        return []
-    return [
-        f"annotations[{i}].bbox = {_short(box)}"
-        for i, box in enumerate(boxes)
-        if isinstance(box, list) and not _is_numeric(box, (4,))
-    ]
-
-
-def _is_numeric(values: Sequence[Any], shape: tuple[int, ...]) -> bool:
-    try:
-        array = np.array(values)
-    except ValueError:  # numpy refuses lists of different lengths
-        return False
-    return array.shape == shape and array.dtype.kind in "iuf"
-
-
-def _reference_findings(content: Mapping[str, Sequence[Item]]) -> Iterator[Finding]:
-    """Ids occur once, and annotations point at images and categories that exist."""
-    for section, items in content.items():
-        if section in _FIELDS:
-            counts = Counter(x["id"] for x in items)
-            cases = [f"id {i} occurs {count} times" for i, count in counts.items() if count > 1]
-            yield Finding(f'ids of "{section}" must differ', cases)
-    for key, section in (("image_id", "images"), ("category_id", "categories")):
-        known = {x["id"] for x in content[section]}
-        cases = [
-            f"annotations[{i}] (id {a['id']}): {key} = {a[key]}"
-            for i, a in enumerate(content["annotations"])
-            if a[key] not in known
-        ]
-        yield Finding(f'"{key}" must be an id of "{section}"', cases)
-
-
-def _file_findings(images: Sequence[Item], directory: Path) -> Iterator[Finding]:
-    # A data set may come from anywhere: its names must not make us open other files of this machine.
-    outside = [
-        f"images[{i}].file_name = {image['file_name']!r}"
-        for i, image in enumerate(images)
-        if _leaves_its_folder(image["file_name"])
-    ]
-    yield Finding(f"image files must lie under {directory}", outside)
-    # One listing instead of a system call per image: quicker, and much so on network file systems.
-    present = {path.name for path in directory.iterdir()} if directory.is_dir() else set()
-    cases = [
-        f"images[{i}].file_name = {image['file_name']!r}"
-        for i, image in enumerate(images)
-        if image["file_name"] not in present and not (directory / image["file_name"]).is_file()
-    ]
-    yield Finding(f"image files not found under {directory}", cases)
-
-
-def _leaves_its_folder(name: str) -> bool:
-    path = PurePosixPath(name)
-    return path.is_absolute() or ".." in path.parts
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-# --- records ---------------------------------------------------------------------------------------
+# --- reading and repairing -------------------------------------------------------------------------
 
 
 class _Columns(NamedTuple):
@@ -413,7 +267,7 @@ def _area(annotation: Item) -> float:
 
 
 def _repaired(columns: _Columns, images: Sequence[Item], repairs: Counter[str]) -> _Columns:
-    """Drop boxes that mean nothing, clip those that pass the border, and count both into `repairs`."""
+    """Removes unusable boxes, clips those that exceed the image, and counts both in `repairs`."""
     columns = _drop(columns, _any(~np.isfinite(columns.xywh)), "boxes with NaN or inf dropped", repairs)
     columns = _drop(columns, _any(columns.xywh[:, 2:] < _ROUNDING), "boxes without area dropped", repairs)
     limits = np.array([(i["width"], i["height"]) for i in images], dtype=np.float64)[columns.image]
@@ -421,7 +275,7 @@ def _repaired(columns: _Columns, images: Sequence[Item], repairs: Counter[str]) 
     moved = _any(np.abs(clipped - columns.xywh) > _ROUNDING)
     outside = _any(clipped[:, 2:] < _ROUNDING)
     box_area = clipped[:, 2] * clipped[:, 3]
-    # Part of a clipped object's area is gone with it; what is left is at most its box.
+    # Clipping removes a part of the object's area; the rest is at most the area of its box.
     area = np.where(moved, np.minimum(columns.area, box_area), columns.area)
     unknown = ~(area > 0) & ~outside
     _count(repairs, "boxes clipped to the image", moved & ~outside)
@@ -452,13 +306,13 @@ def _count(repairs: Counter[str], what: str, rows: NDArray[np.bool_]) -> None:
         repairs[what] += count
 
 
-# --- what others need of it ------------------------------------------------------------------------
+# --- conversions ------------------------------------------------------------------------
 
 
 def to_coco_dict(checked: CheckedSplit) -> dict[str, Any]:
-    """The cleaned ground truth as pycocotools reads it, with the JSON's own image and category ids.
+    """The repaired ground truth for pycocotools, with the JSON's image and category ids.
 
-    Annotations are numbered from 1: pycocotools takes an annotation with id 0 for "not matched".
+    Annotations are numbered from 1: in pycocotools an annotation id of 0 means "not matched".
     """
     annotations: list[Item] = []
     for record in checked.images:
@@ -487,18 +341,18 @@ def to_coco_dict(checked: CheckedSplit) -> dict[str, Any]:
 
 
 def is_annotated(record: ImageRecord) -> bool:
-    """Whether anything in an image, crowds included, has both sides over 1 px (`Data.skip_unannotated`).
+    """Whether an image has an annotation, crowds included, with both sides over 1 px.
 
-    The reference asks the same of the file's boxes; here they are those after repair.
+    See `Data.skip_unannotated`. The reference tests the boxes of the file, this function those after repair.
     """
     return bool((record.xywh[:, 2:] > 1).all(axis=1).any())
 
 
 def fingerprint(*splits: CheckedSplit) -> str:
-    """12 hex digits over all that is used of the splits, in the order given (training, validation).
+    """12 hex digits of a hash of the splits' content, in the order given (training, validation).
 
-    Ids, file names, sizes, boxes, labels, areas, crowd flags and classes count, after repair; where the
-    data set lies, the order of images in the JSON and the pixels do not.
+    It depends on ids, file names, sizes, boxes, labels, areas, crowd flags and classes after repair; not on
+    paths, the order of images in the JSON, or pixels.
     """
     digest = hashlib.sha256()
     for split in splits:

@@ -1,9 +1,8 @@
-"""Images of a split at the size they are trained at, and batches of them.
+"""Images of a split at training size, and batches of them.
 
-Every image is decoded and resized once, by whichever process comes first, into one flat file of bytes
-that all trials then map read-only: they share its memory, and loading an image is a copy. Where such a
-file would be too large (COCO at 800 pixels is about 300 GB) images are decoded whenever they are asked
-for, with equal pixels.
+The first process decodes and resizes every image once, into one flat file that all trials map read-only: they
+share its memory, and loading an image is a copy. Where such a file would be too large (COCO at 800 pixels is
+about 300 GB), images are decoded when they are used, with equal pixels.
 
 Axes: N images of a batch, H and W the largest of their heights and widths, G ground-truth boxes padded
 per image. Boxes are xyxy in pixels of the resized image.
@@ -30,31 +29,32 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from detector import config
-from detector.data.coco import CheckedSplit, Finding, ImageRecord, fingerprint, refuse
+from detector.data.checks import Finding, refuse
+from detector.data.coco import CheckedSplit, ImageRecord, fingerprint
 from detector.data.decode import Pixels, load_resized
 from detector.errors import DataError
 from detector.geometry.transforms import flip_boxes, resized_size, scale_boxes
 
 MAX_PACKED_BYTES = 32 * 2**30
-"""Larger splits are not packed; nor are those that would take more than half of the disk's free space."""
+"""Larger splits are not packed, nor those that would need more than half of the disk's free space."""
 
 PIXELS = 2
-"""Version of what `detector.data.decode` makes of a file, part of the names in the cache. To be raised with
-every change that moves a pixel."""
+"""Version of the pixels that `detector.data.decode` makes; part of file names in the cache. To be raised with
+every change of a pixel."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SplitImages:
-    """A split with its images, usually wanted at training size.
+    """A split with its images, usually at training size.
 
     Attributes:
-        records: the images as annotated, in original pixels (crowds included).
-        sizes: (height, width) of each at training size.
-        short_side: what their short sides were resized to, where the long side allowed it.
+        records: the annotations, in original pixels (crowds included).
+        sizes: (height, width) of each image at training size.
+        short_side: short side after resizing, unless the long side is limited.
         labels: per image (n,) int64, without crowds.
-        directory: of the image files.
+        directory: directory of the image files.
         file: the one that was written when every image had been decoded.
-        packed: per image its pixels at training size, mapped from disk; None where the split is not packed.
+        packed: pixels of each image at training size, mapped from disk; None where the split is not packed.
     """
 
     records: tuple[ImageRecord, ...]
@@ -69,17 +69,17 @@ class SplitImages:
         return len(self.records)
 
     def at(self, index: int, size: tuple[int, int] | None = None) -> Pixels:
-        """One image, not to be written to.
+        """One image, read-only.
 
         Args:
             index: 0..len-1.
-            size: (height, width); that of training when None.
+            size: (height, width); by default the training size.
 
         Returns:
             (H, W, 3) uint8 RGB; decoded from its file unless packed at this size.
 
         Raises:
-            DataError: the file was replaced or lost since the split was opened.
+            DataError: the file was replaced or removed after the split was opened.
         """
         size = size or self.sizes[index]
         if self.packed is not None and size == self.sizes[index]:
@@ -87,7 +87,7 @@ class SplitImages:
         return load_resized(self.directory, self.records[index], size)
 
     def boxes_at(self, index: int, size: tuple[int, int] | None = None) -> NDArray[np.float32]:
-        """(n, 4) float32, xyxy, pixels of one image as `at` gives it, without crowds; `labels` are theirs."""
+        """(n, 4) float32, xyxy, pixels of the image of `at`, without crowds, in the order of `labels`."""
         record = self.records[index]
         own = (record.height, record.width)
         return scale_boxes(record.boxes[~record.crowd], own, size or self.sizes[index])
@@ -95,7 +95,7 @@ class SplitImages:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Batch:
-    """Images of a step and what is annotated in them.
+    """Images of a step and their annotations.
 
     Attributes:
         images: (N, 3, H, W) uint8, RGB, channels_last in memory; zeros right of and below each image.
@@ -116,7 +116,7 @@ class Batch:
     def to(self, device: torch.device | str) -> Batch:
         """The batch on `device`. Copies to a GPU go through pinned memory and do not wait for it.
 
-        In a thread other than the main one "cuda" means the first GPU: name the one meant, "cuda:1".
+        In another thread than the main one, "cuda" is the first GPU: give an index, as "cuda:1".
         """
         names = [field.name for field in dataclasses.fields(self)]
         return Batch(**{name: _moved(getattr(self, name), torch.device(device)) for name in names})
@@ -135,15 +135,15 @@ def load_batch(
     canvas: tuple[int, int] | None = None,
     sizes: Sequence[tuple[int, int]] | None = None,
 ) -> Batch:
-    """Images `indices` of a split, those with `flips` mirrored left to right.
+    """A batch of images `indices` of a split; those with `flips` are flipped horizontally.
 
     Args:
         images: the split.
         indices: N >= 1 of 0..len(images)-1; any sequence or array of integers.
         flips: N booleans.
-        canvas: (height, width) to pad to; the largest of these images when None. A rank passes that of the
-            whole step, because norms and anchors see the padding.
-        sizes: N of (height, width) to resize images and boxes to; those of training when None.
+        canvas: (height, width) to pad to; by default the largest of these images. A rank passes that of the
+            whole step, because norms and anchors depend on the padding.
+        sizes: N of (height, width) to resize images and boxes to; by default the training sizes.
 
     Returns:
         The batch, in this order, on the CPU.
@@ -166,7 +166,7 @@ def load_batch(
 
 
 def largest(sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
-    """The (height, width) that holds images of all these."""
+    """The smallest (height, width) that contains all these sizes."""
     return max(height for height, _ in sizes), max(width for _, width in sizes)
 
 
@@ -178,7 +178,7 @@ def _on_canvas(
         height, width, _ = image.shape
         slot = image_HW3[:height, :width]
         if flip:
-            for channel in range(3):  # all at once take numpy three times as long
+            for channel in range(3):  # all at once takes numpy three times as long
                 slot[..., channel] = image[:, ::-1, channel]
         else:
             slot[:] = image
@@ -201,19 +201,19 @@ def _padded(
 
 
 def open_split(checked: CheckedSplit, split_name: str, data: config.Data, cache_dir: Path) -> SplitImages:
-    """A split at the size `data` asks for, decoding every image if nobody has yet.
+    """A split at the size of `data`; decodes every image if no process has done so yet.
 
-    The file's name says what is in it: split, size, the fingerprint of what was annotated and `PIXELS`. It
-    is written beside and renamed, by one process of a machine while the others wait; one of the wrong length
-    is built again. The images' bytes are not part of the name: delete the file after replacing images by
-    others of the same name and size. A split once found too large is marked so and stays unpacked: were room
-    found later, each rank of a training might begin a copy.
+    The file's name has the split, the size, the fingerprint of the annotations and `PIXELS`. One process of a
+    machine writes it atomically, while others wait; a file of the wrong length is written again. The name
+    does not depend on the images' bytes: delete the file after replacing images by others of the same name
+    and size. A split that was too large is marked and stays unpacked, so that later not every rank starts to
+    pack it.
 
     Args:
         checked: the split.
         split_name: "train" or "val", for the file's name.
         data: `short_side` and `max_long_side` are used.
-        cache_dir: made if absent.
+        cache_dir: created if absent.
 
     Raises:
         DataError: listing all images that cannot be decoded or whose size is not the JSON's. The whole
@@ -253,7 +253,7 @@ def open_split(checked: CheckedSplit, split_name: str, data: config.Data, cache_
 
 @contextmanager
 def _alone_in(folder: Path) -> Iterator[None]:
-    """Lets one process of this machine in at a time: eight ranks would pack eight copies at once."""
+    """A lock between the processes of this machine, so that eight ranks do not pack eight copies."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         with suppress(OSError):  # of a file system without locks
@@ -264,7 +264,7 @@ def _alone_in(folder: Path) -> Iterator[None]:
 
 
 def unusable_images(checked: CheckedSplit) -> list[str]:
-    """Why images of a split cannot be decoded or have another size than the JSON says; decodes every one."""
+    """Decodes every image; the reasons why some cannot be decoded or have another size than in the JSON."""
     own = [(record.height, record.width) for record in checked.images]  # nothing to resize
     return [image for image in _decoded(checked, own) if isinstance(image, str)]
 
@@ -278,14 +278,14 @@ def _fits(total: int, directory: Path) -> bool:
 
 
 def _mapped(path: Path, sizes: Sequence[tuple[int, int]]) -> list[Pixels]:
-    # asarray: slicing a memmap object costs several times as much as slicing a plain array over it.
+    # asarray: slicing a memmap object takes several times as long as slicing a plain array.
     flat = np.asarray(np.memmap(path, dtype=np.uint8, mode="r"))
     ends = np.cumsum([3 * h * w for h, w in sizes]).tolist()
     return [flat[end - 3 * h * w : end].reshape(h, w, 3) for end, (h, w) in zip(ends, sizes, strict=True)]
 
 
 def _decode_all(checked: CheckedSplit, sizes: Sequence[tuple[int, int]], file: BinaryIO) -> None:
-    """Decode every image, in order, into `file`; then refuse all that failed."""
+    """Decodes every image, in order, into `file`; then raises a `DataError` for those that failed."""
     faults: list[str] = []
     for image in _decoded(checked, sizes):
         if isinstance(image, str):
@@ -300,7 +300,7 @@ def _refuse_images(checked: CheckedSplit, faults: Sequence[str]) -> None:
 
 
 def _decoded(checked: CheckedSplit, sizes: Sequence[tuple[int, int]]) -> Iterator[Pixels | str]:
-    """Every image at its size, in order; in place of one that cannot be used the reason."""
+    """Every image at its size, in order; the reason instead of an unusable one."""
     return _in_parallel(partial(_decoded_or_fault, checked, sizes), len(sizes))
 
 
@@ -312,16 +312,16 @@ def _decoded_or_fault(checked: CheckedSplit, sizes: Sequence[tuple[int, int]], i
 
 
 def _in_parallel(function: Callable[[int], Pixels | str], count: int) -> Iterator[Pixels | str]:
-    """Results in order. Threads suffice: images are decoded and resized outside the interpreter's lock."""
+    """Results in order, from threads: decoding and resizing release the interpreter's lock."""
     workers = os.cpu_count() or 1
-    block = 16 * workers  # bounds how many decoded images wait to be written
+    block = 16 * workers  # limits the number of decoded images in memory
     with ThreadPoolExecutor(workers) as pool:
         for start in range(0, count, block):
             yield from pool.map(function, range(start, min(start + block, count)))
 
 
 def _write_beside(path: Path, write: Callable[[BinaryIO], None]) -> None:
-    """Have `write` fill a new file and give it the name `path` once it is whole."""
+    """Calls `write` with a new file, and renames the complete file to `path`."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
     try:
         with os.fdopen(handle, "wb") as file:

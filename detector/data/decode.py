@@ -1,8 +1,8 @@
-"""Image files to pixels at the size they are trained at.
+"""Decodes image files at training size.
 
-PIL reads every file and alone decides which are refused. JPEGs are then resized by torch, whose kernel is
-PIL's with weights of fewer bits: some pixels come out a level apart, in a third of the time. What other
-files hold is resized by PIL. Nothing depends on the machine's load or on which thread decodes.
+PIL reads every file and decides which are refused. JPEGs are resized by torch, whose kernel is PIL's with
+weights of fewer bits: some pixels differ by one level, in a third of the time. Other files are resized by
+PIL. The pixels do not depend on the machine's load or on threads.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What makes an image upright, by its EXIF orientation."""
+"""The transposition that makes an image upright, by EXIF orientation."""
 
 _MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 0)
-"""Of an image, above which Pillow does not open it."""
+"""Largest number of pixels of an image that Pillow opens."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Decoded:
-    """What a file holds, before it is resized.
+    """A decoded file, before it is resized.
 
     Attributes:
-        image: of mode RGB.
-        is_jpeg: whether the file was one, whatever its name; it decides who resizes.
+        image: the image, of mode RGB.
+        is_jpeg: whether the file is a JPEG, by its content; torch resizes these.
     """
 
     image: Image.Image
@@ -59,7 +59,7 @@ class Decoded:
     def at(self, size: tuple[int, int]) -> Pixels:
         """(H, W, 3) uint8 RGB of `size` (height, width), by an antialiased bilinear filter.
 
-        An image that has `size` keeps its pixels.
+        An image that already has `size` keeps its pixels.
         """
         if self.is_jpeg and size != self.size:
             return _resized(self.image, size)
@@ -67,10 +67,9 @@ class Decoded:
 
 
 def load_resized(directory: Path, record: ImageRecord, size: tuple[int, int]) -> Pixels:
-    """One image of a data set as (H, W, 3) uint8 RGB of `size` (height, width), as `Decoded.at` resizes.
+    """One image of a data set as (H, W, 3) uint8 RGB of `size` (height, width), resized by `Decoded.at`.
 
-    As COCO's tools have it, pixels are taken as stored and EXIF orientation is not applied, unless it is
-    what makes the image as wide and high as the JSON says.
+    As in COCO's tools, EXIF orientation is not applied, unless only the turned image has the JSON's size.
 
     Raises:
         DataError: the file cannot be decoded, is not of 8 bits, or has another size than the JSON says.
@@ -87,7 +86,7 @@ def load_resized(directory: Path, record: ImageRecord, size: tuple[int, int]) ->
 
 
 def read_upright(path: Path) -> Decoded:
-    """An image file by itself, turned as its EXIF orientation says.
+    """A single image file, turned by its EXIF orientation.
 
     Raises:
         DataError: the file cannot be decoded or is not of 8 bits.
@@ -96,7 +95,7 @@ def read_upright(path: Path) -> Decoded:
 
 
 def _upright_if(size: tuple[int, int], image: Image.Image) -> Image.Image:
-    """Turned where only that gives (width, height)."""
+    """The image, turned if only then it has (width, height)."""
     if image.size == size:
         return image
     turned = _turned(image)
@@ -104,9 +103,9 @@ def _upright_if(size: tuple[int, int], image: Image.Image) -> Image.Image:
 
 
 def _turned(image: Image.Image) -> Image.Image:
-    """Turned as the EXIF orientation says; damaged EXIF says nothing.
+    """The image, turned by its EXIF orientation; damaged EXIF data are ignored.
 
-    As `ImageOps.exif_transpose`, which also rewrites the EXIF data and fails on those that it cannot write.
+    `ImageOps.exif_transpose` also rewrites the EXIF data, and fails on those that it cannot write.
     """
     turn = _TURNS.get(orientation_of(image) or 1)
     return image if turn is None else image.transpose(turn)
@@ -123,14 +122,14 @@ def _decoded(path: Path, turn: Callable[[Image.Image], Image.Image]) -> Decoded:
         raise
     except Image.DecompressionBombError as error:
         raise DataError(f"{path}: has more than {_MAX_PIXELS:,} pixels; cut it into tiles") from error
-    except Exception as error:  # Pillow's readers let through whatever damaged bytes make them raise
-        reason = getattr(error, "strerror", None) or error  # strerror: the whole would repeat the path
+    except Exception as error:  # Pillow's readers may raise any exception on damaged bytes
+        reason = getattr(error, "strerror", None) or error  # strerror: the full text would repeat the path
         raise DataError(f"{path}: cannot be decoded ({reason})") from error
 
 
 def _resized(image: Image.Image, size: tuple[int, int]) -> Pixels:
-    """`image.resize` within a level of 255."""
-    # unsqueeze: numpy's [None] has a stride that torch does not take for channels_last, its quick layout.
+    """`image.resize`, within one level of 255."""
+    # unsqueeze: torch does not take the stride of numpy's [None] for channels_last, which is faster.
     images_1HW3 = torch.from_numpy(np.array(image)).unsqueeze(0)
     resized_13HW = F.interpolate(images_1HW3.permute(0, 3, 1, 2), size, mode="bilinear", antialias=True)
     pixels: Pixels = resized_13HW[0].permute(1, 2, 0).numpy()

@@ -1,4 +1,4 @@
-"""The orientation that an image file states, whatever else its EXIF data hold."""
+"""The EXIF orientation of an image file."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from PIL import ExifTags, Image
 
 
 def orientation_of(image: Image.Image) -> int | None:
-    """1 to 8, or another number that stands there; None without one, or where it cannot be read.
+    """The stored number, 1 to 8 if valid; None without one, or where it cannot be read.
 
-    None for TIFF too, as Pillow turns those by itself.
+    None for TIFF too, which Pillow turns itself.
     """
     if image.format == "TIFF":
         return None
     try:
         value = image.getexif().get(ExifTags.Base.Orientation)
-    except Exception:  # Pillow lets through what its EXIF reader meets in damaged bytes
+    except Exception:  # Pillow's EXIF reader may raise any exception on damaged bytes
         return None
     return value if isinstance(value, int) else None

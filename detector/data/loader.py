@@ -1,4 +1,4 @@
-"""Work for coming steps done in threads while the present one computes."""
+"""Prepares coming steps in threads, while the current step computes."""
 
 from __future__ import annotations
 
@@ -11,21 +11,20 @@ T = TypeVar("T")
 
 
 def prefetched(make: Callable[[int], T], steps: range, threads: int) -> Generator[T, None, None]:
-    """`make(step)` of every step, in order, made ahead of their use.
+    """`make(step)` of every step, in order, computed ahead in threads.
 
-    Threads suffice: decoding, resizing and copying release the interpreter's lock. Where `make` is a function
-    of the step alone, what comes out does not depend on `threads`, and `range(s, end)` goes on exactly as
-    `range(0, end)` does from step s.
+    Decoding, resizing and copying release the interpreter's lock. If `make` is a function of the step alone,
+    results do not depend on `threads`, and `range(s, end)` continues exactly as `range(0, end)` from step s.
 
     Args:
-        make: called once a step, from any of the threads, in any order.
-        steps: which, in order.
-        threads: 0 to make each when it is asked for; otherwise up to `threads` + 1 results wait beside the
-            one in use.
+        make: called once per step, from any thread, in any order.
+        steps: the steps, in order.
+        threads: 0 to compute each result when it is needed; otherwise up to `threads` + 1 results are
+            prepared beside the one in use.
 
     Yields:
-        The result of each step. What `make` raises is raised at its own step and ends the iteration.
-        When it ends, is closed or is no longer referred to, the threads finish what they are at and end.
+        The result of each step. An exception of `make` is raised at its step and ends the iteration. When the
+        iteration ends, is closed or is garbage, the threads finish their current call and end.
     """
     if threads == 0:
         for step in steps:

@@ -1,10 +1,10 @@
-"""Which images a step trains on, mirrored or not and how large: pure functions of the seed and the step.
+"""Images, flips and sizes of a step, as pure functions of the seed and the step.
 
-Nothing is stored between steps, so a resumed run draws what an uninterrupted one would have, and nothing
-depends on how many workers share a batch: each takes a contiguous slice of the same batch.
+No state is stored between steps, so a resumed run draws the same as an uninterrupted one. The batch does not
+depend on the number of workers: each takes a contiguous slice of it.
 
-Only raw bits of the generator and a stable sort are used. numpy promises the same bits for ever, but not
-the same `permutation` or `uniform`.
+Only raw bits of the generator and a stable sort are used: numpy guarantees the bits of all versions, but not
+the results of `permutation` or `uniform`.
 
 Axes: B images of a whole batch.
 """
@@ -24,16 +24,16 @@ from detector.data.coco import ImageRecord, is_annotated
 from detector.errors import DataError
 
 _ORDER, _FLIPS, _SIDES, _GROUPS = range(4)
-"""Streams of random bits that one seed is split into."""
+"""Streams of random bits from one seed."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Pool:
-    """The images that a training draws from.
+    """The images of a training.
 
     Attributes:
-        indices: (n,) int64, of the split, ascending.
-        groups: (n,) int64, 0..; a batch holds images of one group.
+        indices: (n,) int64, indices into the split, ascending.
+        groups: (n,) int64, from 0; a batch has images of one group.
     """
 
     indices: NDArray[np.int64]
@@ -50,8 +50,8 @@ class Draw:
     """The images of one step.
 
     Attributes:
-        indices: (B,) int64, of the split.
-        flips: (B,) bool, True where the image is mirrored left to right.
+        indices: (B,) int64, indices into the split.
+        flips: (B,) bool, True for a horizontal flip.
         short_sides: (B,) int64, pixels that the short side is resized to.
     """
 
@@ -61,7 +61,7 @@ class Draw:
 
 
 def pool_of(records: Sequence[ImageRecord], data: Data) -> Pool:
-    """The images of a split that `data` lets a training see, and their groups.
+    """The training images of a split, and their groups.
 
     Args:
         records: the training split.
@@ -69,13 +69,13 @@ def pool_of(records: Sequence[ImageRecord], data: Data) -> Pool:
             the authors' loader.
 
     Raises:
-        DataError: no image is left.
+        DataError: the split has no training image.
     """
     kept = [i for i, r in enumerate(records) if is_annotated(r) or not data.skip_unannotated]
     if not kept:
         raise DataError("no training image has an annotation with both sides over 1 pixel")
     landscape = [data.group_by_aspect and records[i].width > records[i].height for i in kept]
-    # Numbered from 0 without gaps: all images may be of one kind.
+    # Numbered from 0 without gaps, also where all images are of one kind.
     groups = np.unique(np.array(landscape), return_inverse=True)[1]
     return Pool(np.array(kept, dtype=np.int64), groups.astype(np.int64))
 
@@ -83,15 +83,15 @@ def pool_of(records: Sequence[ImageRecord], data: Data) -> Pool:
 def draw_batch(pool: Pool, data: Data, total_batch: int, seed: int, step: int) -> Draw:
     """The batch of one step.
 
-    Each epoch visits every image once. With several groups each has its own row of batches, which go on
-    from one epoch to the next, and an epoch's batches come in random order.
+    Each epoch has every image once. Each group has its own sequence of batches, which continues over epochs;
+    the batches of an epoch are in random order.
 
     Args:
-        pool: what to draw from.
+        pool: the images.
         data: `flip`, `short_side` and `min_short_side` are used.
-        total_batch: B, images a step over all workers; may be more than there are images.
-        seed: of the trial, at least 0.
-        step: 0 for the first.
+        total_batch: B, images per step over all workers; may exceed the number of images.
+        seed: the trial's seed, >= 0.
+        step: 0-based.
     """
     group, number = _place(pool, total_batch, seed, step)
     positions = number * total_batch + np.arange(total_batch)
@@ -109,8 +109,8 @@ def draw_batch(pool: Pool, data: Data, total_batch: int, seed: int, step: int) -
 def rank_slice(total_batch: int, rank: int, world: int) -> slice:
     """The part of a batch that worker `rank` of `world` computes.
 
-    The first `total_batch % world` workers take one image more; losses are sums over all workers, so
-    uneven shares change nothing.
+    The first `total_batch % world` workers have one image more. Losses are sums over all workers, so uneven
+    parts do not change them.
 
     Raises:
         ValueError: a worker would have no image.
@@ -123,16 +123,16 @@ def rank_slice(total_batch: int, rank: int, world: int) -> slice:
 
 
 def _place(pool: Pool, total_batch: int, seed: int, step: int) -> tuple[int, int]:
-    """(group, which of that group's batches) of a step."""
+    """(group, index of the group's batch) of a step."""
     counts = pool.counts
     if len(counts) == 1:
         return 0, step
 
     def before(epoch: int) -> list[int]:
-        """Whole batches of each group that its images of all earlier epochs fill."""
+        """Number of full batches of each group from the images of all earlier epochs."""
         return [epoch * count // total_batch for count in counts]
 
-    # At most one batch a group is unfinished, so no later epoch than this can hold the step.
+    # At most one batch per group is incomplete, so the step is in no later epoch than this.
     latest = (step + len(counts)) * total_batch // sum(counts) + 1
     epoch = bisect_right(range(latest + 1), step, key=lambda e: sum(before(e))) - 1
     start, end = before(epoch), before(epoch + 1)
@@ -145,7 +145,7 @@ def _place(pool: Pool, total_batch: int, seed: int, step: int) -> tuple[int, int
 
 @lru_cache(maxsize=4)
 def _epoch_order(pool: Pool, seed: int, epoch: int) -> list[NDArray[np.int64]]:
-    """Indices of each group's images in an epoch's order; shared by later calls, not to be written to."""
+    """Indices of each group's images in the epoch's order. Cached: must not be changed."""
     order = np.argsort(_bits(seed, _ORDER, epoch, len(pool.indices)), kind="stable")
     return [pool.indices[order[pool.groups[order] == group]] for group in range(len(pool.counts))]
 

@@ -1,13 +1,13 @@
-"""A detection data set drawn from a seed: shapes of six classes on cluttered backgrounds, as COCO files.
+"""A synthetic detection data set: shapes of six classes on cluttered backgrounds, as COCO files.
 
-The classes differ in outline; each also has a colour of its own, spread so widely that neighbours overlap,
-as real classes have typical looks. (With outline alone, what the budget of a CPU buys went into telling
-shapes apart, and little was left of what assigners and losses change.)
-Sizes are log-uniform from half the finest anchor of the `shapes` profile (32 pixels) to most of the
-image, so every pyramid level has work to do. Sharp strokes, arcs and specks belong to no class.
+Classes differ in outline. Each also has a mean colour, with so much variance that colours of classes overlap;
+with outlines alone, short trainings on a CPU mostly learn to classify shapes, and differences between
+assigners and losses are small. Sizes are log-uniform from half the finest anchor of the `shapes` profile
+(32 pixels) to most of the image, so that every pyramid level has objects. Strokes, arcs and specks belong to
+no class.
 
-An image is a pure function of the spec, its split and its index: `numpy`'s PCG64 and polygons, no fonts
-and no stored pictures. Axes: H and W of the image, V vertices of an outline.
+An image is a pure function of the spec, its split and its index, from `numpy`'s PCG64 and polygons, without
+fonts or stored pictures. Axes: H and W of the image, V vertices of an outline.
 """
 
 from __future__ import annotations
@@ -39,20 +39,20 @@ _COLOURS = np.array(
 _COLOUR_SPREAD = 45.0
 
 _DRAWING_VERSION = 2
-"""Raised by hand whenever the drawing changes, so that files drawn before are not taken for the new."""
+"""To be raised when the drawing changes, so that files of older versions are not used."""
 
 _SUPERSAMPLING = 4
 _MIN_SIDE = 6.0
-"""Pixels of an object's thinner side, before rotation: thinner ones cannot be told apart by anyone."""
+"""Smallest short side of an object before rotation, in pixels: thinner ones cannot be recognised."""
 
 _OVERHANG = 0.12
-"""Part of its width or height by which an object may pass the border."""
+"""Fraction of its width or height by which an object may exceed the border."""
 
 _CONTRAST = 70.0
-"""Distance in RGB between a shape and what it covers that is enough to be seen."""
+"""Distance in RGB between a shape and its background that makes it visible."""
 
 _SHADE = 20.0
-"""Most by which a shape's colour changes from its middle to its borders, along each axis."""
+"""Largest change of a shape's colour from its middle to its border, along each axis."""
 
 Floats = NDArray[np.float64]
 Canvas = NDArray[np.float32]
@@ -60,17 +60,17 @@ Canvas = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class ShapesSpec:
-    """What decides every pixel of a drawn data set.
+    """The parameters that decide every pixel of the data set.
 
     Attributes:
-        seed: at least 0.
+        seed: >= 0.
         image_size: side of the square images in pixels, at least 32.
         num_train, num_val: images of each split, at least 1.
-        max_objects: 1 to this many objects an image, at least 1.
-        min_size, max_size: side of the square with the area of an object's box, in pixels and as a part
-            of the image's side.
-        max_aspect: long side over short side of an outline before rotation, at most; at least 1.
-        max_covered: part of an object that later ones may hide.
+        max_objects: largest number of objects per image, at least 1.
+        min_size, max_size: side of the square with the area of an object's box, in pixels and as a
+            fraction of the image's side.
+        max_aspect: largest ratio of long to short side of an outline before rotation, at least 1.
+        max_covered: fraction of an object that later ones may cover.
     """
 
     seed: int = 0
@@ -115,11 +115,11 @@ class Drawing:
 
 
 def draw_dataset(spec: ShapesSpec, directory: Path) -> DataPaths:
-    """The data set of a spec as ordinary COCO files, drawn on first use.
+    """The data set of a spec as COCO files, drawn at its first use.
 
-    It lies in a directory of its own under `directory`, named by a hash of the spec, that gets its name
-    when it is whole: one left half-drawn by a killed process is never used, and of two processes that
-    draw at once the first wins.
+    Its directory under `directory` is named by a hash of the spec, and renamed to that name when it is
+    complete: a partial one of a killed process is not used, and of two processes that draw it the first
+    wins.
     """
     identity = f"{_DRAWING_VERSION} {spec}".encode()
     final = directory / f"shapes-{hashlib.sha256(identity).hexdigest()[:12]}"
@@ -139,7 +139,7 @@ def _rename_unless_taken(source: Path, target: Path) -> None:
     try:
         source.rename(target)
     except OSError:
-        if not target.is_dir():  # otherwise another process was quicker and drew the same
+        if not target.is_dir():  # otherwise another process has drawn the same
             raise
 
 
@@ -154,8 +154,7 @@ def _write_split(spec: ShapesSpec, name: str, count: int, directory: Path) -> No
     for index in range(count):
         drawing = draw_image(spec, name, index)
         file_name = f"{index:06d}.jpg"
-        # A PNG of these takes ten times as long and three times the space; subsampled colours would
-        # blur small objects.
+        # A PNG takes ten times as long and three times the space; subsampled colours blur small objects.
         path = directory / f"{name}2017" / file_name
         Image.fromarray(drawing.image).save(path, quality=95, subsampling=0)
         _append(content, index + 1, file_name, drawing)
@@ -188,8 +187,8 @@ def _append(
 def draw_image(spec: ShapesSpec, split: str, index: int) -> Drawing:
     """Image `index` of "train" or "val".
 
-    Boxes are the bounds of the whole outline, hidden parts included, clipped to the image and rounded to
-    hundredths, so that two machines agree on them to the last bit. There is at least one.
+    Boxes are the bounds of the whole outline, covered parts included, clipped to the image and rounded to
+    hundredths, so that they are equal on all machines. There is at least one.
     """
     rng = np.random.Generator(np.random.PCG64([spec.seed, ("train", "val").index(split), index]))
     canvas = _background(rng, spec.image_size)
@@ -206,10 +205,10 @@ def draw_image(spec: ShapesSpec, split: str, index: int) -> Drawing:
 
 
 def _draw_objects(rng: np.random.Generator, spec: ShapesSpec, canvas: Canvas) -> list[tuple[Floats, int]]:
-    """Paint up to as many objects as are drawn by lot, and return the box and label of each."""
+    """Paints up to a random number of objects; returns the box and label of each."""
     wanted = int(rng.integers(1, spec.max_objects + 1))
-    owner = np.zeros(canvas.shape[:2], dtype=np.int64)  # number of the object seen at a pixel, 0 for none
-    whole = [0]  # pixels of each object if nothing hid it
+    owner = np.zeros(canvas.shape[:2], dtype=np.int64)  # number of the visible object, 0 for none
+    whole = [0]  # pixels of each object without covering
     objects: list[tuple[Floats, int]] = []
     for _ in range(3 * wanted):
         if len(objects) == wanted:
@@ -229,7 +228,7 @@ def _draw_objects(rng: np.random.Generator, spec: ShapesSpec, canvas: Canvas) ->
 def _hides_too_much(
     owner: NDArray[np.int64], coverage: _Coverage, whole: Sequence[int], limit: float
 ) -> bool:
-    """Whether drawing here would leave an object with less than 1 - `limit` of its pixels."""
+    """Whether drawing here would cover more than `limit` of an object's pixels."""
     visible = np.bincount(owner.ravel(), minlength=len(whole))
     under = np.bincount(owner[coverage.region][coverage.alpha > 0.5], minlength=len(whole))
     left = (visible - under)[1:]
@@ -261,14 +260,14 @@ def _cut(points: Floats, axis: int, limit: float, above: bool) -> Floats:
 
 
 def _polygon(corners: int, radii: Sequence[float] = (1.0,)) -> Floats:
-    """(V, 2) points at equal angles from straight up, at `radii` in turn."""
+    """(V, 2) points at equal angles from straight up, with alternating `radii`."""
     angles = np.arange(corners) * (2 * math.pi / corners)
     radius = np.resize(np.array(radii), corners)
     return np.stack((radius * np.sin(angles), -radius * np.cos(angles)), axis=1)
 
 
 def _cross(arm: float) -> Floats:
-    """(12, 2) points of an upright cross of half-width 1 whose arms are `arm` wide to each side."""
+    """(12, 2) points of an upright cross of half-width 1 with arms of half-width `arm`."""
     quarter = np.array(((-arm, -1.0), (arm, -1.0), (arm, -arm)))
     turn = np.array(((0.0, 1.0), (-1.0, 0.0)))  # a quarter turn of row vectors
     return np.concatenate([quarter @ np.linalg.matrix_power(turn, k) for k in range(4)])
@@ -282,16 +281,16 @@ _OUTLINES: tuple[tuple[Floats, ...], ...] = (
     (_cross(0.3),),
     (_polygon(10, (1.0, 0.42)),),
 )
-"""Of each class, its outline and then its holes, about the origin."""
+"""The outline and then the holes of each class, around the origin."""
 
 
 def _placed(rng: np.random.Generator, spec: ShapesSpec, outlines: Sequence[Floats]) -> list[Floats]:
-    """Outlines stretched, turned, scaled and moved to where an object is drawn, in pixels."""
+    """Outlines stretched, rotated, scaled and moved to an object's place, in pixels."""
     low, high = math.log(spec.min_size), math.log(spec.max_size * spec.image_size)
     size = math.exp(rng.uniform(low, high))
     aspect = math.log(min(spec.max_aspect, (size / _MIN_SIDE) ** 2))
     stretch = math.exp(rng.uniform(-aspect, aspect) / 2)
-    # Up to 15 degrees off the axes: at 45 every box would be square again.
+    # Up to 15 degrees off the axes: at 45 degrees every box would be square.
     angle = rng.integers(4) * math.pi / 2 + rng.uniform(-math.pi / 12, math.pi / 12)
     cos, sin = math.cos(angle), math.sin(angle)
     matrix = np.array(((stretch * cos, stretch * sin), (-sin / stretch, cos / stretch)))
@@ -330,21 +329,21 @@ def _clutter(rng: np.random.Generator, size: int) -> Floats:
 
 
 class _Coverage(NamedTuple):
-    """Where an outline lies: a region of the image, and how much of each of its pixels is inside."""
+    """A region of the image, and the covered fraction of each of its pixels."""
 
     region: tuple[slice, slice]
     alpha: Canvas
 
 
 def _rasterised(outlines: Sequence[Floats], size: int) -> _Coverage:
-    """Coverage of the first outline less the others, (h, w) float32 in [0, 1]."""
+    """Coverage of the first outline without the others, (h, w) float32 in [0, 1]."""
     low = np.clip(np.floor(outlines[0].min(axis=0)), 0, size - 1).astype(int)
     high = np.clip(np.ceil(outlines[0].max(axis=0)), low + 1, size).astype(int)
     (x1, y1), (x2, y2) = low.tolist(), high.tolist()
     fine = Image.new("L", ((x2 - x1) * _SUPERSAMPLING, (y2 - y1) * _SUPERSAMPLING))
     draw = ImageDraw.Draw(fine)
     for outline, value in zip(outlines, (255, 0), strict=False):
-        # PIL puts a pixel's centre at whole coordinates.
+        # In PIL, the centre of a pixel has whole coordinates.
         points = (outline - low) * _SUPERSAMPLING - 0.5
         draw.polygon(points.ravel().tolist(), fill=value)
     alpha = np.asarray(fine.reduce(_SUPERSAMPLING), dtype=np.float32) / np.float32(255)
@@ -352,13 +351,13 @@ def _rasterised(outlines: Sequence[Floats], size: int) -> _Coverage:
 
 
 def _paint(rng: np.random.Generator, canvas: Canvas, coverage: _Coverage, colours: Floats) -> None:
-    """Blend in one of the colours (n, 3), shaded from side to side, that stands out from what it covers."""
+    """Blends in one of the colours (n, 3), shaded, with enough distance from its background."""
     alpha = coverage.alpha[..., None]
     under = canvas[coverage.region]
     mean = (under * alpha).sum(axis=(0, 1)) / max(float(alpha.sum()), 1e-3)
     candidates = np.clip(colours, 0, 255).astype(np.float32)
     contrast = np.sqrt(((candidates - mean) ** 2).sum(axis=1))
-    # The first that differs enough, else the one that differs most; always as many random numbers.
+    # The first with enough distance, otherwise the one with the largest; always as many random numbers.
     colour = candidates[int(np.argmax(np.minimum(contrast, _CONTRAST)))]
     shade = rng.uniform(-_SHADE, _SHADE, 2)
     height, width = alpha.shape[:2]

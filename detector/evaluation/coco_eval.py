@@ -1,9 +1,8 @@
-"""Detections as an artifact, and the COCO box numbers that pycocotools gives them.
+"""Detections as files, and their COCO metrics.
 
-pycocotools is the judge: nothing here changes or repeats its matching. At most 100 detections per image
-and class count towards AP, whatever the detector keeps (COCO's rule; multi-scale testing gives more).
-Between the epochs of a training `quick_scores` gives the same numbers by hotcoco, some 70 times faster.
-Neither library is needed to import this module, so a machine that only detects can do without both.
+pycocotools does the matching of every reported metric. At most 100 detections per image and class count
+towards AP (COCO's rule), although multi-scale testing keeps more. During a training `fast_evaluate` computes
+the same metrics with hotcoco, about 70 times faster. Both libraries are imported when used.
 
 Axes: D detections of all images, T IoU thresholds (0.50 to 0.95), R recall thresholds, K classes,
 A area ranges (all, small, medium, large), M detection limits (1, 10, 100).
@@ -34,23 +33,23 @@ from detector.files import write_and_rename
 Array = npt.NDArray[Any]
 
 AP_NAMES = ("AP", "AP50", "AP75", "APS", "APM", "APL")
-"""The six precisions, in the order of pycocotools' summary; six recalls follow them."""
+"""The six precisions, in the order of pycocotools' summary; the six recalls come after them."""
 
 METRIC_NAMES = (*AP_NAMES, "AR1", "AR10", "AR100", "ARS", "ARM", "ARL")
 
 AREA_LABELS = ("all", "small", "medium", "large")
 
-_ABSENT = -1.0  # pycocotools' value of a number that no ground truth defines
+_ABSENT = -1.0  # pycocotools' value of an undefined metric
 _LARGEST_AREA = 1e5**2
 _JSON_ROWS = 100_000
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Results:
-    """Detections of a whole split in columns, in the order in which they were found.
+    """Detections of a whole split in columns, in the order of detection.
 
-    The order matters: of equal scores in an image the earlier counts first. Floats are kept in the
-    precision given, so a saved file scores exactly what was scored before.
+    The order matters: of equal scores in an image the earlier ranks first. Floats keep their precision, so a
+    saved file has exactly the same metrics.
 
     Attributes:
         image_ids: (D,) int64, ids of the annotation file.
@@ -83,7 +82,7 @@ class Results:
 
     @classmethod
     def from_coco(cls, detections: Sequence[Mapping[str, Any]]) -> Results:
-        """The columns of COCO's results list: dicts with image_id, category_id, bbox (xywh) and score."""
+        """From COCO's results list: dicts with image_id, category_id, bbox (xywh) and score."""
         return cls(
             np.array([d["image_id"] for d in detections], dtype=np.int64),
             np.array([d["category_id"] for d in detections], dtype=np.int64),
@@ -92,7 +91,7 @@ class Results:
         )
 
     def to_coco(self) -> list[dict[str, Any]]:
-        """COCO's results list, as every COCO tool reads it."""
+        """COCO's results list, which COCO tools read."""
         return list(self._rows(slice(None)))
 
     def _rows(self, part: slice) -> Iterator[dict[str, Any]]:
@@ -101,10 +100,10 @@ class Results:
         return (dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True))
 
     def write_json(self, path: Path) -> None:
-        """Write COCO's results file, for an evaluation server.
+        """Writes COCO's results file, for an evaluation server.
 
-        Multi-scale testing of test-dev gives up to 20 million detections, so they are written in parts.
-        Floats are written so that they read back unchanged.
+        It is written in parts: multi-scale testing of test-dev gives up to 20 million detections. Floats are
+        written with full precision.
         """
         write_and_rename(path, self._json_parts())
 
@@ -116,28 +115,27 @@ class Results:
         yield b"]"
 
     def save(self, path: Path) -> None:
-        """Write the columns as a compressed .npz; equal detections give equal bytes."""
+        """Writes the columns as a compressed .npz; equal detections give equal bytes."""
         save_arrays(path, {field.name: getattr(self, field.name) for field in fields(self)})
 
     @classmethod
     def load(cls, path: Path) -> Results:
-        """Read what `save` wrote.
+        """Reads a file of `save`.
 
         Raises:
-            DataError: missing, truncated, or not such a file.
+            DataError: the file is missing, truncated, or has other content.
         """
         return cls(**load_arrays(path, [field.name for field in fields(cls)]))
 
 
 @dataclass(frozen=True, slots=True)
 class CocoScores:
-    """COCO's numbers of one evaluation, all in percent.
+    """COCO's metrics of one evaluation, in percent.
 
     Attributes:
-        metrics: by the names of `METRIC_NAMES`; a number that no ground truth defines (APS of a data set
-            without small objects) is left out.
-        class_ap: AP by category, named; NaN where no ground truth defines it. A name that several have, or
-            none, has its id behind it.
+        metrics: by the names of `METRIC_NAMES`; an undefined one (APS of a data set without small objects)
+            is absent.
+        class_ap: AP by category name; NaN where undefined. An ambiguous or empty name has its id added.
     """
 
     metrics: dict[str, float]
@@ -150,10 +148,10 @@ def evaluate(
     small_side: float = 32.0,
     medium_side: float = 96.0,
 ) -> CocoScores:
-    """Score detections against a split; `run_cocoeval` and `scores` in one.
+    """Evaluates detections on a split: `run_cocoeval` and `scores`.
 
     Args:
-        ground_truth: COCO-format dict with images, annotations and categories; it is not changed.
+        ground_truth: COCO-format dict with images, annotations and categories; not changed.
         results: detections on its images.
         small_side: original pixels; areas up to its square are small.
         medium_side: original pixels; areas from there to its square are medium.
@@ -170,14 +168,14 @@ def run_cocoeval(
     small_side: float = 32.0,
     medium_side: float = 96.0,
 ) -> Any:
-    """Match and accumulate; arguments as `evaluate`.
+    """Matches and accumulates; arguments as `evaluate`.
 
     Returns:
         A finished `pycocotools.cocoeval.COCOeval`, for `scores` and `bootstrap.match_data`.
 
     Raises:
         ValueError: area limits out of order, or a detection of an unknown image or category.
-        DataError: the split has no object to score against.
+        DataError: the split has no object.
     """
     from pycocotools.cocoeval import COCOeval
 
@@ -187,16 +185,16 @@ def run_cocoeval(
     return _finished(COCOeval(truth, _indexed(ground_truth, detections), "bbox"), small_side, medium_side)
 
 
-def quick_scores(
+def fast_evaluate(
     ground_truth: Mapping[str, Any],
     results: Results,
     small_side: float = 32.0,
     medium_side: float = 96.0,
 ) -> CocoScores:
-    """The numbers of `evaluate`, to the last bit, by hotcoco where it is installed.
+    """The metrics of `evaluate`, bit for bit, computed by hotcoco if it is installed.
 
-    For what is looked at while a model trains; what a table shows comes from `run_cocoeval`. Arguments and
-    errors are those of `evaluate`, which answers where hotcoco is absent.
+    For validation during a training; metrics of tables come from `run_cocoeval`. Arguments and errors are
+    those of `evaluate`, which is called where hotcoco is absent.
     """
     if find_spec("hotcoco") is None:
         return evaluate(ground_truth, results, small_side, medium_side)
@@ -207,7 +205,7 @@ def quick_scores(
 
 
 def scores(judged: Any) -> CocoScores:
-    """The numbers of a finished COCOeval, of either library, in percent."""
+    """The metrics of a finished COCOeval, of either library, in percent."""
     metrics = zip(METRIC_NAMES, judged.stats.tolist(), strict=True)
     precision_TRK = judged.eval["precision"][..., 0, -1]  # all areas, 100 detections
     labels = disambiguate(
@@ -223,10 +221,10 @@ def scores(judged: Any) -> CocoScores:
 
 
 def disambiguate(names: Mapping[int, str]) -> dict[int, str]:
-    """Names of categories by id, no two alike, also where spaces count for nothing.
+    """Unique names of categories by id; they differ in more than spaces.
 
-    One that several share, or that is empty, has its id beside it; all have, where that would give a name
-    that another has already.
+    A name that several categories share, or that is empty, has its id added. If that gives a name that
+    exists, all names have their ids added.
     """
     plain = {category: " ".join(name.split()) for category, name in names.items()}
     with_id = {category: f"{name} (id {category})".lstrip() for category, name in plain.items()}
@@ -240,7 +238,7 @@ def disambiguate(names: Mapping[int, str]) -> dict[int, str]:
 
 
 def save_arrays(path: Path, arrays: Mapping[str, Array]) -> None:
-    """Write named arrays as a compressed .npz, beside and renamed; equal arrays give equal bytes."""
+    """Writes named arrays as a compressed .npz, atomically; equal arrays give equal bytes."""
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
     write_and_rename(path, buffer.getvalue())
@@ -256,14 +254,14 @@ _OF_DAMAGE = (
     zipfile.BadZipFile,
     zlib.error,
 )
-"""What reading an .npz of which any byte may be wrong raises."""
+"""Exceptions of reading a damaged .npz."""
 
 
 def load_arrays(path: Path, names: Sequence[str]) -> dict[str, Array]:
-    """Read the named arrays of an .npz without executing anything in it (no pickle).
+    """Reads the named arrays of an .npz, without pickle.
 
     Raises:
-        DataError: missing, truncated, or without one of the arrays.
+        DataError: the file is missing or truncated, or lacks one of the arrays.
     """
     try:
         with np.load(path, allow_pickle=False) as file:
@@ -276,13 +274,13 @@ def _check(ground_truth: Mapping[str, Any], results: Results, small_side: float,
     if not 0 < small_side < medium_side < 1e5:
         raise ValueError(f"need 0 < small_side < medium_side < 1e5, got {small_side} and {medium_side}")
     if all(annotation.get("iscrowd", 0) for annotation in _listed(ground_truth)):
-        raise DataError("the split has no annotation to score against (besides crowds): AP is undefined")
+        raise DataError("the split has no annotation besides crowds: AP is undefined")
     _require_known("image", results.image_ids, ground_truth["images"])
     _require_known("category", results.category_ids, ground_truth["categories"])
 
 
 def _finished(judged: Any, small_side: float, medium_side: float) -> Any:
-    """A COCOeval, of either library, run with these area ranges."""
+    """A COCOeval of either library, run with these area limits."""
     small, medium = small_side**2, medium_side**2
     judged.params.areaRng = [[0, _LARGEST_AREA], [0, small], [small, medium], [medium, _LARGEST_AREA]]
     with _silent():
@@ -293,15 +291,15 @@ def _finished(judged: Any, small_side: float, medium_side: float) -> Any:
 
 
 def _columns(ground_truth: Mapping[str, Any], results: Results) -> tuple[Any, Any]:
-    """The ground truth and the detections as hotcoco's data sets, from columns: a dict each is slow.
+    """Ground truth and detections as hotcoco's data sets, from columns, which is faster than dicts.
 
-    hotcoco refuses ids below 0, so both sides carry places among the sorted ids: the order in which
-    pycocotools goes through them.
+    hotcoco refuses ids below 0, so both have indices into the sorted ids instead: pycocotools iterates in
+    that order.
     """
     from hotcoco import COCO
 
     image_ids = sorted({image["id"] for image in ground_truth["images"]})
-    # Told apart here already, by the ids that people know.
+    # Made unique here, with the original ids.
     names = disambiguate({category["id"]: category["name"] for category in ground_truth["categories"]})
     class_ids = sorted(names)
     objects = _listed(ground_truth)
@@ -316,12 +314,12 @@ def _columns(ground_truth: Mapping[str, Any], results: Results) -> tuple[Any, An
     )
     images = np.searchsorted(image_ids, results.image_ids)
     classes = np.searchsorted(class_ids, results.category_ids)
-    # float64 holds the places and every float32 exactly.
+    # float64 represents the indices and every float32 exactly.
     return truth, truth.loadRes(np.column_stack([images, results.boxes_xywh, results.scores, classes]))
 
 
 def _listed(ground_truth: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The annotations that count: those of the images and categories that the ground truth lists."""
+    """The annotations of images and categories that the ground truth lists; others are ignored."""
     image_ids = {image["id"] for image in ground_truth["images"]}
     category_ids = {category["id"] for category in ground_truth["categories"]}
     return [
@@ -332,8 +330,8 @@ def _listed(ground_truth: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def _numbered(annotations: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    # pycocotools notes a match as the annotation's id and reads 0 as "none", so an object with id 0 could
-    # never be found; and it writes into what it is given. Copies with ids from 1 avoid both.
+    # pycocotools stores a match as the annotation's id, where 0 means none, so an object with id 0 could
+    # never be matched; and it changes its input. Copies with ids from 1 avoid both.
     return [{"iscrowd": 0, **annotation, "id": n} for n, annotation in enumerate(annotations, start=1)]
 
 
@@ -344,7 +342,7 @@ def _detection(number: int, row: dict[str, Any]) -> dict[str, Any]:
 def _indexed(ground_truth: Mapping[str, Any], annotations: list[dict[str, Any]]) -> Any:
     from pycocotools.coco import COCO
 
-    # Not COCO.loadRes: it cannot take an empty list, and makes polygons that boxes do not need.
+    # Not COCO.loadRes, which fails for an empty list and makes needless polygons.
     index = COCO()
     index.dataset = {
         "images": ground_truth["images"],
@@ -358,8 +356,8 @@ def _indexed(ground_truth: Mapping[str, Any], annotations: list[dict[str, Any]])
 
 @contextlib.contextmanager
 def _silent() -> Iterator[None]:
-    # Both libraries print their progress and summary; there is no switch. hotcoco also warns of area ranges
-    # other than COCO's, which are our own choice.
+    # Both libraries always print progress and summary. hotcoco also warns of area limits other than COCO's,
+    # which are intended here.
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="hotcoco: area range")
         yield
@@ -377,4 +375,4 @@ def _require_finite(name: str, values: Array) -> None:
 def _require_known(what: str, ids: Array, known: Sequence[Mapping[str, Any]]) -> None:
     unknown = sorted(set(np.unique(ids).tolist()) - {entry["id"] for entry in known})
     if unknown:
-        raise ValueError(f"detections name {what} ids that the annotations do not have: {unknown[:5]}")
+        raise ValueError(f"detections have {what} ids that the annotations lack: {unknown[:5]}")

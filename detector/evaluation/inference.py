@@ -1,8 +1,8 @@
-"""A trained detector over a whole split: from images to detections in original pixels.
+"""Detections of a trained detector on a whole split, in original pixels.
 
-Images of a batch are padded to its largest. Padding is seen by norms and counted by no one else, so a
-detection can depend slightly on the neighbours in its batch; batches are the same in every evaluation and
-on any number of workers, which take them in turn. Multi-scale testing resizes the original images.
+The images of a batch are padded to its largest. Norms include the padding, so a detection can depend slightly
+on the other images of its batch. Batches are the same in every evaluation and for any number of workers,
+which take them in turn. Multi-scale testing resizes the original images.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from detector.training.precision import autocast
 from detector.training.ranks import Ranks
 
 BATCH_PIXELS = 32 * 128 * 128
-"""Pixels of a batch, at least one image: what fits the smallest devices whatever the image size."""
+"""Pixels of a batch (but at least one image), which fit the smallest devices."""
 
 
 @torch.no_grad()
@@ -39,20 +39,20 @@ def detect_split(
     loaders: int = 0,
     heartbeat: Callable[[], None] = lambda: None,
 ) -> Results | None:
-    """Detections on every image of a split; with several ranks each of them must call it.
+    """Detections on every image of a split. Every rank must call it.
 
     Args:
         model: in eval mode.
-        images: the split at the model's training size.
-        split: names the category ids.
+        images: the split's images at the model's training size.
+        split: has the category ids.
         evaluation: thresholds and sizes.
         precision: as in training.
         loaders: threads that read images ahead.
         heartbeat: called before each batch.
 
     Returns:
-        Columns in original pixels, images in the split's order and best first in each; None on all ranks
-        but the first.
+        Columns in original pixels, in the split's order of images, the best detection first in each; None on
+        all ranks but the first.
     """
     batches, ranks = _batches(images, evaluation), Ranks.current()
     own = range(ranks.rank, len(batches), ranks.size)
@@ -79,7 +79,7 @@ def _at_many_sizes(evaluation: Evaluation) -> bool:
 
 
 def _batches(images: SplitImages, evaluation: Evaluation) -> list[range]:
-    """Indices of each batch: as many images as `BATCH_PIXELS` hold, or one for multi-scale testing."""
+    """Indices of the images of each batch: up to `BATCH_PIXELS`, or one image for multi-scale testing."""
     largest = max(height * width for height, width in images.sizes)
     count = 1 if _at_many_sizes(evaluation) else max(1, BATCH_PIXELS // largest)
     return [range(start, min(start + count, len(images))) for start in range(0, len(images), count)]
@@ -92,7 +92,7 @@ def _original_sizes(images: SplitImages, indices: range) -> list[tuple[int, int]
 def _detections(
     model: DenseDetector, batch: Batch, evaluation: Evaluation, short_side: int
 ) -> list[Detections]:
-    """Of each image of a batch, on the CPU, in pixels of the image as it was loaded."""
+    """The detections of each image of a batch, on the CPU, in pixels of the loaded image."""
     match evaluation.scales:
         case SingleScale():
             outputs = model(batch.images, batch.sizes)
@@ -105,7 +105,7 @@ def _detections(
 
 
 def _results(found: list[Detections], images: SplitImages, split: CheckedSplit, original: bool) -> Results:
-    """Labels to category ids, and boxes to original pixels where they are not yet."""
+    """Converts labels to category ids and boxes to original pixels."""
     counts = [len(detections) for detections in found]
     records = images.records
     scales = [

@@ -2,7 +2,7 @@
 
 Axes: N images; A anchors over all levels; K classes; C candidates, that is (anchor, class) pairs, of one
 image; D detections. Boxes are xyxy float32, pixels of an input image. Constants are those of the paper's
-Sec. 4.1 and, where it is silent, of the authors' code.
+Sec. 4.1, or of the authors' code where it has none.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from detector.outputs import Outputs
 
 @dataclass(frozen=True)
 class Detections:
-    """What was found in one image, best first.
+    """Detections of one image, best first.
 
     Attributes:
         boxes: (D, 4) float32, xyxy, pixels of the input image, clipped to it.
@@ -44,7 +44,7 @@ class Detections:
         return Detections(self.boxes[index], self.scores[index], self.labels[index])
 
     def cpu(self) -> Detections:
-        """The same in the computer's own memory."""
+        """The detections on the CPU."""
         return Detections(self.boxes.cpu(), self.scores.cpu(), self.labels.cpu())
 
 
@@ -57,16 +57,16 @@ def detect(
 ) -> list[Detections]:
     """Detections of every image of a batch.
 
-    A candidate is a pair whose class probability alone exceeds `score_threshold`. With a centerness branch
-    candidates are ranked by probability x centerness, and the score is the square root of that. A level
-    gives its best `pre_nms_topk` candidates; then a box goes that overlaps a better one of its class by more
-    than `nms_iou`. At most `max_detections` remain: the authors' code keeps all that tie with the last one.
-    Candidates with a NaN or infinite number are dropped.
+    A candidate is a pair whose class probability exceeds `score_threshold`. With a centerness branch
+    candidates are ranked by probability x centerness, and the score is the square root of that. Each level
+    gives its best `pre_nms_topk` candidates. A box is removed if it overlaps a better one of its class by
+    more than `nms_iou`. At most `max_detections` remain; the authors' code also keeps those that tie with the
+    last. Candidates with NaN or infinite numbers are removed.
 
     Args:
         outputs: of the detector.
         image_sizes: (N, 2) int, height and width of each image without padding; boxes are clipped to it.
-        evaluation: the thresholds; `scales` plays no part here.
+        evaluation: the thresholds; `scales` is not used.
         coder: decodes the box output.
 
     Returns:
@@ -76,7 +76,7 @@ def detect(
     deltas_NC4 = outputs.reg_NA4.gather(1, anchors_NC.unsqueeze(-1).expand(-1, -1, 4)).float()
     grid = outputs.grid
     boxes_NC4 = coder.decode(deltas_NC4, grid.boxes_A4[anchors_NC], grid.strides_A[anchors_NC])
-    # Ranks of pairs below the threshold are negative.
+    # Pairs below the threshold have negative ranks.
     usable_NC = (ranks_NC >= 0) & boxes_NC4.isfinite().all(dim=-1)
     scores_NC = ranks_NC if outputs.ctr_NA is None else ranks_NC.sqrt()
     sizes = image_sizes.tolist() if isinstance(image_sizes, Tensor) else image_sizes
@@ -90,7 +90,7 @@ def detect(
 
 
 def _candidates(outputs: Outputs, evaluation: Evaluation) -> tuple[Tensor, Tensor, Tensor]:
-    """The best pairs of every level: anchor, label and rank, (N, C) each; rank -1 is no candidate."""
+    """The best pairs of every level: anchor, label and rank, (N, C) each; rank -1 means none."""
     probability_NAK = outputs.cls_NAK.float().sigmoid()
     rank_NAK = probability_NAK
     if outputs.ctr_NA is not None:
@@ -109,22 +109,22 @@ def _candidates(outputs: Outputs, evaluation: Evaluation) -> tuple[Tensor, Tenso
 
 
 def suppress(candidates: Detections, iou: float, limit: int) -> Detections:
-    """Greedy non-maximum suppression inside each class, best `limit` over all classes.
+    """Greedy non-maximum suppression per class; the best `limit` over all classes.
 
-    Whether a box stays depends on better ones alone. So only as many of the best are looked at as are needed
-    to find `limit`: the result is that of looking at all of them.
+    Whether a box is kept depends on better ones only, so only as many of the best are processed as give
+    `limit`; the result is the same.
 
     Args:
-        candidates: any order; among equal scores the earlier one counts as better.
-        iou: a box goes that overlaps a better one of its class by more than this.
-        limit: most detections to keep.
+        candidates: in any order; of equal scores the earlier one ranks first.
+        iou: IoU with a better box of its class above which a box is removed.
+        limit: largest number of detections.
 
     Returns:
-        What stays, best first.
+        The remaining detections, best first.
     """
     order = candidates.scores.argsort(descending=True, stable=True)
     candidates = candidates[order]
-    # Classes are moved apart so that one call serves all; float64, or the move would round the boxes.
+    # An offset per class separates the classes, for one call; in float64, so that it does not round boxes.
     span = candidates.boxes.max() + 1 if len(candidates) else 0
     apart = candidates.boxes.double() + (candidates.labels * span).unsqueeze(-1)
     looked_at = 4 * limit
@@ -139,11 +139,11 @@ def suppress(candidates: Detections, iou: float, limit: int) -> Detections:
 
 
 class Model(Protocol):
-    """What several-size testing asks of a detector."""
+    """The interface of a detector for multi-scale testing."""
 
     @property
     def coder(self) -> Coder:
-        """How the box output is read."""
+        """The coder of the box output."""
 
     def __call__(self, images_N3HW: Tensor) -> Outputs:
         """Outputs for images of one size that fill the tensor."""
@@ -153,17 +153,17 @@ class Model(Protocol):
 def multi_scale_detect(
     model: Model, image_CHW: Tensor, evaluation: Evaluation, scales: MultiScale, short_side: int
 ) -> Detections:
-    """Detections of one image, tested at several sizes, each plain and mirrored.
+    """Detections of one image, tested at several sizes, each plain and flipped.
 
-    Each pass is a single-scale test of its own, with `evaluation`'s thresholds and suppression, of which
-    the boxes of the pass's range of areas count (Sec. 4.3 names the sizes; the rest is the authors' code).
+    Each pass is a single-scale test with `evaluation`'s thresholds and suppression; only boxes in the pass's
+    range of areas count (sizes from Sec. 4.3, the rest from the authors' code).
 
     Args:
         model: in evaluation mode.
-        image_CHW: (3, H, W) uint8 or float, RGB, 0-255, without padding. The original image is best: each
-            pass resizes it, antialiased.
+        image_CHW: (3, H, W) uint8 or float, RGB, 0-255, without padding. Best the original image: each pass
+            resizes it, antialiased.
         evaluation: thresholds of each pass.
-        scales: the passes and how they are merged.
+        scales: the passes and settings of their merging.
         short_side: short side in training, pixels; the unit of the sizes in `scales`.
 
     Returns:
@@ -180,7 +180,7 @@ def multi_scale_detect(
 def _run_pass(
     model: Model, image_CHW: Tensor, evaluation: Evaluation, scale_pass: ScalePass, short_side: int
 ) -> list[Detections]:
-    """Detections of the plain and the mirrored image of one size, in pixels of the given image."""
+    """Detections of the plain and the flipped image at one size, in pixels of the given image."""
     height, width = image_CHW.shape[-2:]
     size = resized_size(
         width, height, round(scale_pass.scale * short_side), round(scale_pass.max_scale * short_side)
@@ -195,7 +195,7 @@ def _run_pass(
 
 
 def of_area(detections: Detections, scale_pass: ScalePass, short_side: float) -> Detections:
-    """The detections whose area lies inside the pass's range, both ends excluded.
+    """The detections with an area in the pass's range, both ends excluded.
 
     Args:
         detections: in pixels of the pass's image.
@@ -203,7 +203,7 @@ def of_area(detections: Detections, scale_pass: ScalePass, short_side: float) ->
         short_side: short side in training, pixels.
 
     Returns:
-        Those inside, in their order.
+        The detections in the range, in their order.
     """
     area_D = area(detections.boxes)
     keep = torch.ones_like(area_D, dtype=torch.bool)
@@ -220,10 +220,10 @@ def merge_passes(passes: Sequence[Detections], scales: MultiScale, score_thresho
     Args:
         passes: at least one, all in pixels of the same image.
         scales: `vote_iou` and `max_detections`.
-        score_threshold: least score of a detection that another one has absorbed.
+        score_threshold: lowest score of an averaged detection that is kept.
 
     Returns:
-        At most `max_detections`, best first. Nothing is suppressed after the vote.
+        At most `max_detections`, best first. There is no suppression after the vote.
     """
     everything = _joined(passes)
     voted = []
@@ -249,20 +249,20 @@ def _joined(parts: Sequence[Detections]) -> Detections:
 def soft_vote(
     boxes: Tensor, scores: Tensor, vote_iou: float, score_threshold: float
 ) -> tuple[Tensor, Tensor]:
-    """Averages overlapping boxes of one class and lets what they averaged live on with less score.
+    """Soft voting: averages overlapping boxes of one class, and keeps the averaged ones with lower scores.
 
-    The best box takes all that overlap it by `vote_iou` or more; their mean, weighted by score, gets the
-    best score. Each of them but the best stays too, as it is, with score x (1 - IoU with the best) where
-    that is not below the threshold. Then the best box that is left does the same. A box alone stays as it is.
+    The best box and all that overlap it by `vote_iou` or more are averaged, weighted by score; the mean has
+    the best score. Each of them but the best is also kept, with score x (1 - IoU with the best), if that is
+    not below the threshold. This is repeated for the remaining boxes. A box without overlap is not changed.
 
     Args:
         boxes: (D, 4) float32, xyxy.
         scores: (D,) float32.
-        vote_iou: overlap that counts as the same object.
-        score_threshold: least score of a box that stays beside its mean.
+        vote_iou: IoU from which boxes are averaged.
+        score_threshold: lowest score of an averaged box that is kept.
 
     Returns:
-        (D', 4) boxes and (D',) scores: the means from the best, then those that stay beside them.
+        (D', 4) boxes and (D',) scores: the means, best first, then the averaged boxes that are kept.
     """
     order = scores.argsort(descending=True, stable=True)
     boxes, scores = boxes[order], scores[order]
@@ -281,11 +281,11 @@ def soft_vote(
 
 
 def _leaders(overlaps_DD: Tensor) -> Tensor:
-    """Which box absorbs each one, (D,) int64; boxes come best first, and a leader absorbs itself."""
+    """The index of each box's leader, with which it is averaged, (D,) int64; boxes are sorted, best first."""
     overlaps = overlaps_DD.cpu().numpy()
     leader = torch.full((len(overlaps),), -1).numpy()
     for index, row in enumerate(overlaps):
         if leader[index] < 0:
             leader[row & (leader < 0)] = index
-            leader[index] = index  # a box without area overlaps nothing, not even itself
+            leader[index] = index  # a box without area overlaps no box, not even itself
     return torch.from_numpy(leader)

@@ -19,7 +19,7 @@ from torch import Tensor
 from detector.config import Anchors
 
 _FINEST_PAPER_STRIDE = 8
-"""Stride of P3 in the paper, whose anchor shapes every other set of strides copies in proportion."""
+"""Stride of P3 in the paper; other strides use its anchor shapes in proportion."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Level:
 
 @dataclass(frozen=True, eq=False)
 class AnchorGrid:
-    """All anchors of a padded input. Cached and shared: never write into its tensors.
+    """All anchors of a padded input. Cached and shared: its tensors must not be changed.
 
     Attributes:
         boxes_A4: (A, 4) float32, xyxy.
@@ -73,13 +73,13 @@ def anchor_grid(
 ) -> AnchorGrid:
     """The anchors of feature maps of these sizes; equal arguments give the same object.
 
-    All cells take part, those centred in the padding of the batch too (as in the authors' code).
+    All cells are included, also those in the padding of the batch (as in the authors' code).
 
     Args:
         config: shapes of one location's anchors.
         strides: of each level, input pixels, from the finest.
         feature_sizes: (height, width) of each level, cells.
-        device: where the tensors live.
+        device: of the tensors.
 
     Returns:
         The grid; see `AnchorGrid`.
@@ -109,7 +109,7 @@ def feature_sizes(height: int, width: int, strides: Sequence[int]) -> tuple[tupl
 def _cached_grid(
     config: Anchors, strides: tuple[int, ...], sizes: tuple[tuple[int, int], ...], device: torch.device
 ) -> AnchorGrid:
-    # A grid first made under inference_mode must serve training later, whose backward may save it.
+    # A grid that was cached under inference_mode could not be used by a later training.
     with torch.inference_mode(False):
         levels = _levels(config.num_per_location, strides, sizes)
         cells = [_cell_anchors(config, level.stride, index) for index, level in enumerate(levels)]
@@ -147,9 +147,9 @@ def _cell_anchors(config: Anchors, stride: int, index: int) -> Tensor:
     """Anchors of the cell (0, 0), (a, 4) float32.
 
     The authors round the two sides of a ratio h / w to whole pixels on a square of one stride (halves to
-    even), before they scale it: ratio 0.5 at stride 8 is 11 x 6, so 88 x 48 at scale 8. On strides as small
-    as 2 that would leave hardly any ratio, so the shape is rounded at the paper's stride of this level,
-    8 * 2^index, and brought to ours in proportion. At the paper's strides that changes nothing.
+    even), before they scale it: ratio 0.5 at stride 8 is 11 x 6, so 88 x 48 at scale 8. At strides as small
+    as 2 rounding would destroy the ratio, so the shape is rounded at the paper's stride of this level,
+    8 * 2^index, and scaled to the level's own stride. At the paper's strides both are the same.
     """
     paper_stride = _FINEST_PAPER_STRIDE * 2**index
     unit = stride / paper_stride

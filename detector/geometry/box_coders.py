@@ -1,8 +1,8 @@
-"""How a box is expressed relative to an anchor: offsets of the anchor box, or distances from its centre.
+"""Box coders: a box as offsets of an anchor box, or as distances from the anchor's centre.
 
-Axes: `...` any leading axes, A anchors. Boxes are xyxy float, input-image pixels. A coder owns what goes
-with its choice: how the head's raw output is activated, and where the bias of its last layer starts.
-Sections 2 and 3.2 of the paper; constants are the authors' code's.
+Axes: `...` any leading axes, A anchors. Boxes are xyxy float, input-image pixels. A coder also has the
+activation of the head's raw output and the initial bias of its last layer. Sections 2 and 3.2 of the paper;
+the constants are those of the authors' code.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _MAX_LOG_SCALE = math.log(1000 / 16)
 
 
 class Coder(Protocol):
-    """What the detector asks of a coder.
+    """The interface of a coder.
 
     Attributes:
         initial_bias: of the head's regression layer.
@@ -34,7 +34,7 @@ class Coder(Protocol):
         """Deltas that decode to `boxes_gt`."""
 
     def decode(self, deltas: Tensor, grid_boxes: Tensor, strides: Tensor) -> Tensor:
-        """Boxes that deltas stand for."""
+        """Boxes of deltas."""
 
 
 class BoxCoder:
@@ -50,7 +50,7 @@ class BoxCoder:
         self._weights = tuple(weights)
 
     def activate(self, raw: Tensor) -> Tensor:
-        """Offsets take either sign, so the output is used as it is."""
+        """The output unchanged: offsets may be negative."""
         return raw
 
     def encode(self, boxes_gt: Tensor, grid_boxes: Tensor, strides: Tensor) -> Tensor:
@@ -78,7 +78,7 @@ class BoxCoder:
             strides: (..., A) float; not used.
 
         Returns:
-            (..., A, 4) float, xyxy, not clipped. Sides stop growing at 62.5 anchor sides.
+            (..., A, 4) float, xyxy, not clipped; sides are at most 62.5 times the anchor's.
         """
         center, size = _center_and_size(grid_boxes)
         offsets = [d / w for d, w in zip(deltas.unbind(-1), self._weights, strict=True)]
@@ -93,11 +93,11 @@ class PointCoder:
     For square anchors this is what the authors' code computes from the anchor's width.
     """
 
-    # Strides: half of the 8 S anchor. So the first boxes are the anchors' size, as BoxCoder's are.
+    # Half of the 8 S anchor, in strides: the first boxes have the anchors' size, as with BoxCoder.
     initial_bias = 4.0
 
     def activate(self, raw: Tensor) -> Tensor:
-        """Distances are not negative."""
+        """ReLU of the output: distances are not negative."""
         return raw.relu()
 
     def encode(self, boxes_gt: Tensor, grid_boxes: Tensor, strides: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Arithmetic on boxes in continuous coordinates: width = x2 - x1, with no "+ 1 pixel".
 
-Axes: `...` any leading axes, M and P boxes of two sets. Boxes are xyxy unless a name says xywh; both
-are pixels, of any image as long as it is one and the same.
+Axes: `...` any leading axes, M and P boxes of two sets. Boxes are xyxy unless a name says xywh, in pixels of
+one image.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ def area(boxes: Tensor) -> Tensor:
         boxes: (..., 4) float, xyxy.
 
     Returns:
-        (...) float, square pixels; the product of the sides as they are, so never clamped.
+        (...) float, square pixels; the product of the sides, not clamped.
     """
     x1, y1, x2, y2 = boxes.unbind(-1)
     return (x2 - x1) * (y2 - y1)
@@ -26,20 +26,20 @@ def area(boxes: Tensor) -> Tensor:
 def pairwise_iou(a: Tensor, b: Tensor) -> Tensor:
     """Intersection over union of every box of `a` with every box of `b`.
 
-    The float32 expression inter / (area_a + area_b - inter) is the reference's, term for term: RetinaNet's
-    rule compares these numbers for equality, so a rearranged formula would assign other anchors.
+    The float32 expression inter / (area_a + area_b - inter) has the reference's order of operations:
+    RetinaNet's rule compares the results for equality, so another order would assign other anchors.
 
     Args:
         a: (..., M, 4) float, xyxy.
         b: (..., P, 4) float, xyxy; leading axes broadcast against those of `a`.
 
     Returns:
-        (..., M, P) in [0, 1]; 0 where both boxes are without area.
+        (..., M, P) in [0, 1]; 0 where both boxes have no area.
     """
     ax1, ay1, ax2, ay2 = a.unsqueeze(-2).unbind(-1)
-    # One contiguous row per coordinate: every operation below then runs along P at stride 1.
+    # One contiguous row per coordinate, so that the operations below run along P at stride 1.
     bx1, by1, bx2, by2 = b.mT.contiguous().unsqueeze(-3).unbind(-2)
-    # In place, because fresh memory for (..., M, P) costs more than the arithmetic.
+    # In place: allocating (..., M, P) takes longer than the arithmetic.
     width = torch.minimum(ax2, bx2).sub_(torch.maximum(ax1, bx1)).clamp_(min=0)
     inter = torch.minimum(ay2, by2).sub_(torch.maximum(ay1, by1)).clamp_(min=0).mul_(width)
     del width
@@ -82,7 +82,7 @@ def clip(boxes: Tensor, height: float, width: float) -> Tensor:
         width: of the image, pixels.
 
     Returns:
-        (..., 4) float, x in [0, width] and y in [0, height]; a box outside is left without area.
+        (..., 4) float, x in [0, width] and y in [0, height]; a box outside has no area.
     """
     x1, y1, x2, y2 = boxes.unbind(-1)
     sides = (x1.clamp(0, width), y1.clamp(0, height), x2.clamp(0, width), y2.clamp(0, height))
@@ -90,7 +90,7 @@ def clip(boxes: Tensor, height: float, width: float) -> Tensor:
 
 
 def flip_horizontal(boxes: Tensor, width: float) -> Tensor:
-    """Boxes of an image after it is mirrored left to right.
+    """Boxes of a horizontally flipped image.
 
     Args:
         boxes: (..., 4) float, xyxy.

@@ -1,7 +1,7 @@
-"""Sizes and box arithmetic of the data side, in numpy: what happens before a batch becomes tensors.
+"""Image sizes and box arithmetic in numpy, for data before it becomes tensors.
 
-Axes: n boxes. Coordinates are continuous (width = x2 - x1); `detector.geometry.boxes` is the same arithmetic
-on tensors, for the model's side.
+Axes: n boxes. Coordinates are continuous (width = x2 - x1); `detector.geometry.boxes` has the same
+arithmetic on tensors, for the model.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ Floats = NDArray[np.floating]
 
 
 def resized_size(width: int, height: int, short_side: int, max_long_side: int) -> tuple[int, int]:
-    """Size of an image after its short side becomes `short_side`, aspect kept.
+    """Size of an image that is resized to `short_side`, with its aspect ratio.
 
-    Where the long side would pass `max_long_side`, the short side is reduced so that it does not. The
-    other side is truncated, as the reference does; so the long side may still pass its limit by a pixel.
+    The short side is reduced where the long side would exceed `max_long_side`. The other side is truncated,
+    as in the reference, so the long side may exceed its limit by a pixel.
 
     Args:
         width, height: original size in pixels.
@@ -46,7 +46,7 @@ def xywh_to_xyxy(boxes: Floats) -> Floats:
 
 
 def scale_boxes(boxes: Floats, old_hw: tuple[int, int], new_hw: tuple[int, int]) -> NDArray[np.float32]:
-    """Boxes of an image after it is resized; each axis has its own factor, as sizes are whole pixels.
+    """Boxes of a resized image; each axis has its own factor, because sizes are whole pixels.
 
     Args:
         boxes: (n, 4) float, xyxy, pixels of the image of size `old_hw` (height, width).
@@ -60,7 +60,7 @@ def scale_boxes(boxes: Floats, old_hw: tuple[int, int], new_hw: tuple[int, int])
 
 
 def flip_boxes(boxes: Floats, width: Floats | float) -> Floats:
-    """Boxes of an image mirrored left to right.
+    """Boxes of a horizontally flipped image.
 
     Args:
         boxes: (..., 4) float, xyxy, pixels.

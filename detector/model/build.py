@@ -1,4 +1,4 @@
-"""The one place that turns config classes into objects."""
+"""Builds objects from config classes; no other module matches on them."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from detector.objectives.losses import DetectionLoss
 
 
 def build_detector(config: cfg.Detector) -> DenseDetector:
-    """A detector with fresh weights, drawn from torch's global generator, on torch's default device.
+    """A detector with random weights from torch's global generator, on torch's default device.
 
     Args:
         config: what to build.
 
     Returns:
-        The detector, in training mode and in the channels-last memory format, which is the quick one.
+        The detector, in training mode and in the channels-last memory format, the fastest.
     """
     coder = build_coder(config.regression)
     backbone = Backbone(config.backbone)
@@ -55,7 +55,7 @@ def build_assigner(config: cfg.Assigner) -> Assigner:
 
 
 def build_coder(config: cfg.Regression) -> Coder:
-    """The reading of the head's box output."""
+    """The coder of the head's box output."""
     match config:
         case cfg.BoxRegression(weights=weights):
             return BoxCoder(weights)

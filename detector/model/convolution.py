@@ -1,4 +1,4 @@
-"""Convolutions with the norm after them folded in, by whichever way is quick on a CPU.
+"""Convolutions with a folded norm, computed in the fastest way on a CPU.
 
 Shapes: N images, C channels in and O out, H and W of the input and h and w of the output; P = N * h * w.
 """
@@ -16,18 +16,18 @@ from torch.nn import functional as F
 from detector.model.norms import FrozenBatchNorm2d
 
 _FEW = 1024
-"""Pixels of an output below which a matrix product gives a 3x3's weight gradient in less time than oneDNN."""
+"""Output pixels below which a matrix product computes a 3x3's weight gradient faster than oneDNN."""
 
 
 class Conv2d(nn.Conv2d):
-    """A convolution of an odd kernel that keeps the size, but for its stride.
+    """A convolution with an odd kernel and "same" padding.
 
-    On one thread torch prefers its own kernel for a plain 1x1 convolution of float32, which takes twice as
-    long as oneDNN's where the matrix library does not favour the processor. Dilation means nothing to a
-    kernel of one point, but a dilated convolution goes to oneDNN, forward and backward.
+    On one thread torch uses its own kernel for a 1x1 convolution in float32, which takes twice as long as
+    oneDNN's on some processors. A 1x1 therefore gets a dilation, which does not change it but selects oneDNN,
+    forward and backward.
 
-    Under autocast to bfloat16 on a CPU, where a matrix product is quicker than oneDNN's convolution it takes
-    its place: for a 1x1, and for the weight gradient of a 3x3 on a small map.
+    Under autocast to bfloat16 on a CPU, a matrix product replaces oneDNN's convolution where it is faster:
+    for a 1x1, and for the weight gradient of a 3x3 on a small map.
     """
 
     def __init__(
@@ -48,7 +48,8 @@ class Conv2d(nn.Conv2d):
 
         Args:
             x: the input.
-            norm: taken of the result, by scaled weights where that saves work. For one without bias.
+            norm: applied to the result, through scaled weights where that is cheaper; for a convolution
+                without bias.
         """
         if norm is None:
             return self._mapped(x, self.weight, self.bias)
@@ -63,7 +64,7 @@ class Conv2d(nn.Conv2d):
         return F.conv2d(x, weight, bias, self.stride, self.padding, self._dilation(x), self.groups)
 
     def _outnumbers(self, x: Tensor) -> bool:
-        """Whether there are more weights than numbers that they give, which are then quicker to scale."""
+        """Whether the layer has more weights than outputs, which are then cheaper to scale."""
         pixels = x.numel() // x.shape[1] // self.stride[0] ** 2
         return self.weight.numel() > pixels * self.out_channels
 
@@ -81,7 +82,7 @@ def _in_bf16_on_cpu(x: Tensor) -> bool:
 
 
 def _by_products(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tensor:
-    """The convolution in bfloat16; only a gradient may be a product in the end."""
+    """The convolution in bfloat16, by a matrix product where that is faster."""
     bias = None if bias is None else bias.bfloat16()
     if weight.shape[-1] == 1:
         out: Tensor = _Pointwise.apply(x, weight, bias, stride)
@@ -126,7 +127,7 @@ class _Pointwise(torch.autograd.Function):
 
 
 class _OnSmallMap(torch.autograd.Function):
-    """A 3x3 convolution whose weight gradient is a product with the patches that the kernel sees."""
+    """A 3x3 convolution whose weight gradient is a matrix product with the input's patches."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tensor:
@@ -151,18 +152,18 @@ class _OnSmallMap(torch.autograd.Function):
 
 
 def _rows(maps: Tensor) -> Tensor:
-    """A row for each pixel: (N, C, h, w) to (P, C); no copy of what is channels-last."""
+    """(N, C, h, w) as (P, C), a row per pixel; no copy of a channels-last tensor."""
     return maps.permute(0, 2, 3, 1).reshape(-1, maps.shape[1])
 
 
 def _maps(like: Tensor, channels: int, size: Sequence[int]) -> Tensor:
-    """Room for (N, `channels`, *size), channels-last."""
+    """An uninitialised tensor (N, `channels`, *size), channels-last."""
     shape = len(like), channels, *size
     return torch.empty(shape, dtype=like.dtype, memory_format=torch.channels_last)
 
 
 def _patches(x: Tensor, stride: int) -> Tensor:
-    """What a 3x3 sees at each pixel of its output: (P, 9 * C), by row, column and channel."""
+    """The 3x3 input patch of each output pixel: (P, 9 * C), by row, column and channel."""
     padded = F.pad(x, (1, 1, 1, 1)).permute(0, 2, 3, 1)
     seen_NhwC33 = padded.unfold(1, 3, stride).unfold(2, 3, stride)
     return seen_NhwC33.permute(0, 1, 2, 4, 5, 3).reshape(-1, 9 * x.shape[1])

@@ -3,8 +3,8 @@
 Axes: N images; C, H, W channels, height and width of the input; h, w of the output; P = 9 sampling points
 of the kernel, row-major.
 
-The sampling and the product run in float32, also under autocast, whose precision would blur positions; the
-offsets themselves are predicted in autocast's precision.
+Sampling and product run in float32, also under autocast, whose precision is too low for positions. The
+offsets are predicted in autocast's precision.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ POINTS = 9
 class DeformConv2d(nn.Conv2d):
     """A 3x3 convolution whose sampling points move by predicted offsets and are masked by a sigmoid.
 
-    The weight carries the name an ordinary convolution's would, so pretrained weights load into it; the
+    The weight has the name of an ordinary convolution's, so pretrained weights load into it. The
     27-channel `offset` convolution beside it holds 18 offsets, then 9 mask logits. A mask starts near
     one half, not near one, as in the authors' code.
 
     Args:
-        offset_init: how the offset convolution starts: Kaiming-uniform with a=1 ("kaiming", backbone) or
-            normal with std 0.01 ("normal", head). That it does not start at zero is the authors' choice.
+        offset_init: initialisation of the offset convolution: Kaiming-uniform with a=1 ("kaiming", backbone)
+            or normal with std 0.01 ("normal", head); not zero, as in the authors' code.
     """
 
     def __init__(
@@ -58,14 +58,14 @@ class DeformConv2d(nn.Conv2d):
 
 
 def _fused_conv2d(x: Tensor, offset: Tensor, mask: Tensor, conv: nn.Conv2d) -> Tensor:
-    """torchvision's kernel, which keeps no sampled values."""
+    """torchvision's kernel, which stores no sampled values."""
     stride = conv.stride[0]
     out: Tensor = deform_conv2d(x, offset, conv.weight, conv.bias, stride, padding=1, mask=mask)
     return out
 
 
 def _sampled_conv2d(x: Tensor, offset: Tensor, mask: Tensor, conv: nn.Conv2d) -> Tensor:
-    """The same as a sampling, then a 1x1 convolution: on the CPU 4 to 9 times as fast as the fused kernel.
+    """Sampling, then a 1x1 convolution: on a CPU 4 to 9 times as fast as the fused kernel.
 
     Args:
         x: (N, C, H, W) float32.
@@ -91,7 +91,7 @@ def _sampled_conv2d(x: Tensor, offset: Tensor, mask: Tensor, conv: nn.Conv2d) ->
 
 
 def _sampling_grid(offset: Tensor, stride: int, height: int, width: int) -> Tensor:
-    """Where each point of each output cell reads, (N, P, h, w, 2) as (x, y) in [-1, 1] of the input."""
+    """Sampling positions of each output cell, (N, P, h, w, 2) as (x, y) in [-1, 1] of the input."""
     images, _, rows, columns = offset.shape
     dy, dx = offset.view(images, POINTS, 2, rows, columns).unbind(2)
     kernel = torch.arange(POINTS, device=offset.device)

@@ -32,14 +32,14 @@ class Network(NamedTuple):
 
 
 class DenseDetector(nn.Module):
-    """Predicts classes and boxes at every anchor of five levels, and knows its losses.
+    """Predicts classes and boxes at every anchor of five levels; computes its targets and losses.
 
     Built by `detector.model.build.build_detector`. Works in any memory format; channels-last is the fastest.
 
     Attributes:
-        config: what this detector is.
-        coder: how the head's box output is read.
-        assigner: which anchors are positive.
+        config: the detector's config.
+        coder: decodes the head's box output.
+        assigner: selects the positive anchors.
     """
 
     pixel_mean: Tensor
@@ -63,9 +63,9 @@ class DenseDetector(nn.Module):
         """Predictions for a batch of images of any size.
 
         Args:
-            images_N3HW: (N, 3, H, W) uint8 or float, RGB, 0-255; smaller images fill the top left.
-            sizes_N2: (N, 2) int, height and width of each image in it, whose remainder then counts as
-                padding; None where every image fills the tensor.
+            images_N3HW: (N, 3, H, W) uint8 or float, RGB, 0-255; smaller images are at the top left.
+            sizes_N2: (N, 2) int, height and width of each image without padding; None where every image
+                fills the tensor.
 
         Returns:
             The outputs, float32 also under autocast.
@@ -77,9 +77,9 @@ class DenseDetector(nn.Module):
         return Outputs(cls_NAK, self.coder.activate(raw_NA4), ctr_NA, grid)
 
     def prepare(self, images_N3HW: Tensor, sizes_N2: Tensor | None = None) -> Tensor:
-        """Normalise, and pad with zeros at the bottom and right to a multiple of the C5 stride.
+        """Normalises, and pads with zeros at the bottom and right to a multiple of the C5 stride.
 
-        Padding after normalising makes it the mean colour, as in the authors' code.
+        The padding has the mean colour, as in the authors' code.
 
         Args:
             images_N3HW: as in `forward`.
@@ -103,7 +103,7 @@ class DenseDetector(nn.Module):
     def targets(
         self, canvas: tuple[int, int], boxes_NG4: Tensor, labels_NG: Tensor, valid_NG: Tensor
     ) -> Targets:
-        """What every anchor should say; needs no prediction.
+        """The targets of every anchor; they do not depend on predictions.
 
         Args:
             canvas: (height, width) of the batch's images, as `forward` gets them.
@@ -122,7 +122,7 @@ class DenseDetector(nn.Module):
             return targets_of(match_NA, boxes_NG4, labels_NG, grid)
 
     def losses(self, outputs: Outputs, targets: Targets, counts_2: Tensor) -> dict[str, Tensor]:
-        """These images' share of the batch's losses, in float32 also under autocast.
+        """The part of the batch's losses from these images, in float32 also under autocast.
 
         Args:
             outputs: of `forward`.

@@ -17,7 +17,7 @@ class FPN(nn.Module):
     P6 is a stride-2 convolution of C5 or P5, P7 one of ReLU(P6).
 
     Args:
-        config: channels out and what P6 is made from.
+        config: output channels and the source of P6.
         in_channels: channels of C3, C4 and C5.
     """
 
@@ -32,7 +32,7 @@ class FPN(nn.Module):
         self.apply(_initialise)
 
     def forward(self, features: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Map C3..C5, each (N, C_l, H_l, W_l), to P3..P7, each (N, channels, H_l, W_l)."""
+        """Maps C3..C5, each (N, C_l, H_l, W_l), to P3..P7, each (N, channels, H_l, W_l)."""
         merged: list[Tensor] = []
         for feature, lateral in zip(reversed(features), reversed(self.lateral), strict=True):
             inner = lateral(feature)

@@ -18,7 +18,7 @@ from detector.model.norms import group_norm
 
 PAPER_CHANNELS = 256
 PRIOR = 0.01
-"""Foreground probability that the classifier starts from (focal loss, Lin et al. 2017, Sec. 4.1)."""
+"""Initial foreground probability of the classifier (Lin et al. 2017, Sec. 4.1)."""
 
 
 class HeadOutputs(NamedTuple):
@@ -34,11 +34,11 @@ class Head(nn.Module):
 
     Centerness is read from the box tower, as in the authors' code. With `level_scale` the box output
     of each level is multiplied by a learned scalar, before the box coder's activation. Box and centerness
-    share one output convolution, whose channels of an anchor are (4 box values, centerness): the numbers
-    of two convolutions for the time of one.
+    share one output convolution, with the channels (4 box values, centerness) per anchor: the same result as
+    two convolutions in the time of one.
 
     Args:
-        config: which parts the head has.
+        config: the parts of the head.
         channels: channels of the pyramid and of the towers.
         num_anchors: anchors of one location.
         num_classes: foreground classes.
@@ -87,7 +87,7 @@ def _tower(config: cfg.Head, channels: int) -> nn.Sequential:
 def _layers(config: cfg.Head, channels: int, index: int) -> Iterable[nn.Module]:
     """One step of a tower: convolution, norm if any, ReLU; only the last convolution is deformable."""
     if config.deformable and index == config.num_convs - 1:
-        # Its main weight keeps torch's default initialisation, as in the authors' code.
+        # The main weight keeps torch's default initialisation, as in the authors' code.
         yield DeformConv2d(channels, channels, offset_init="normal")
     else:
         yield _conv(channels, channels, [0.0])
@@ -103,8 +103,8 @@ def _box_biases(config: cfg.Head, box_bias: float) -> list[float]:
 def _conv(in_channels: int, out_channels: int, biases: Sequence[float]) -> nn.Conv2d:
     """A 3x3 convolution with normal weights and `biases`, repeated for each anchor.
 
-    The standard deviation is the paper's 0.01 at its 256 channels. With fewer it grows so that a layer
-    keeps the same gain; at 0.01 the signal of a narrow tower without norm would all but vanish.
+    The standard deviation is the paper's 0.01 at 256 channels. It is larger for fewer channels, so that a
+    layer has the same gain: with 0.01 the signal of a narrow tower without norms would vanish.
     """
     conv = nn.Conv2d(in_channels, out_channels, 3, padding=1)
     nn.init.normal_(conv.weight, std=0.01 * math.sqrt(PAPER_CHANNELS / in_channels))

@@ -1,7 +1,7 @@
 """Normalisation that does not depend on the batch: frozen batch norm, and group norm.
 
-Neither looks at other images (only at the padding that a batch gives each), so a result is the same on
-one GPU and on eight.
+Neither uses other images of the batch (only the padding depends on them), so results do not depend on the
+number of GPUs.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ PAPER_CHANNELS = 256
 CHANNELS_PER_GROUP = 16
 
 _BF16_LANES = 16
-"""Channels a group that torch's CPU kernel for bfloat16 channels-last can take at a time."""
+"""Channels per group that torch's CPU kernel for bfloat16 channels-last processes at once."""
 _WORTHWHILE = 1 << 17
-"""Elements of a map below which calls cost more than torch's slow kernel."""
+"""Elements of a map below which torch's slow kernel is faster than several calls."""
 _CACHED = 1 << 18
-"""Elements that stay in a core's cache between one operation and the next."""
+"""Elements that fit in a core's cache."""
 
 
 def num_groups(channels: int) -> int:
     """Number of groups of a group norm: the paper's 32 from 256 channels on, else groups of 16 channels.
 
-    Small networks keep the other size that Wu & He (2018, Table 3) found as good, since 32 groups of one
-    channel would be instance norm. It is also what the CPU kernels vectorise: in bfloat16 channels-last,
-    32 channels in 8 groups cost ten times the backward pass of 32 channels in 2.
+    16 channels per group is the other choice that Wu & He (2018, Table 3) found equally good; 32 groups of
+    one channel would be instance norm. CPU kernels also vectorise it: in bfloat16 channels-last, the backward
+    pass of 32 channels in 8 groups takes ten times as long as in 2.
 
     Args:
-        channels: to divide; where 16 does not divide it, groups get a little wider.
+        channels: number of channels; where 16 does not divide it, groups are a little wider.
     """
     limit = PAPER_GROUPS if channels >= PAPER_CHANNELS else max(1, channels // CHANNELS_PER_GROUP)
     return next(groups for groups in range(limit, 0, -1) if channels % groups == 0)
@@ -44,14 +44,14 @@ def group_norm(channels: int) -> nn.GroupNorm:
 
 
 class GroupNorm(nn.GroupNorm):
-    """torch's group norm, with a backward pass of its own where torch's is slow.
+    """torch's group norm, with another backward pass where torch's is slow.
 
-    That is bfloat16 channels-last on a CPU with groups that fill no vector, such as the paper's 8 channels:
-    there it takes a third of the time, for the same gradients.
+    That is the case in bfloat16 channels-last on a CPU, with groups smaller than a vector, such as the
+    paper's 8 channels. The gradients are the same, in a third of the time.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise `x` (N, C, H, W); keeps its dtype and memory format."""
+        """Normalises `x` (N, C, H, W); keeps its dtype and memory format."""
         if not (self._is_slow(x) and torch.is_grad_enabled()):
             return super().forward(x)
         out: Tensor = _GroupNorm.apply(x, self.weight, self.bias, self.num_groups, self.eps)
@@ -68,7 +68,7 @@ class GroupNorm(nn.GroupNorm):
 
 
 class _GroupNorm(torch.autograd.Function):
-    """Group norm whose backward pass is made of batch norms with given statistics, image by image.
+    """Group norm whose backward pass consists of batch norms with given statistics, image by image.
 
     With x' = (x - mean) * rstd and, over the elements of a group, M of them,
     dx = rstd * (weight * dy - sum(weight * dy) / M - x' * sum(weight * dy * x') / M).
@@ -121,7 +121,7 @@ class FrozenBatchNorm2d(nn.Module):
     """Batch norm whose statistics and affine are constants: y = (x - mean) / sqrt(var) * weight + bias.
 
     There is no eps, as in the authors' code (Caffe2 weights carry folded affines: mean 0, variance 1).
-    Whoever loads weights that were trained with an eps adds it to `running_var`.
+    Code that loads weights which were trained with an eps adds it to `running_var`.
     """
 
     weight: Tensor
@@ -137,12 +137,12 @@ class FrozenBatchNorm2d(nn.Module):
         self.register_buffer("running_var", torch.ones(channels))
 
     def affine(self) -> tuple[Tensor, Tensor]:
-        """The same map as y = x * scale + shift; both (channels,)."""
+        """Scale and shift, both (channels,), with y = x * scale + shift."""
         scale = self.weight * self.running_var.rsqrt()
         return scale, self.bias - self.running_mean * scale
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise `x` (N, C, H, W); keeps its dtype and memory format."""
-        # One pass over x, and x itself is not kept for the backward pass, as F.batch_norm would.
+        """Normalises `x` (N, C, H, W); keeps its dtype and memory format."""
+        # One pass over x. Unlike F.batch_norm, it does not keep x for the backward pass.
         scale, shift = (v.to(x.dtype).view(-1, 1, 1) for v in self.affine())
         return torch.addcmul(shift, x, scale)

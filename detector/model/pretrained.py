@@ -1,6 +1,6 @@
-"""Published pretrained backbones, as data: which there are, and what a detector is that starts from one.
+"""Published pretrained backbones, and the config of a detector that uses one. Imports no torch.
 
-Imports no torch: a plan names its weights, and only a training reads them (`detector.model.weights`).
+A plan names weights; only a training reads them (`detector.model.weights`).
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ TORCHVISION_MEAN, TORCHVISION_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 5
 """RGB on the 0-255 scale."""
 
 DETECTRON_MEAN, DETECTRON_STD = (122.7717, 115.9465, 102.9801), (1.0, 1.0, 1.0)
-"""RGB on the 0-255 scale. Caffe2 lists the mean as BGR, as it reads images; loading turns the weights of
-the first convolution round instead, so that images stay RGB here."""
+"""RGB on the 0-255 scale. Caffe2's mean and images are BGR; loading reverses the input channels of the first
+convolution, so that images are RGB here."""
 
 BACKBONES = {
     "resnet50": cfg.ResNet(),
@@ -40,14 +40,14 @@ DETECTRON_FILES = {
 
 
 class Published(NamedTuple):
-    """Where a file is published, and the 8 digits that its SHA-256 starts with."""
+    """URL of a published file, and the first 8 digits of its SHA-256."""
 
     url: str
     sha256: str
 
     @property
     def filename(self) -> str:
-        """The last part of the URL, which holds the digits."""
+        """The last part of the URL, which contains the digits."""
         return self.url.rpartition("/")[2]
 
 
@@ -65,7 +65,7 @@ TORCHVISION = {
 
 
 def backbone_name(config: cfg.ResNet) -> str | None:
-    """torchvision's name of a backbone, deformable or not; None where nobody published weights for it."""
+    """torchvision's name of a backbone, deformable or not; None where no weights are published."""
     plain = cfg.ResNet()
     same_weights = replace(
         config,
@@ -77,7 +77,7 @@ def backbone_name(config: cfg.ResNet) -> str | None:
 
 
 def as_pretrained(detector: cfg.Detector, layout: Layout) -> cfg.Detector:
-    """The detector with the normalisation and the strides that weights of this layout were trained with.
+    """The detector with the normalisation and strides of pretrained weights of this layout.
 
     Only Detectron's ResNets have the stride in the 1x1; its ResNeXts and all of torchvision's have it in
     the 3x3.
@@ -89,7 +89,7 @@ def as_pretrained(detector: cfg.Detector, layout: Layout) -> cfg.Detector:
 
 
 def layout_of(path: Path) -> Layout:
-    """The layout that files of this ending have."""
+    """The layout of a file, by its ending."""
     return "detectron" if path.suffix == ".pkl" else "torchvision"
 
 

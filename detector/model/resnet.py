@@ -1,8 +1,8 @@
 """Residual backbones: ResNet, ResNeXt, their deformable variants, and small ones for small images.
 
-Shapes: N images, C channels, H and W of a stage. Modules carry torchvision's names (`conv1`, `bn1`,
-`layer1.0.conv1`, `layer1.0.downsample.0` ...), so that published weights load by name; `bn` holds the
-norm whatever its kind.
+Shapes: N images, C channels, H and W of a stage. Modules have torchvision's names (`conv1`, `bn1`,
+`layer1.0.conv1`, `layer1.0.downsample.0` ...), so that published weights load by name; `bn` is the norm of
+any kind.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ BOTTLENECK_EXPANSION = 4
 class Backbone(nn.Module):
     """The stem and the stages C2..C5 of a `config.ResNet`.
 
-    A stage of depth 0 is absent; the next stage takes over its stride, so that `c3_stride` holds.
+    A stage of depth 0 is absent; the next stage has its stride too, so that `c3_stride` is correct.
 
     Attributes:
         out_channels: channels of C3, C4 and C5.
@@ -49,7 +49,7 @@ class Backbone(nn.Module):
         self._freeze(config.frozen_stages)
 
     def _freeze(self, stages: int) -> None:
-        """Stop training the stem (1), and C2 (2), C3 (3) and so on after it."""
+        """Freezes the stem (1) and the stages from C2 (2) up to C5 (5)."""
         stem = [module for name, module in self.named_children() if not name.startswith("layer")]
         layers = [self.layer1, self.layer2, self.layer3, self.layer4]
         for module in [*stem, *layers[: stages - 1]] if stages else []:
@@ -75,7 +75,7 @@ class BasicBlock(nn.Module):
     def __init__(self, config: cfg.ResNet, index: int, in_channels: int, stride: int) -> None:
         super().__init__()
         width = config.widths[index]
-        # One deformable convolution a block, as a bottleneck has.
+        # One deformable convolution per block, as in a bottleneck.
         second = _deformable_3x3 if config.deformable[index] else _conv3x3
         self.conv1 = _conv3x3(in_channels, width, stride=stride, groups=config.groups)
         self.bn1 = _norm(config, width)
@@ -84,10 +84,10 @@ class BasicBlock(nn.Module):
         self.downsample = _shortcut(config, in_channels, width, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (N, C, H, W) to (N, width, H / stride, W / stride)."""
+        """Maps (N, C, H, W) to (N, width, H / stride, W / stride)."""
         out = F.relu(_normed(self.conv1, self.bn1, x), inplace=True)
         out = _normed(self.conv2, self.bn2, out)
-        # In place, since fresh memory for a large map costs more than the sum.
+        # In place: allocating a large map takes longer than the sum.
         return F.relu(out.add_(self.downsample(x)), inplace=True)
 
 
@@ -109,7 +109,7 @@ class Bottleneck(nn.Module):
         self.downsample = _shortcut(config, in_channels, out_channels, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (N, C, H, W) to (N, 4 * width, H / stride, W / stride)."""
+        """Maps (N, C, H, W) to (N, 4 * width, H / stride, W / stride)."""
         out = F.relu(_normed(self.conv1, self.bn1, x), inplace=True)
         out = F.relu(_normed(self.conv2, self.bn2, out), inplace=True)
         out = _normed(self.conv3, self.bn3, out)
@@ -117,10 +117,10 @@ class Bottleneck(nn.Module):
 
 
 class Projection(nn.Sequential):
-    """A shortcut that changes size: a 1x1 convolution and its norm."""
+    """A shortcut with another size: a 1x1 convolution and its norm."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (N, C, H, W) to (N, C_out, H / stride, W / stride)."""
+        """Maps (N, C, H, W) to (N, C_out, H / stride, W / stride)."""
         conv, norm = self
         return _normed(conv, norm, x)
 
@@ -172,7 +172,7 @@ def _deformable_3x3(in_channels: int, out_channels: int, stride: int = 1, groups
 
 
 def _initialise(module: nn.Module) -> None:
-    """He initialisation; a residual block with a norm that learns starts as its shortcut."""
+    """He initialisation; a block with a trainable norm starts as its shortcut (last scale 0)."""
     # Offset convolutions have a bias and keep their own initialisation.
     if isinstance(module, nn.Conv2d) and module.bias is None:
         nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

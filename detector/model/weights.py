@@ -1,9 +1,8 @@
-"""Pretrained backbones: reading their files without running them, and loading them whole or not at all.
+"""Pretrained backbones: files are read without executing code, and loaded completely or not at all.
 
-Two layouts exist. "torchvision" files (`.pth`, `.pt`, `.safetensors`) carry our own tensor names and batch
-norms with an eps. "detectron" files (`.pkl`, which the paper trained from) carry Caffe2's blob names and
-batch norms folded to a scale and a shift, and expect BGR. `detector.model.pretrained` says which files are
-published.
+There are two layouts. "torchvision" files (`.pth`, `.pt`, `.safetensors`) have this project's tensor names
+and batch norms with an eps. "detectron" files (`.pkl`, which the paper used) have Caffe2's blob names, batch
+norms folded to scale and shift, and BGR input. `detector.model.pretrained` lists the published files.
 """
 
 from __future__ import annotations
@@ -37,20 +36,20 @@ from detector.model.pretrained import (
 from detector.model.resnet import Backbone, Bottleneck
 
 BATCH_NORM_EPS = 1e-5
-"""Of the batch norms that torchvision's weights were trained with."""
+"""Eps of the batch norms of torchvision's weights."""
 
 # --- which file, for which backbone ------------------------------------------------------------------
 
 
 def find_all(path: Path) -> dict[str, Path]:
-    """Files of weights by the backbone that they are for.
+    """Files of weights by the name of their backbone.
 
     Args:
-        path: a file, whose tensors say which backbone it is for; or a folder of files named after theirs.
+        path: a file, whose backbone is found by its tensors; or a folder of files named after their
+        backbones.
 
     Raises:
-        WeightsError: there is no such file or folder, it has nothing for any backbone, or a folder has
-            several files for one.
+        WeightsError: the path does not exist, fits no backbone, or a folder has several files for one.
     """
     if path.is_file():
         return {backbone_of(path): path}
@@ -59,15 +58,15 @@ def find_all(path: Path) -> dict[str, Path]:
     found = {name: file for name in BACKBONES if (file := _find(path, name))}
     if not found:
         allowed = [f"{TORCHVISION[n].filename}, {n}.safetensors or {DETECTRON_FILES[n]}" for n in BACKBONES]
-        raise WeightsError(f"{path} has no weights of any backbone; they are called {'; '.join(allowed)}")
+        raise WeightsError(f"{path} has no weights of a backbone; files must be called {'; '.join(allowed)}")
     return found
 
 
 def backbone_of(path: Path) -> str:
-    """The backbone that a file's tensors fit.
+    """The name of the backbone that a file's tensors fit.
 
     Raises:
-        WeightsError: the file cannot be read, or fits none.
+        WeightsError: the file cannot be read, or fits no backbone.
     """
     found = _renamed(read_weights(path), layout_of(path))
     misfits = {}
@@ -82,7 +81,7 @@ def backbone_of(path: Path) -> str:
 
 
 def _find(path: Path, name: str) -> Path | None:
-    """The file of a folder that is named after a backbone."""
+    """The file in a folder that is named after a backbone."""
     fits = re.compile(rf"{re.escape(name)}([-_.].*)?({'|'.join(re.escape(s) for s in _TORCHVISION_READERS)})")
     names = sorted(file.name for file in path.iterdir() if file.is_file())
     found = [file for file in names if fits.fullmatch(file) or file == DETECTRON_FILES[name]]
@@ -92,10 +91,10 @@ def _find(path: Path, name: str) -> Path | None:
 
 
 def download(name: str, cache: Path) -> Path:
-    """The torchvision file of a backbone in the folder `cache`, fetched unless it is there and whole.
+    """The torchvision file of a backbone in the folder `cache`, downloaded unless an intact one exists.
 
     Raises:
-        WeightsError: there is no network, no space, or the bytes do not have the published checksum.
+        WeightsError: there is no network or no space, or the checksum is not the published one.
     """
     published = TORCHVISION[name]
     path = cache / published.filename
@@ -106,8 +105,8 @@ def download(name: str, cache: Path) -> Path:
         torch.hub.download_url_to_file(published.url, str(path), hash_prefix=published.sha256)
     except (OSError, RuntimeError) as error:
         raise WeightsError(
-            f"cannot download {path.name} ({_first_sentence(error)}); without a network, fetch it elsewhere "
-            f"from {published.url} and give the local file, or the folder it lies in"
+            f"cannot download {path.name} ({_first_sentence(error)}); without a network, download it "
+            f"elsewhere from {published.url} and give the file or its folder"
         ) from error
     return path
 
@@ -116,18 +115,18 @@ def download(name: str, cache: Path) -> Path:
 
 
 def load_backbone(backbone: Backbone, path: Path, weights: cfg.Weights) -> None:
-    """Replace all weights of `backbone` by those of the file, but for the deformable offsets.
+    """Loads all weights of `backbone` from the file, except those of deformable offsets.
 
-    Every tensor of the backbone gets a value, and every tensor of the file is used but those that a
-    classifier has beyond its backbone. The convolutions of offsets, which no classifier has, keep theirs.
+    Every tensor of the backbone is set, and every tensor of the file is used except those of the classifier.
+    Offset convolutions, which pretrained classifiers lack, keep their values.
 
     Raises:
-        WeightsError: the file is not the one that `weights` names, cannot be read, or does not fit; the
-            backbone is then as it was.
+        WeightsError: the file is not the one that `weights` describes, cannot be read, or does not fit; the
+            backbone is unchanged then.
     """
     digest = sha256_of(path)
     if not digest.startswith(weights.sha256):
-        raise WeightsError(f"{path.name} has SHA-256 {digest}, but the one asked for is {weights.sha256}")
+        raise WeightsError(f"{path.name} has SHA-256 {digest}, but {weights.sha256} is needed")
     _require_kind(backbone, weights.layout)
     found = _renamed(read_weights(path), weights.layout)
     own: dict[str, Tensor] = backbone.state_dict()
@@ -140,7 +139,7 @@ def load_backbone(backbone: Backbone, path: Path, weights: cfg.Weights) -> None:
 
 
 def _require_kind(backbone: Backbone, layout: Layout) -> None:
-    """Refuse what tensor names and shapes do not show: another norm of the same size, a stride elsewhere."""
+    """Refuses a wrong norm or stride position, which names and shapes of tensors do not show."""
     if any(isinstance(module, nn.GroupNorm) for module in backbone.modules()):
         raise WeightsError("a group_norm backbone cannot take weights that were trained with batch norm")
     block = backbone.layer2[0]
@@ -167,12 +166,12 @@ def _misfits(needed: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[
 
 
 def _renamed(tensors: Mapping[str, Tensor], layout: Layout) -> dict[str, Tensor]:
-    """The backbone's tensors by our names."""
+    """The backbone's tensors by this project's names."""
     return _from_detectron(tensors) if layout == "detectron" else _from_torchvision(tensors)
 
 
 def _from_torchvision(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Without the classifier and the counters; the eps that our batch norm lacks goes into its variance."""
+    """Without classifier and counters; the eps is added to the variance, because our batch norm has none."""
     backbone = {
         name: t.float()
         for name, t in tensors.items()
@@ -181,9 +180,9 @@ def _from_torchvision(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: t + BATCH_NORM_EPS if name.endswith("running_var") else t for name, t in backbone.items()}
 
 
-# Beyond the backbone a Detectron file may have the classifier, the solver's state, and a bias for every
-# convolution: zeros from its conversion from Caffe, which Detectron (and the authors) leave out too, because
-# a batch norm follows.
+# A Detectron file may also have the classifier, the solver's state, and a bias for every convolution. These
+# are zeros from its conversion from Caffe; Detectron and the authors ignore them, because a batch norm
+# follows.
 _DETECTRON_EXTRAS = re.compile(
     r"(fc1000|pred)_[wb]|.*_momentum|lr|weight_order|model_iter|(conv1|res\d_\d+_branch(1|2[abc]))_b"
 )
@@ -199,7 +198,7 @@ _STEM = {"conv1_w": "conv1.weight", "res_conv1_bn_s": "bn1.weight", "res_conv1_b
 
 
 def _from_detectron(blobs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """By our names; folded batch norms have mean 0 and variance 1. Unknown blobs keep their name."""
+    """By this project's names; folded batch norms have mean 0, variance 1. Unknown blobs keep their name."""
     kept = {blob: t.float() for blob, t in blobs.items() if not _DETECTRON_EXTRAS.fullmatch(blob)}
     tensors = {_our_name(blob): t for blob, t in kept.items()}
     norms = [_our_name(blob).removesuffix("weight") for blob in kept if blob.endswith("_bn_s")]
@@ -222,14 +221,14 @@ def _our_name(blob: str) -> str:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Every tensor of a weights file by its name there, in its own dtype, on the CPU.
+    """Every tensor of a weights file by its name in the file, in its own dtype, on the CPU.
 
     Args:
         path: `.pth` or `.pt` as torch saves a state (also under "state_dict" or "model"),
-            `.safetensors`, or a Detectron `.pkl` (also under "blobs"). No code in it is run.
+            `.safetensors`, or a Detectron `.pkl` (also under "blobs"). No code in it is executed.
 
     Raises:
-        WeightsError: absent, truncated, of another ending, or holding more than weights.
+        WeightsError: the file is absent or truncated, has another ending, or contains more than weights.
     """
     reader = _READERS.get(path.suffix)
     if reader is None:
@@ -258,9 +257,9 @@ def _read_torch(content: bytes) -> dict[str, Tensor]:
     try:
         state: Any = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        # torch's own message advises to load it all the same.
+        # torch's own message advises to load it nevertheless.
         asked = re.search(r"GLOBAL (\S+)", str(error))
-        what = f"its pickle asks for {asked[1]}" if asked else "it holds more or other than weights"
+        what = f"its pickle calls {asked[1]}" if asked else "it contains other values than weights"
         raise WeightsError(f"refused, {what}") from error
     wrapper = next((key for key in ("state_dict", "model") if key in state), None)
     return _only_tensors(state if wrapper is None else state[wrapper])
@@ -269,7 +268,7 @@ def _read_torch(content: bytes) -> dict[str, Tensor]:
 def _only_tensors(state: Mapping[str, Any]) -> dict[str, Tensor]:
     others = [str(name) for name, value in state.items() if not isinstance(value, Tensor)]
     if others:
-        raise WeightsError(f"holds entries that are no tensors: {_some(others)}")
+        raise WeightsError(f"contains entries that are not tensors: {_some(others)}")
     return dict(state)
 
 
@@ -298,14 +297,14 @@ def _slice(name: str, entry: dict[str, Any], data: memoryview) -> Tensor:
     dtype, shape = _SAFETENSORS_DTYPES[entry["dtype"]], entry["shape"]
     begin, end = entry["data_offsets"]
     if not 0 <= begin <= end <= len(data):
-        raise WeightsError(f"truncated, {name} lies at bytes {begin} to {end} of {len(data)}")
+        raise WeightsError(f"truncated, {name} is at bytes {begin} to {end} of {len(data)}")
     if min(shape, default=1) < 1 or end - begin != math.prod(shape) * dtype.itemsize:
         raise WeightsError(f"{name} of shape {shape} and {entry['dtype']} cannot have {end - begin} bytes")
     return torch.frombuffer(bytearray(data[begin:end]), dtype=dtype).reshape(shape)
 
 
-# A pickle is a program. These are the only names it may call, and none of them is the function it asks for:
-# stand-ins gather what an array is made of, so that not even numpy sees a hand-made state.
+# A pickle is a program. These are the only names that it may call, and each is replaced by a stand-in, which
+# collects the parts of an array, so that numpy does not read untrusted state.
 
 
 class _Dtype:
@@ -319,14 +318,14 @@ class _Dtype:
         self.byte_order = state[1]
 
     def to_numpy(self) -> np.dtype[Any]:
-        """The numpy type, numbers only: an array of objects could hold anything."""
+        """The numpy type; only numbers are allowed."""
         if not re.fullmatch(r"[<>=|][fi][248]", self.byte_order + self.code):
-            raise WeightsError(f"refused, holds an array of dtype {self.code}, which is no number")
+            raise WeightsError(f"refused, contains an array of dtype {self.code}, which is no number")
         return np.dtype(self.byte_order + self.code)
 
 
 class _Array:
-    """Stands in for `numpy.ndarray`, and for `_reconstruct`, which makes an empty one to be filled."""
+    """Stands in for `numpy.ndarray`, and for `_reconstruct`, which makes an empty one."""
 
     tensor: Tensor | None = None
 
@@ -335,20 +334,20 @@ class _Array:
 
     def __setstate__(self, state: tuple[int, tuple[int, ...], _Dtype, bool, str | bytes]) -> None:
         _, shape, dtype, fortran, raw = state
-        # Python 2 wrote bytes as text, which encoding="latin1" has read.
+        # Bytes of Python 2 are text here, read with encoding="latin1".
         content = raw.encode("latin1") if isinstance(raw, str) else raw
         array = np.frombuffer(content, dtype.to_numpy()).reshape(shape, order="F" if fortran else "C")
         self.tensor = torch.from_numpy(array.astype(array.dtype.newbyteorder("="), order="C"))
 
 
 def _latin1(text: str, _encoding: str) -> bytes:
-    """Stands in for `codecs.encode`, by which Python 3 writes bytes in protocol 2."""
+    """Stands in for `codecs.encode`, with which Python 3 writes bytes in protocol 2."""
     return codecs.latin_1_encode(text)[0]
 
 
 _ARRAY_PARTS: dict[str, Callable[..., object]] = {
     "_reconstruct": _Array,
-    "scalar": _Array,  # stays empty: a learning rate or a step, no weight
+    "scalar": _Array,  # stays empty: a learning rate or a step
 }
 _ALLOWED: dict[tuple[str, str], Callable[..., object]] = {
     **{("numpy.core.multiarray", name): part for name, part in _ARRAY_PARTS.items()},
@@ -364,16 +363,16 @@ class _ArrayUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Callable[..., object]:
         """The stand-in of an allowed name."""
         if (module, name) not in _ALLOWED:
-            raise WeightsError(f"refused, its pickle asks for {module}.{name}, which is not allowed")
+            raise WeightsError(f"refused, its pickle calls {module}.{name}, which is not allowed")
         return _ALLOWED[module, name]
 
 
 def _read_detectron(content: bytes) -> dict[str, Tensor]:
-    """Arrays alone: other values (a step, the training's config) are no weights."""
+    """The arrays; other values (a step, the training's config) are skipped."""
     top: Any = _ArrayUnpickler(io.BytesIO(content), encoding="latin1").load()
     if isinstance(top.get("model"), dict):
         raise WeightsError(
-            "is of detectron2, whose batch norms are not folded; Detectron's own file of this name is needed"
+            "is a file of detectron2, whose batch norms are not folded; use Detectron's file of this name"
         )
     blobs = top.get("blobs", top)
     arrays = {str(name): value.tensor for name, value in blobs.items() if isinstance(value, _Array)}

@@ -1,1 +1,1 @@
-"""What a training aims at: assignment of ground truth to anchors, and losses."""
+"""Assignment of ground truth to anchors, and losses."""

@@ -1,12 +1,12 @@
-"""Which anchors are positive, and for which ground truth: the rules the paper compares.
+"""Assigners: the rules that select positive anchors and their ground truth, which the paper compares.
 
 Axes: N images, G ground-truth boxes padded per image, A anchors over all levels, L levels, k candidates
 of a level, C candidates of a ground truth over all levels and anchors of a location, H x W cells of a
 level. Boxes are xyxy float32, pixels of the padded input image.
 
-An assigner takes a whole batch at once and answers `match_NA` int64: the index of the anchor's ground
-truth in its image, NEGATIVE (-1) or IGNORED (-2). An image without ground truth is all negative (the
-authors' code raises there).
+An assigner takes a whole batch and returns `match_NA` int64: the index of the anchor's ground truth in its
+image, NEGATIVE (-1) or IGNORED (-2). All anchors of an image without ground truth are negative (the authors'
+code raises there).
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ NEGATIVE = -1
 IGNORED = -2
 
 INSIDE_MARGIN = 0.01
-"""A centre is inside a box when it is more than this many pixels from every side (authors' code)."""
+"""Pixels from every side by which a centre must be inside a box (authors' code)."""
 
 
 class Assigner(ABC):
-    """A rule that divides anchors into positives and negatives."""
+    """A rule that makes anchors positive, negative or ignored."""
 
     def __call__(self, grid: AnchorGrid, boxes_NG4: Tensor, valid_NG: Tensor) -> Tensor:
-        """Match every anchor of a batch.
+        """Matches every anchor of a batch.
 
         Args:
             grid: the anchors, the same for all images.
-            boxes_NG4: (N, G, 4) float32, xyxy; anything where not valid. G may be 0.
+            boxes_NG4: (N, G, 4) float32, xyxy; any values where not valid. G may be 0.
             valid_NG: (N, G) bool, False for padding.
 
         Returns:
@@ -48,13 +48,13 @@ class Assigner(ABC):
         if num_gts == 0:
             return boxes_NG4.new_full((num_images, len(grid.boxes_A4)), NEGATIVE, dtype=torch.int64)
         with torch.no_grad():
-            # A box without area at the origin overlaps nothing and contains no centre, so padding needs no
-            # further care in the rules.
+            # Padding becomes a box without area at the origin, which overlaps no anchor and contains no
+            # centre.
             return self._match(grid, torch.where(valid_NG[..., None], boxes_NG4, 0.0))
 
     @abstractmethod
     def _match(self, grid: AnchorGrid, boxes_NG4: Tensor) -> Tensor:
-        """The rule, on at least one box per image; a box that is padding is all 0."""
+        """The rule, for at least one box per image; padding is a box of zeros."""
 
 
 def _inside(centers: Tensor, boxes: Tensor) -> Tensor:
@@ -64,7 +64,7 @@ def _inside(centers: Tensor, boxes: Tensor) -> Tensor:
 
 
 def _rows(table: Tensor, index: Tensor) -> Tensor:
-    """Rows of a table (A, c) at indices (...), (..., c): faster than table[index]."""
+    """Rows of a table (A, c) at indices (...), as (..., c); faster than table[index]."""
     return table.index_select(0, index.flatten()).view(*index.shape, -1)
 
 
@@ -74,10 +74,10 @@ def _rows(table: Tensor, index: Tensor) -> Tensor:
 class MaxIoUAssigner(Assigner):
     """RetinaNet's thresholds on the IoU of an anchor with its best ground truth (Sec. 3.1).
 
-    An anchor whose IoU reaches the positive threshold, or is the highest that some ground truth attains
-    (every exact tie), is positive for the ground truth it overlaps most, ties going to the lowest index:
-    not always the one that made it positive. A ground truth that overlaps no anchor makes none positive;
-    in the authors' code it would make every anchor positive that it ties with at 0.
+    An anchor is positive if its IoU reaches the positive threshold, or is the highest of some ground truth
+    (all exact ties). It is matched to the ground truth that it overlaps most, of equal ones the lowest index;
+    that need not be the one that made it positive. A ground truth without overlap makes no anchor positive;
+    in the authors' code it makes every anchor positive that ties at 0.
     """
 
     def __init__(self, config: MaxIoU) -> None:
@@ -96,7 +96,7 @@ class MaxIoUAssigner(Assigner):
 
 
 def _attains_highest(iou_NGA: Tensor) -> Tensor:
-    """(N, A) bool: the anchor's IoU with some ground truth is the highest that one has, and not 0."""
+    """(N, A) bool: the anchor has the highest IoU of some ground truth, and that is not 0."""
     highest_NG1 = iou_NGA.amax(dim=2, keepdim=True)
     unreachable = 2.0
     return (iou_NGA == highest_NG1.masked_fill_(highest_NG1 == 0, unreachable)).any(dim=1)
@@ -105,16 +105,16 @@ def _attains_highest(iou_NGA: Tensor) -> Tensor:
 # --- FCOS ------------------------------------------------------------------------------------------
 
 _BASE_RANGE = 8.0
-"""Strides: a level takes boxes whose farthest side is up to 8 strides from the centre (64 on P3)."""
+"""Strides from a centre to the farthest side of its box, at most (64 pixels on P3)."""
 
 
 class SpatialScaleAssigner(Assigner):
     """FCOS's spatial and scale constraint (Sec. 3.1); the smallest box wins, then the lowest index.
 
     A centre must lie inside the box (by more than INSIDE_MARGIN, as in the authors' ATSS head; their
-    FCOS asks for more than 0), or with center sampling inside both the box and a square around its
-    centre. The farthest side must be within the level's range: 8 strides of the finer level to 8 strides
-    of this one, both inclusive; from 0 on the finest and without limit on the coarsest.
+    FCOS requires more than 0); with center sampling, also inside a square around the box's centre. The
+    distance to the farthest side must be in the level's range: 8 strides of the finer level to 8 strides of
+    this one, both inclusive; from 0 on the finest and without limit on the coarsest level.
     """
 
     def __init__(self, config: SpatialScale) -> None:
@@ -131,10 +131,10 @@ class SpatialScaleAssigner(Assigner):
         return pad(order_NG, (0, 1), value=NEGATIVE).gather(1, torch.cat(first, dim=1).long())
 
     def _first_accepted(self, level: Level, boxes_NG4: Tensor, low: float, high: float) -> Tensor:
-        """For each cell the first box that takes it, (N, H * W) integer; G for none.
+        """The first box of each cell that fulfils the rule, (N, H * W) integer; G for none.
 
-        All conditions but the lower limit are an "and" of one on x and one on y, so no tensor of distances
-        larger than (N, G, W) is made.
+        All conditions but the lower limit are separable in x and y, so no tensor of distances is larger than
+        (N, G, W).
         """
         x1, y1, x2, y2 = boxes_NG4.unsqueeze(-2).unbind(-1)
         within_x, far_x = self._along_axis(level.width, level.stride, x1, x2, low, high)
@@ -150,8 +150,8 @@ class SpatialScaleAssigner(Assigner):
     ) -> tuple[Tensor, Tensor]:
         """One axis of the rule for boxes [start, end] (N, G, 1): two (N, G, cells) bool.
 
-        The first is whether a centre is inside with both sides within `high`, the second whether a side is at
-        least `low` away.
+        The first: the centre is inside, and both sides are within `high`. The second: a side is at least
+        `low` away.
         """
         centers = (torch.arange(cells, device=start.device) + 0.5) * stride
         inner_start, inner_end, margin = start, end, INSIDE_MARGIN
@@ -182,11 +182,11 @@ class Candidates(NamedTuple):
 class ATSSAssigner(Assigner):
     """Adaptive training sample selection (Sec. 3.2, Algorithm 1).
 
-    Departures of the authors' code from Algorithm 1 that are followed: k counts locations, so k * #A
-    candidates are taken per level; the standard deviation is the unbiased one; a centre is inside by more
-    than INSIDE_MARGIN. Of two ground truths that claim an anchor the one with the higher IoU gets it, then
-    the one with the lower index. Of equally distant cells at the k-th place those with the lowest index are
-    taken, where the authors' code leaves it to the device. Nothing here waits for the device.
+    Follows the authors' code where it differs from Algorithm 1: k counts locations, so there are k * #A
+    candidates per level; the standard deviation is unbiased; a centre must be inside by more than
+    INSIDE_MARGIN. An anchor that two ground truths select is matched to the one with the higher IoU, then the
+    lower index. Of equally distant cells the lowest indices are selected; in the authors' code this depends
+    on the device. No operation synchronises with the device.
     """
 
     def __init__(self, config: ATSS) -> None:
@@ -204,15 +204,15 @@ class ATSSAssigner(Assigner):
 def nearest_candidates(grid: AnchorGrid, boxes_NG4: Tensor, topk: int) -> Candidates:
     """All anchors of the `topk` cells of each level whose centres are nearest to a box's centre.
 
-    Exact, at a cost that does not depend on the size of the maps: the cell in the i-th nearest column and
-    the j-th nearest row (from 1) has at least i * j - 1 cells before it, so only cells with i * j <= topk
-    can be among the nearest. That holds for centres at and outside the border of the map too. Distances
-    are squared in float64, in which centres of float32 boxes and their squares are as good as exact.
+    Exact, and its cost does not depend on the size of the maps: at least i * j - 1 cells are nearer than the
+    cell in the i-th nearest column and the j-th nearest row (from 1), so only cells with i * j <= topk can be
+    among the nearest. This also holds for centres at and outside the border of the map. Squared distances
+    are float64, which is almost exact for centres of float32 boxes.
 
     Args:
         grid: the anchors.
         boxes_NG4: (N, G, 4) float32, xyxy.
-        topk: cells per level; a level with fewer gives all of them.
+        topk: cells per level; all cells of a level with fewer.
 
     Returns:
         The candidates, C = L * topk * #A for each box.
@@ -240,8 +240,8 @@ def nearest_candidates(grid: AnchorGrid, boxes_NG4: Tensor, topk: int) -> Candid
 def _nearest_along_axes(center: Tensor, stride: Tensor, size: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """The `count` columns (rows) nearest to x (y), nearest first, the lower of two equally near first.
 
-    The i + 1 nearest of n cells are consecutive; they start at ceil(u - (i + 1) / 2), kept in 0 .. n - 1 - i,
-    for a centre u in cells. The i-th nearest is what the i-th of these windows adds to the one before.
+    For a centre u in cells, the i + 1 nearest of n cells are consecutive from ceil(u - (i + 1) / 2), clamped
+    to 0 .. n - 1 - i. The i-th nearest is the cell that the i-th of these windows adds to the window before.
 
     Args:
         center: (N, G, 1, 2, 1) float64, x and y.
@@ -265,8 +265,8 @@ def _nearest_along_axes(center: Tensor, stride: Tensor, size: Tensor, count: int
 def _smallest(values: Tensor, indices: Tensor, count: int) -> Tensor:
     """Positions of the `count` smallest values of the last axis; equal ones by the lowest index.
 
-    Two selections, because topk leaves the order of equal values open: the second is among distinct keys
-    where it matters, since all values below the k-th get in whatever their order.
+    Two selections, because the order of equal values in topk is undefined. The second one has distinct keys
+    among the values that equal the k-th; all smaller values are selected in any order.
     """
     kth = values.topk(count, largest=False).values[..., -1:]
     key = torch.where(values == kth, indices, torch.inf).masked_fill_(values < kth, NEGATIVE)
@@ -274,14 +274,14 @@ def _smallest(values: Tensor, indices: Tensor, count: int) -> Tensor:
 
 
 def iou_statistics(iou_NGC: Tensor, present_NGC: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and unbiased standard deviation over the candidates, whose sum is the threshold.
+    """Mean and unbiased standard deviation of the candidates' IoUs; their sum is the threshold.
 
-    In float64: candidates that all have one IoU then have exactly that mean and no deviation, and are
-    positive, rather than being decided by the rounding of a sum.
+    In float64, so that candidates with equal IoUs have exactly that mean and a deviation of 0, and are
+    positive; in float32 rounding would decide.
 
     Args:
         iou_NGC: (N, G, C) float32.
-        present_NGC: (N, G, C) bool, which candidates count.
+        present_NGC: (N, G, C) bool, False for absent candidates.
 
     Returns:
         (N, G) float64 mean and standard deviation.
@@ -293,10 +293,10 @@ def iou_statistics(iou_NGC: Tensor, present_NGC: Tensor) -> tuple[Tensor, Tensor
 
 
 def _highest_iou_wins(index_NGC: Tensor, iou_NGC: Tensor, positive_NGC: Tensor, num_anchors: int) -> Tensor:
-    """Each anchor's claimant of highest IoU, then lowest index, (N, num_anchors) int64.
+    """Each anchor's ground truth of highest IoU, then lowest index, (N, num_anchors) int64.
 
-    One maximum over keys whose high bits are the IoU's (non-negative floats order as their bits do) and
-    whose low bits are G - g; with all high bits 0, G + 1 stands for no claimant.
+    One maximum over keys: the high bits are those of the IoU (non-negative floats have the order of their
+    bits), the low bits G - g. High bits of 0 with G + 1 mean no ground truth.
     """
     num_images, num_gts, _ = iou_NGC.shape
     shift = (num_gts + 1).bit_length()
@@ -319,7 +319,7 @@ def _level_table(levels: tuple[Level, ...], device: torch.device) -> tuple[Tenso
 
 @lru_cache(maxsize=64)
 def _slots(topk: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Ranks (i, j), from 0, of the column and the row of every cell that can be among the nearest, (M,)."""
+    """Ranks (i, j), from 0, of column and row of the cells that can be among the nearest, (M,) each."""
     slots = [(i, j) for i in range(topk) for j in range(topk // (i + 1))]
     column_M, row_M = torch.tensor(slots, device=device).unbind(1)
     return column_M, row_M

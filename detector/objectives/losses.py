@@ -3,9 +3,9 @@
 Axes: N images; A anchors over all levels (level-major); G ground-truth boxes padded per image; K classes;
 M = N * A or any number of rows; `...` any leading axes. Boxes are xyxy float32, pixels of the padded input.
 
-Every shape is fixed by the batch's shape: negatives are masked, never gathered away, so that nothing waits
-for the device to say how many positives there are. A negative is paired with its own anchor box, for which
-every loss is finite, and then weighs 0. All losses are computed in float32 whatever the head's precision.
+All shapes depend on the batch's shape alone: negatives are masked and not removed, so that no operation
+synchronises with the device to count positives. A negative's target is its own anchor box, for which every
+loss is finite, with weight 0. All losses are computed in float32, independent of the head's precision.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from detector.geometry.box_coders import Coder
 from detector.outputs import Outputs
 
 IGNORED = -2
-"""Class of an anchor that takes no part, as a match: equal to `assigners.IGNORED`."""
+"""Class of an ignored anchor: equal to `assigners.IGNORED`."""
 
 _GIOU_EPS = 1e-7
-"""Square pixels added to union and enclosure, as in the authors' code, so that 0 / 0 is no NaN."""
+"""Square pixels added to union and enclosure, as in the authors' code, against 0 / 0."""
 
 _MIN_CENTERNESS_SUM = 1e-6
-"""Divisor of a batch without positives; below any sum with one (a centre lies 0.01 px inside or more)."""
+"""Divisor for a batch without positives; smaller than any positive's centerness (0.01 px inside)."""
 
 # --- per element -----------------------------------------------------------------------------------
 
@@ -38,9 +38,9 @@ _MIN_CENTERNESS_SUM = 1e-6
 def focal_loss_sum(logits_MK: Tensor, classes_M: Tensor, alpha: float, gamma: float) -> Tensor:
     """Sum over all rows and classes of the sigmoid focal loss (Lin et al. 2017, equation 5).
 
-    Gradients are written out rather than recorded: a dense pass takes every logit for a negative, then one
-    logit per row is corrected. Exact for logits of any finite size. A NaN logit makes the sum NaN, except in
-    an ignored row, which adds exactly nothing.
+    Gradients are explicit, without autograd: a dense pass treats every logit as a negative, then one logit
+    per row is corrected. Exact for all finite logits. A NaN logit makes the sum NaN, except in an ignored
+    row, which adds exactly 0.
 
     Args:
         logits_MK: (M, K) float; bfloat16 and float16 are computed in float32.
@@ -64,7 +64,7 @@ class _FocalLossSum(torch.autograd.Function):
         loss_MK, grad_MK = _focal_of_negatives(x_MK, 1 - alpha, gamma)
         index_M1 = classes_M.clamp(min=0).unsqueeze(1)
         positive_M1 = (classes_M >= 0).unsqueeze(1)
-        # A positive is a negative seen from the other side.
+        # The loss of a positive is that of a negative with -x.
         loss_M1, grad_M1 = _focal_of_negatives(-x_MK.gather(1, index_M1), alpha, gamma)
         for dense_MK, sparse_M1 in ((loss_MK, loss_M1), (grad_MK, -grad_M1)):
             dense_MK.scatter_(1, index_M1, sparse_M1.where(positive_M1, dense_MK.gather(1, index_M1)))
@@ -93,8 +93,8 @@ def _focal_of_negatives(x: Tensor, weight: float, gamma: float) -> tuple[Tensor,
 def giou_loss(pred: Tensor, target: Tensor) -> Tensor:
     """1 - GIoU of pairs of boxes (Rezatofighi et al. 2019), in [0, 2].
 
-    As in the authors' code a prediction whose second corner lies before its first is taken as without
-    width (or height), and 1e-7 is added to union and enclosure.
+    As in the authors' code, a prediction whose second corner is before its first has no width (or height),
+    and 1e-7 is added to union and enclosure.
 
     Args:
         pred: (..., 4) float, xyxy.
@@ -114,10 +114,10 @@ def giou_loss(pred: Tensor, target: Tensor) -> Tensor:
 
 
 def _overlap(low: Tensor, high: Tensor, target_low: Tensor, target_high: Tensor) -> tuple[Tensor, ...]:
-    """Lengths of a predicted and a wanted interval, of their intersection and of their enclosure.
+    """Lengths of a predicted and a target interval, of their intersection and of their enclosure.
 
-    Minimum and maximum are written with absolute values: the same numbers, and where both arguments are equal
-    the same gradient (half to each), at a third of what they cost on a CPU forward and backward.
+    Minimum and maximum are computed with absolute values: the same values and gradients (half to each of two
+    equal arguments), in a third of the time on a CPU.
     """
     length = high - low
     length = (length + length.abs()) / 2
@@ -128,14 +128,14 @@ def _overlap(low: Tensor, high: Tensor, target_low: Tensor, target_high: Tensor)
 
 
 def centerness_target(ltrb: Tensor) -> Tensor:
-    """How central a point is in its box: sqrt(min(l, r) / max(l, r) * min(t, b) / max(t, b)).
+    """Centerness of a point in its box: sqrt(min(l, r) / max(l, r) * min(t, b) / max(t, b)).
 
     Args:
-        ltrb: (..., 4) float, distances of the point to the four sides, any one unit.
+        ltrb: (..., 4) float, distances of the point to the four sides, in any unit.
 
     Returns:
         (...) float in [0, 1]; 0 for a point on the border or outside (MaxIoU without `inside_gt` has such
-        positives; the authors' code never meets them).
+        positives; the authors' code has none).
     """
     left, top, right, bottom = ltrb.clamp(min=0).unbind(-1)
     shorter = torch.minimum(left, right) * torch.minimum(top, bottom)
@@ -148,7 +148,7 @@ def centerness_target(ltrb: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Targets:
-    """What every anchor of a batch should say.
+    """Targets of every anchor of a batch.
 
     Attributes:
         classes_NA: (N, A) int64, 0..K-1, -1 background, -2 ignored.
@@ -163,18 +163,18 @@ class Targets:
     centerness_NA: Tensor
 
     def counts(self) -> Tensor:
-        """(2,) float32: number of positives and sum of their centerness, what losses are divided by."""
+        """(2,) float32: number of positives and sum of their centerness, the divisors of the losses."""
         return torch.stack((self.positive_NA.sum().float(), self.centerness_NA.sum()))
 
     def __getitem__(self, part: slice) -> Targets:
-        """Those of some of the images."""
+        """The targets of some of the images."""
         return Targets(
             self.classes_NA[part], self.positive_NA[part], self.boxes_NA4[part], self.centerness_NA[part]
         )
 
 
 def targets_of(match_NA: Tensor, boxes_NG4: Tensor, labels_NG: Tensor, grid: AnchorGrid) -> Targets:
-    """Targets of all anchors from what each is matched to.
+    """Targets of all anchors from their matches.
 
     Args:
         match_NA: (N, A) int64, index of the ground truth in its image, -1 negative, -2 ignored.
@@ -186,7 +186,7 @@ def targets_of(match_NA: Tensor, boxes_NG4: Tensor, labels_NG: Tensor, grid: Anc
         The targets, on the device of the matches.
     """
     positive_NA = match_NA >= 0
-    # One more box than there are, so that an image without any has something to point at.
+    # One more box, which anchors of an image without boxes refer to.
     index_NA = match_NA.where(positive_NA, labels_NG.shape[1])
     labels_NA = F.pad(labels_NG, (0, 1)).gather(1, index_NA)
     padded_NG4 = F.pad(boxes_NG4.float(), (0, 0, 0, 1))
@@ -203,10 +203,10 @@ def targets_of(match_NA: Tensor, boxes_NG4: Tensor, labels_NG: Tensor, grid: Anc
 
 
 class DetectionLoss:
-    """The losses of some images, each divided by what the whole batch counts, all parts and ranks together.
+    """The losses of some images, divided by the counts of the whole batch over all parts and ranks.
 
-    So that the sum over parts and ranks of a loss is the loss of the whole batch, on whatever layout. A part
-    without positives, or a batch without, has box and centerness losses of exactly 0 with gradients of 0.
+    The sum of a loss over parts and ranks is then the loss of the whole batch, however it is divided. Box and
+    centerness losses and their gradients are exactly 0 without positives.
 
     Args:
         config: `box_loss`, `focal` and whether the head has a centerness branch.

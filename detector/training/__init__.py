@@ -1,1 +1,1 @@
-"""The training loop and what it needs."""
+"""The training loop, optimisers, checkpoints and processes of one trial."""

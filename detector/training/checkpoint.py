@@ -1,7 +1,7 @@
-"""Checkpoints that are either whole or not there.
+"""Atomic checkpoints with a checksum.
 
-A file is written beside its place, flushed, and renamed; its name carries its step and the SHA-256 of
-its bytes, so one rename publishes both. Reading executes no pickled code (`weights_only`).
+A file is written under a temporary name, flushed and renamed. Its name has its step and the SHA-256 of its
+bytes. Reading executes no pickled code (`weights_only`).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _NAME = re.compile(r"step_(\d{8})-([0-9a-f]{64})\.pt")
 
 @dataclass(frozen=True, slots=True)
 class CheckpointFile:
-    """A checkpoint on disk: its step and the digest that its bytes must have."""
+    """A checkpoint on disk: its step and the SHA-256 of its bytes."""
 
     path: Path
     step: int
@@ -32,15 +32,15 @@ class CheckpointFile:
 
 
 def save(directory: Path, step: int, payload: dict[str, Any]) -> CheckpointFile:
-    """Write the checkpoint of `step` and return it.
+    """Writes the checkpoint of `step` and returns it.
 
     Args:
-        directory: made when absent.
-        step: iterations finished.
+        directory: created if absent.
+        step: number of finished iterations.
         payload: tensors and plain values only, as `torch.load(weights_only=True)` accepts.
 
     Raises:
-        CheckpointError: the disk is full or not writable; nothing half-written stays behind.
+        CheckpointError: the disk is full or not writable; no partial file is left.
     """
     buffer = io.BytesIO()
     torch.save(payload, buffer)
@@ -58,17 +58,17 @@ def save(directory: Path, step: int, payload: dict[str, Any]) -> CheckpointFile:
 
 
 def found(directory: Path) -> list[CheckpointFile]:
-    """Every checkpoint in the directory, newest first; their bytes are not checked."""
+    """Every checkpoint in the directory, newest first; their checksums are not verified."""
     files = [(path, _NAME.fullmatch(path.name)) for path in directory.glob("step_*.pt")]
     checkpoints = [CheckpointFile(path, int(m[1]), m[2]) for path, m in files if m]
     return sorted(checkpoints, key=lambda c: c.step, reverse=True)
 
 
 def load(checkpoint: CheckpointFile) -> dict[str, Any]:
-    """The payload of a checkpoint whose bytes are as they were written.
+    """The payload of a checkpoint, after its checksum was verified.
 
     Raises:
-        CheckpointError: missing, truncated or changed since, or not plain weights.
+        CheckpointError: the file is missing, truncated, changed, or has more than weights.
     """
     try:
         content = checkpoint.path.read_bytes()
@@ -81,12 +81,12 @@ def load(checkpoint: CheckpointFile) -> dict[str, Any]:
     try:
         payload: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise CheckpointError(f"{checkpoint.path.name}: refused, it holds more than weights") from error
+        raise CheckpointError(f"{checkpoint.path.name}: refused, it contains more than weights") from error
     return payload
 
 
 def load_latest_good(directory: Path) -> tuple[CheckpointFile | None, dict[str, Any] | None, list[str]]:
-    """The newest checkpoint that is whole, its payload, and what was passed over on the way and why."""
+    """The newest intact checkpoint, its payload, and the reasons why newer ones were skipped."""
     passed_over: list[str] = []
     for checkpoint in found(directory):
         try:
@@ -97,10 +97,10 @@ def load_latest_good(directory: Path) -> tuple[CheckpointFile | None, dict[str, 
 
 
 def prune(directory: Path, saved: CheckpointFile, keep: int = 2) -> None:
-    """Remove what `saved` makes useless: all but the `keep` newest up to it, later ones, unfinished files.
+    """Removes all but the `keep` newest checkpoints up to `saved`, later ones and partial files.
 
-    A later checkpoint was passed over as corrupt when the run started again before it; so it must not
-    count, or the good one just written would be the one to go.
+    A later checkpoint was skipped as corrupt when the training resumed; it must not count as one of the
+    newest.
     """
     others = [c for c in found(directory) if c.path != saved.path]
     earlier = [c for c in others if c.step < saved.step]

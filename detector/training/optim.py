@@ -1,5 +1,4 @@
-"""Optimisers and learning rates, as functions of the step alone, so that nothing of them needs resuming
-but the optimiser's own moments."""
+"""Optimisers and learning rates. Rates are functions of the step; only the moments are resumed."""
 
 from __future__ import annotations
 
@@ -13,24 +12,22 @@ from torch import nn
 from detector.config import SGD, AdamW, OneCycle, Schedule, StepDecay
 
 PAPER_BATCH = 16
-"""Images a step that the learning rates of `SGD` are given for (Sec. 4.1)."""
+"""Images per step to which the learning rate of `SGD` refers (Sec. 4.1)."""
 
 
 def build_optimizer(model: nn.Module, schedule: Schedule) -> torch.optim.Optimizer:
-    """The optimiser over the parameters that learn.
-
-    Each group carries `peak_lr`, which `set_learning_rate` multiplies.
+    """The optimiser of the trainable parameters. Each group has `peak_lr`, which `set_learning_rate` scales.
 
     Args:
-        model: its frozen parameters are left out.
-        schedule: names the optimiser and its settings.
+        model: the model; its frozen parameters are skipped.
+        schedule: has the optimiser's config.
     """
     config = schedule.optimizer
     match config:
         case SGD():
             scale = schedule.total_batch / PAPER_BATCH
             groups = _sgd_groups(model, config, scale)
-            # On a CPU the fused kernel is the slower one on channels-last weights.
+            # On a CPU the fused kernel is slower for channels-last weights.
             fused = next(model.parameters()).device.type == "cuda"
             return _with_momentum(torch.optim.SGD(groups, momentum=config.momentum, fused=fused))
         case AdamW():
@@ -41,7 +38,7 @@ def build_optimizer(model: nn.Module, schedule: Schedule) -> torch.optim.Optimiz
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, schedule: Schedule, step: int) -> float:
-    """Set every group's rate for `step` (0-based) and return the first group's."""
+    """Sets every group's rate for `step` (0-based); returns the first group's."""
     factor = learning_rate_factor(schedule, step)
     for group in optimizer.param_groups:
         group["lr"] = group["peak_lr"] * factor
@@ -49,11 +46,11 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, schedule: Schedule, step
 
 
 def learning_rate_factor(schedule: Schedule, step: int) -> float:
-    """What the peak rate is multiplied by at `step`.
+    """The factor of the peak rate at `step`.
 
     Args:
-        schedule: its `decay` names the shape; a `StepDecay` warm-up holds a constant factor, as the
-            authors' configs do (WARMUP_METHOD "constant"), and never takes over half of a short run.
+        schedule: has the decay; the warm-up of `StepDecay` has a constant factor, as in the authors'
+            configs (WARMUP_METHOD "constant"), and at most half of a short run's steps.
         step: 0-based iteration.
     """
     decay, total = schedule.decay, schedule.iterations
@@ -76,10 +73,10 @@ def _trainable(model: nn.Module) -> Iterable[tuple[str, nn.Parameter]]:
 
 
 def _with_momentum(optimizer: torch.optim.SGD) -> torch.optim.SGD:
-    """With momenta of zero, which give the same first step as none.
+    """The optimiser with momenta of zero, which give the same first step as none.
 
-    torch makes them in the first step and leaves them unset when that step overflows in float16; the next
-    step would take whatever the memory held.
+    torch allocates them in the first step. If that step overflows in float16 they stay uninitialised, and the
+    next step would use them.
     """
     for group in optimizer.param_groups:
         for parameter in group["params"]:
@@ -88,7 +85,7 @@ def _with_momentum(optimizer: torch.optim.SGD) -> torch.optim.SGD:
 
 
 def _sgd_groups(model: nn.Module, config: SGD, scale: float) -> list[dict[str, object]]:
-    """Weights, and biases (GroupNorm's too) at their own rate without decay, as the authors' solver."""
+    """Weights; and biases (GroupNorm's too) with their own rate and no decay, as in the authors' solver."""
     weights = [p for name, p in _trainable(model) if "bias" not in name]
     biases = [p for name, p in _trainable(model) if "bias" in name]
     lr = config.lr * scale
@@ -99,7 +96,7 @@ def _sgd_groups(model: nn.Module, config: SGD, scale: float) -> list[dict[str, o
 
 
 def _adamw_groups(model: nn.Module, config: AdamW) -> list[dict[str, object]]:
-    """Matrices and kernels decay; vectors and scalars (biases, norms, level scales) do not."""
+    """Matrices and kernels have weight decay; vectors and scalars (biases, norms, level scales) have none."""
     decayed = [p for _, p in _trainable(model) if p.ndim > 1]
     others = [p for _, p in _trainable(model) if p.ndim <= 1]
     return [

@@ -1,4 +1,4 @@
-"""How arithmetic is done: float32, or float32 weights with bfloat16 or float16 convolutions."""
+"""Precision of the arithmetic: float32, or float32 weights with bfloat16 or float16 convolutions."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ def autocast(precision: str, device: str) -> torch.autocast:
 
 
 def gradient_scaler(precision: str, device: str) -> torch.amp.GradScaler:
-    """Scales the loss of a "fp16" backward pass, whose small gradients would become 0; else does nothing.
+    """Scales the loss in "fp16", against underflow of gradients; otherwise does nothing.
 
-    A step whose gradients overflow is left out and the scale halved. The optimisers here are fused, so
-    that decision is made on the device, and nothing waits for it.
+    A step whose gradients overflow is skipped, and the scale halved. The optimisers are fused, so this is
+    decided on the device without synchronisation.
     """
     return torch.amp.GradScaler(device, enabled=precision == "fp16")

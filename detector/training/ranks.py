@@ -1,4 +1,4 @@
-"""The processes that work on one trial together, as the code that they share sees them."""
+"""The ranks (processes) that train one trial together."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
-    """This process among those that work on one trial together."""
+    """This process among the ranks of a trial."""
 
     rank: int = 0
     size: int = 1
 
     @staticmethod
     def current() -> Ranks:
-        """From torch.distributed where it is initialised, else a single process."""
+        """From torch.distributed if it is initialised, otherwise a single process."""
         if not (dist.is_available() and dist.is_initialized()):
             return Ranks()
         return Ranks(dist.get_rank(), dist.get_world_size())
 
     def sum(self, value: Tensor) -> Tensor:
-        """`value` summed over ranks, without gradient; every rank must call it."""
+        """The sum of `value` over ranks, without gradient. Every rank must call it."""
         if self.size > 1:
             value = value.clone()
             dist.all_reduce(value)
         return value
 
     def gather(self, value: T) -> list[T]:
-        """Every rank's value, in the order of ranks, on rank 0; nothing elsewhere. Every rank must call it.
+        """The values of all ranks, in their order, on rank 0; nothing on others. Every rank must call it.
 
-        The value is pickled, so it must come from this program, as it does.
+        Values are pickled, so they must come from this program.
         """
         if self.size == 1:
             return [value]
@@ -50,13 +50,13 @@ class Ranks:
         """Checks that all ranks found the same checkpoint.
 
         Raises:
-            CheckpointError: they did not, so they do not see the same files.
+            CheckpointError: they found different ones, so they have different files.
         """
         steps = torch.zeros(self.size, dtype=torch.int64, device=device)
         steps[self.rank] = step
         found = self.sum(steps).tolist()
         if len(set(found)) > 1:
             raise CheckpointError(
-                f"the workers would go on from different steps, {found}: the workspace must lie on a file "
+                f"the workers would resume at different steps, {found}: the workspace must be on a file "
                 "system that all of them share"
             )

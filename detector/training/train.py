@@ -1,9 +1,9 @@
 """Training as a generator of reports, the same on one process or many.
 
-What a step computes is a function of (config, step): images, flips and sizes come from (seed, step), every
-normaliser is summed over ranks and over the parts that a worker takes one after the other, and so is the
-gradient. On a CPU a resumed run is bit for bit the one that never stopped; CUDA's kernels add in any order.
-Nothing here knows who listens to the reports.
+A step is a function of (config, step): images, flips and sizes come from (seed, step); normalisers and
+gradients are summed over ranks and over the micro-batches of a worker. On a CPU a resumed run equals an
+uninterrupted one bit for bit; CUDA kernels add in varying order. The receiver of the reports is not known
+here.
 """
 
 from __future__ import annotations
@@ -41,19 +41,19 @@ Validate = Callable[[DenseDetector], dict[str, float]]
 
 @dataclass(frozen=True, slots=True)
 class RunOptions:
-    """What decides where and how a training runs, and never its result.
+    """Settings that do not change a training's result.
 
     Attributes:
-        directory: where checkpoints go.
+        directory: of the checkpoints.
         device: "cpu" or "cuda".
         report_every: steps between two reports.
         checkpoint_every: steps between two checkpoints; rounded up to a multiple of `report_every`, so
-            that a resumed run reports the same means as one that never stopped.
-        micro_batch: images that a worker takes through the network at a time, adding up their gradients;
-            None for its whole share of the batch.
+            that a resumed run reports the same means as an uninterrupted one.
+        micro_batch: images that a worker processes at a time, summing their gradients; None for its whole
+            part of the batch.
         loaders: threads that prepare batches ahead; 0 prepares each when it is needed.
-        weights: gives the file that `Trial.weights` describes; asked only where a training starts.
-        validate_every: steps between two calls of `validate`, whose numbers are reported.
+        weights: returns the file that `Trial.weights` describes; called only when a training starts.
+        validate_every: steps between two calls of `validate`, whose metrics are reported.
     """
 
     directory: Path
@@ -81,14 +81,14 @@ class StepReport:
 
 @dataclass(frozen=True, slots=True)
 class CheckpointReport:
-    """A checkpoint is on disk."""
+    """A checkpoint was written."""
 
     file: checkpoints.CheckpointFile
 
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """Something a person should know."""
+    """A message to the user."""
 
     message: str
 
@@ -98,7 +98,7 @@ TrainReport = StepReport | CheckpointReport | Notice
 
 @dataclass
 class Training:
-    """A trial in training: what a checkpoint holds, and what is needed to go on."""
+    """A trial in training: the content of a checkpoint, and what the next step needs."""
 
     trial: Trial
     options: RunOptions
@@ -117,7 +117,7 @@ class Training:
 
     @staticmethod
     def start(trial: Trial, split: CheckedSplit, images: SplitImages, options: RunOptions) -> Training:
-        """A fresh training: weights drawn from the trial's seed, the same on every rank."""
+        """A new training: random weights from the trial's seed, the same on every rank."""
         ranks, schedule = Ranks.current(), trial.schedule
         rank_slice(schedule.total_batch, ranks.rank, ranks.size)  # refuses more ranks than images
         torch.manual_seed(trial.seed)
@@ -138,7 +138,7 @@ class Training:
         )
 
     def resume(self) -> list[TrainReport]:
-        """Go on from the newest good checkpoint, else from pretrained weights; say what was passed over."""
+        """Resumes at the newest intact checkpoint, or loads pretrained weights; returns notices."""
         file, payload, passed_over = checkpoints.load_latest_good(self.options.directory)
         self.ranks.agree_on(0 if file is None else file.step, self.options.device)
         reports: list[TrainReport] = [Notice(f"passed over a checkpoint: {why}") for why in passed_over]
@@ -152,21 +152,21 @@ class Training:
         self.scaler.load_state_dict(payload["scaler"])
         torch.set_rng_state(payload["rng"])
         self.step = self.saved = file.step
-        return [*reports, Notice(f"goes on from the checkpoint of step {file.step}")]
+        return [*reports, Notice(f"resumes at the checkpoint of step {file.step}")]
 
     def _load_weights(self) -> None:
         wanted, find = self.trial.weights, self.options.weights
         if wanted is None:
             return
         if find is None:
-            raise WeightsError(f"the file of the pretrained weights {wanted.sha256} is not given")
+            raise WeightsError(f"no file of the pretrained weights {wanted.sha256} was given")
         load_backbone(self.model.backbone, find(), wanted)
 
     def save(self) -> CheckpointReport:
-        """Write a checkpoint (rank 0 alone) and prune old ones.
+        """Writes a checkpoint (on rank 0) and removes old ones.
 
         Raises:
-            DivergedError: a weight is not finite; losses are computed before the update that did it.
+            DivergedError: a weight is not finite; the losses before the last update may be.
         """
         directory, self.saved = self.options.directory, self.step
         if not all(bool(p.isfinite().all()) for p in self.model.parameters()):
@@ -181,7 +181,7 @@ class Training:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
-            # Nothing draws from it after the weights; a layer that will (dropout) resumes as exactly.
+            # Used for the initial weights alone so far; a layer such as dropout would resume exactly too.
             "rng": torch.get_rng_state(),
         }
         file = checkpoints.save(directory, self.step, payload)
@@ -201,7 +201,7 @@ class Training:
         return load_batch(self.images, draw.indices[own], draw.flips[own], largest(sizes), sizes[own])
 
     def batches(self) -> Generator[Batch, None, None]:
-        """This rank's part of the steps that are left, prepared ahead."""
+        """This rank's part of the remaining steps, prepared ahead."""
         return prefetched(self.batch, range(self.step, self.trial.schedule.iterations), self.options.loaders)
 
     def advance(self, batch: Batch) -> None:
@@ -220,13 +220,13 @@ class Training:
         self.step += 1
 
     def _backward(self, batch: Batch, targets: Targets, counts: Tensor, part: slice, *, last: bool) -> Tensor:
-        """Add the gradients of some of this rank's images; ranks exchange them after the last."""
+        """Adds the gradients of a micro-batch; ranks exchange them after the last one."""
         with self._exchange(last):
             with autocast(self.trial.schedule.precision, self.options.device):
                 outputs = self.forward(batch.images[part], batch.sizes[part])
             losses = self.model.losses(outputs, targets[part], counts)
             total = torch.stack(list(losses.values())).sum()
-            # DistributedDataParallel averages gradients; each rank's loss is its share of the sum.
+            # DistributedDataParallel averages gradients; each rank's loss is a part of the sum.
             self.scaler.scale(total * self.ranks.size).backward()  # type: ignore[no-untyped-call]
         self.loss_names = (*(f"loss_{name}" for name in losses), "loss")
         return torch.stack([*losses.values(), total]).detach()
@@ -237,7 +237,7 @@ class Training:
         return self.forward.no_sync()
 
     def validation(self, validate: Validate) -> StepReport:
-        """What `validate` says of the model as it is."""
+        """The metrics of `validate` for the current model."""
         metrics = validate(self.model.eval())
         self.model.train()
         return StepReport(self.step, metrics)
@@ -258,7 +258,7 @@ class Training:
         return StepReport(self.step, metrics)
 
     def _finite(self, losses: Tensor) -> Tensor:
-        """The losses, (steps, kinds). In float16 without those of steps that overflowed and were left out."""
+        """The losses, (steps, kinds); in float16 without skipped steps, whose gradients overflowed."""
         good = losses.isfinite().all(dim=1)
         if self.scaler.is_enabled():
             if self.scaler.get_scale() < 1:
@@ -279,7 +279,7 @@ class Training:
 
 
 def _parts(count: int, micro_batch: int | None) -> list[slice]:
-    """Equal shares of at most `micro_batch` images, but for a smaller last one."""
+    """Micro-batches of at most `micro_batch` images; the last may be smaller."""
     size = min(count, micro_batch or count)
     return [slice(start, min(start + size, count)) for start in range(0, count, size)]
 
@@ -291,18 +291,18 @@ def train(
     options: RunOptions,
     validate: Validate | None = None,
 ) -> Generator[TrainReport, None, DenseDetector]:
-    """Train to the end, from the newest good checkpoint if there is one.
+    """Trains to the end, from the newest intact checkpoint if there is one.
 
     Args:
         trial: what to train.
         split: the training split; its class names go into the checkpoints.
-        images: the same at the trial's size.
-        options: where and how.
-        validate: numbers to report of the unfinished model, which it gets in eval mode, on every rank.
+        images: the split's images at the trial's size.
+        options: settings that do not change the result.
+        validate: returns metrics of the model, which it gets in eval mode on every rank.
 
     Yields:
-        A report every `report_every` steps, one for each checkpoint and validation, and notices. All
-        ranks yield the same sequence; checkpoint reports of ranks other than 0 name no file.
+        A report every `report_every` steps, for each checkpoint and validation, and notices. All ranks
+        yield the same sequence; checkpoint reports of ranks other than 0 have no file.
 
     Returns:
         The trained model, in eval mode.
@@ -312,7 +312,7 @@ def train(
         CheckpointError: a checkpoint could not be written.
         WeightsError: the pretrained weights do not fit, or are not those that the trial names.
 
-    Closed at a report (`close()`, on every rank at the same one), it writes a checkpoint of that step first.
+    When it is closed at a report (`close()`, at the same one on every rank), it writes a checkpoint first.
     """
     training = Training.start(trial, split, images, options)
     yield from training.resume()
@@ -326,7 +326,7 @@ def train(
 
 
 def _steps(training: Training, validate: Validate | None) -> Generator[TrainReport, None, None]:
-    """The steps that are left, with their reports, validations and checkpoints."""
+    """The remaining steps, with their reports, validations and checkpoints."""
     options, total = training.options, training.trial.schedule.iterations
     since = time.perf_counter()
     with closing(training.batches()) as batches:

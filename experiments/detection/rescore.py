@@ -12,7 +12,7 @@ from ablation.study import Setting
 from detector.config import Evaluation, Trial
 from detector.data.coco import DataPaths, read_data, to_coco_dict
 from detector.errors import DataError
-from detector.evaluation.coco_eval import CocoScores, Results, evaluate, quick_scores
+from detector.evaluation.coco_eval import CocoScores, Results, evaluate, fast_evaluate
 
 
 def rescore(setting: Setting, trial: Trial, evaluation: Evaluation, detections: Path) -> Mapping[str, float]:
@@ -34,7 +34,7 @@ def rescore(setting: Setting, trial: Trial, evaluation: Evaluation, detections: 
 
 def by_class(setting: Setting, trial: Trial, evaluation: Evaluation, detections: Path) -> Mapping[str, float]:
     """AP in percent by class, NaN where the images hold none; arguments and errors as `rescore`."""
-    return _scored(quick_scores, setting, trial, evaluation, detections).class_ap
+    return _scored(fast_evaluate, setting, trial, evaluation, detections).class_ap
 
 
 def _scored(

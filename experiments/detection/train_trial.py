@@ -29,7 +29,7 @@ from detector.config import Evaluation, Trial, Weights
 from detector.data.coco import CheckedSplit, DataPaths, read_data, read_test, to_coco_dict
 from detector.data.dataset import SplitImages, open_split
 from detector.evaluation.bootstrap import bootstrap, match_data
-from detector.evaluation.coco_eval import AP_NAMES, Results, quick_scores, run_cocoeval, save_arrays, scores
+from detector.evaluation.coco_eval import AP_NAMES, Results, fast_evaluate, run_cocoeval, save_arrays, scores
 from detector.evaluation.inference import detect_split
 from detector.geometry.transforms import scale_boxes, xywh_to_xyxy
 from detector.model.dense_detector import DenseDetector
@@ -202,7 +202,7 @@ def _validation(trial: Trial, split: CheckedSplit, request: Request) -> Validate
         )
         if results is None:
             return {}
-        found = quick_scores(to_coco_dict(split), results, trial.data.small_side, trial.data.medium_side)
+        found = fast_evaluate(to_coco_dict(split), results, trial.data.small_side, trial.data.medium_side)
         return {f"val_{name}": value for name, value in found.metrics.items()}
 
     return validate

@@ -80,5 +80,5 @@ def test_a_checkpoint_that_would_run_code_is_refused(tmp_path: Path) -> None:
             return os.system, ("true",)
 
     saved = checkpoint.save(tmp_path, 1, {"model": Evil()})
-    with pytest.raises(CheckpointError, match="holds more than weights"):
+    with pytest.raises(CheckpointError, match="contains more than weights"):
         checkpoint.load(saved)

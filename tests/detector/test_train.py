@@ -169,7 +169,7 @@ def test_a_resumed_run_equals_one_that_never_stopped_bit_for_bit(
     whole = _losses(list(_training(drawn, tmp_path / "whole", trial)))
     _stop_after(_training(drawn, tmp_path / "parts", trial), 4)
     rest = list(_training(drawn, tmp_path / "parts", trial))
-    assert rest[0] == Notice("goes on from the checkpoint of step 4")
+    assert rest[0] == Notice("resumes at the checkpoint of step 4")
     resumed = _losses(rest)
     assert list(resumed) == [6, 8, 10, 12]
     assert all(resumed[step] == whole[step] for step in resumed)
@@ -184,14 +184,14 @@ def test_a_corrupt_checkpoint_is_passed_over_and_the_result_is_the_same(drawn: P
     newest.path.write_bytes(newest.path.read_bytes()[:1000])
     notices = [r for r in _training(drawn, tmp_path / "parts") if isinstance(r, Notice)]
     assert "passed over" in notices[0].message and "step_00000008" in notices[0].message
-    assert notices[1] == Notice("goes on from the checkpoint of step 4")
+    assert notices[1] == Notice("resumes at the checkpoint of step 4")
     ours, theirs = _weights(tmp_path / "parts"), _weights(tmp_path / "whole")
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
 def test_a_finished_training_is_not_trained_again(drawn: Path, tmp_path: Path) -> None:
     list(_training(drawn, tmp_path))
-    assert list(_training(drawn, tmp_path)) == [Notice("goes on from the checkpoint of step 12")]
+    assert list(_training(drawn, tmp_path)) == [Notice("resumes at the checkpoint of step 12")]
 
 
 def test_a_checkpoint_of_another_config_is_refused(drawn: Path, tmp_path: Path) -> None:
@@ -330,14 +330,14 @@ def test_training_starts_from_the_pretrained_weights_and_resumes_without_them(
         weights=Weights("torchvision", sha256_of(path)),
     )
     run = tmp_path / "run"
-    with pytest.raises(WeightsError, match="not given"):
+    with pytest.raises(WeightsError, match="no file of the pretrained weights"):
         next(_training(drawn, run, trial))
     list(_training(drawn, run, trial, weights=lambda: path, checkpoint_every=1, report_every=1))
     frozen = checkpoint.load(checkpoint.found(run)[0])["model"]["backbone.layer1.0.conv1.weight"]
     assert torch.equal(frozen, published["layer1.0.conv1.weight"])
     path.unlink()
     again = next(_training(drawn, run, trial, weights=lambda: path))
-    assert again == Notice("goes on from the checkpoint of step 2")
+    assert again == Notice("resumes at the checkpoint of step 2")
 
 
 # --- several workers -------------------------------------------------------------------------------

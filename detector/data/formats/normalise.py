@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from detector.data.coco import Finding, refuse
+from detector.data.checks import Finding, refuse
 from detector.data.formats.boxes import BoxForm, convert_boxes, suspected_form
 from detector.data.formats.contents import Content
 from detector.data.formats.file_names import find_files
