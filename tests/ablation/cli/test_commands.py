@@ -18,13 +18,13 @@ from ablation import cli, session, studies
 from ablation.cli import control, inspect
 from ablation.cli import run as run_module
 from ablation.control.status import watch
-from ablation.driver import forecast, run
-from ablation.driver import tune as scheduler
-from ablation.driver.tune import Place, Summary
+from ablation.driver import forecast, launch, run
+from ablation.driver.launch import Summary
 from ablation.errors import UserError
 from ablation.options import named, option
 from ablation.plan import Plan
 from ablation.protocol import Evaluated, Progress
+from ablation.run_options import Options
 from ablation.session import Selection, Session
 from ablation.store import Store
 from ablation.study import ByClass, Cell, Profile, Row, Study, Table, Variant
@@ -103,7 +103,10 @@ def test_a_wrong_option_is_refused_with_what_is_allowed(
     [
         (Selection(study="yolo"), "--study must be one of atss"),
         (Selection(profile="huge"), "(?s)no profile 'huge'.*shapes-long +the same shapes"),
-        (Selection(profile="smoke", options=DetectionOptions(data=Path("nowhere"))), "instances_train2017"),
+        (
+            Selection(profile="smoke", options=DetectionOptions(data=Path("nowhere"))),
+            "nowhere: no such folder",
+        ),
         (Selection(profile="smoke", tables=["9"]), "asked for table9"),
     ],
 )
@@ -596,17 +599,17 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Runs train in this process and at once; names of what they trained."""
     names: list[str] = []
 
-    def train(plan: Plan, place: Place, *_: object, **__: object) -> Summary:
+    def train(plan: Plan, options: Options, store: Store, *_: object, **__: object) -> Summary:
         for trial in plan.work():
             names.append(trial.name)
-            attempt = place.store.claim(trial.key, "test", {})
+            attempt = store.claim(trial.key, "test", {})
             assert attempt is not None
             evaluated = [Evaluated(evaluation.key, {"AP": 40.0}) for evaluation in trial.missing]
-            place.store.record(attempt, [Progress(1, 1, {}), *evaluated])
-            place.store.finish(attempt)
+            store.record(attempt, [Progress(1, 1, {}), *evaluated])
+            store.finish(attempt)
         return Summary((), {}, (), interrupted=False, seconds=1.0)
 
-    monkeypatch.setattr(scheduler, "run", train)
+    monkeypatch.setattr(launch, "run", train)
     monkeypatch.setattr(run, "print_report", lambda *_: None)
     monkeypatch.setattr(Mirror, "start", lambda mirror: None)
     monkeypatch.setattr(Mirror, "close", lambda mirror: None)
