@@ -10,7 +10,7 @@ from experiments.detection.options import DetectionOptions
 from experiments.detection.profiles import PROFILES
 from experiments.detection.rescore import by_class, rescore
 from experiments.detection.server_scores import read_scores
-from experiments.detection.study import check_data, train
+from experiments.detection.study import PACKAGES, check_data, train
 
 
 def study() -> Study:
@@ -34,4 +34,5 @@ def study() -> Study:
         read_scores=read_scores,
         by_class=ByClass("AP", by_class),
         sources=("detector", "experiments"),
+        packages=PACKAGES,
     )

@@ -14,6 +14,9 @@ from ablation.protocol import Report, Request
 from detector.errors import DataError
 from experiments.detection.options import DetectionOptions
 
+PACKAGES = ("torch", "torchvision", "numpy", "pillow", "pycocotools")
+"""Packages whose version can change a result of detection."""
+
 
 def train(request: Request) -> Generator[Report, None, None]:
     """One attempt at one trial, by `experiments.detection.train_trial`."""

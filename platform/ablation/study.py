@@ -258,6 +258,7 @@ class Study:
             no evaluation needs a server.
         by_class: None where the study has no numbers by class.
         sources: names of the packages whose modules decide what a training computes, as "detector".
+        packages: installed packages whose version can change a result; recorded with every attempt.
         folder: where its modules lie, for the processes of trials; None where they are installed.
 
     Raises:
@@ -282,6 +283,7 @@ class Study:
     read_scores: Callable[[str, str], Mapping[str, float]] | None = None
     by_class: ByClass | None = None
     sources: tuple[str, ...] = ()
+    packages: tuple[str, ...] = ("torch", "numpy")
     folder: Path | None = None
 
     def __post_init__(self) -> None:

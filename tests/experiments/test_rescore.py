@@ -60,7 +60,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     directory = Workspace.at(root).trial_directory(trial.key)
     for report in train_trial(Request(trial.key, trial.config, wanted, directory, setting.context)):
         store.record(attempt, [report])
-    store.record(attempt, [Described(environment.describe(whole.sources))])
+    store.record(attempt, [Described(environment.describe(whole.sources, whole.packages))])
     store.finish(attempt)
     yield Place(root, whole, make_plan(whole, setting, (0,), ["table8"], store), store)
     store.close()

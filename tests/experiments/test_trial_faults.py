@@ -55,7 +55,9 @@ def job_in(root: Path, setting: ScaledSetting) -> Job:
     trial, evaluation = setting.trial(Recipe(atss()), 0), setting.evaluation(SINGLE_SCALE)
     wanted = (EvaluationRequest(EVALUATION, evaluation),)
     request = Request(KEY, trial, wanted, root / KEY, setting.context, Resources())
-    return Job(WorkerConfig(train_trial, storage_at(root), root, ("detector",), 0.0, root), request)
+    return Job(
+        WorkerConfig(train_trial, storage_at(root), root, ("detector",), ("torch",), 0.0, root), request
+    )
 
 
 @pytest.fixture

@@ -179,7 +179,7 @@ class Workspace:
         """The method's trial is trained and tested with a version of torch, or keeps no record; its key."""
         attempt, trial = self.start(method), self.plan.trial(self.trial_key(method))
         if torch:
-            found = environment.describe([])
+            found = environment.describe([], ["torch"])
             packages = found["packages"] | {"torch": torch}
             self.store.record(attempt, [Described(found | {"packages": packages})])
         self.store.record(attempt, [Progress(100, 100), Checkpointed(100, "artifacts/100.pt", "0" * 64)])
@@ -209,7 +209,7 @@ class Workspace:
 
 def torch_today() -> str:
     """The version of torch that is installed."""
-    return environment.package_versions()["torch"] or ""
+    return environment.version("torch") or ""
 
 
 STUDY = Study(

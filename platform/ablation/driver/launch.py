@@ -124,6 +124,7 @@ def _run_on_ray(
             manager.storage,
             manager.workspace.artifacts,
             plan.study.sources,
+            plan.study.packages,
             options.hang_after,
             scratch,
         )

@@ -40,7 +40,7 @@ def run_study(
     storage.probe()
     session = _registered(session, retry_failed)
     print(describe_plan(session.plan), flush=True)
-    facts = provenance.collect(command)
+    facts = provenance.collect(command, packages=session.study.packages)
     invocation = store.start_invocation(command, facts)
     mirror.start()
     try:

@@ -19,20 +19,18 @@ from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("torch", "torchvision", "numpy", "pillow", "pycocotools")
-"""Packages whose version can change a result."""
-
 _GPU_FILES = Path("/proc/driver/nvidia/gpus")
 
 
-def describe(sources: Sequence[str]) -> dict[str, Any]:
+def describe(sources: Sequence[str], packages: Sequence[str]) -> dict[str, Any]:
     """The environment of this process, as JSON values.
 
     Args:
-        sources: names of the packages whose modules can change a result, as `Study.sources`.
+        sources: names of the packages whose modules can change a result (`Study.sources`).
+        packages: installed packages whose version can (`Study.packages`).
 
     Returns:
-        `host`, `gpus` (names), `python`, `packages` (versions of `PACKAGES`, None when absent) and
+        `host`, `gpus` (names), `python`, `packages` (versions, None when absent) and
         `modules`: `source_hash` of every imported module of the sources, by name. A file that is edited
         later keeps its first hash, because the process still runs the old code.
     """
@@ -40,14 +38,9 @@ def describe(sources: Sequence[str]) -> dict[str, Any]:
         "host": socket.gethostname(),
         "gpus": _gpus(),
         "python": platform.python_version(),
-        "packages": _first_versions(),
+        "packages": {name: _first_version(name) for name in packages},
         "modules": _hashes(tuple(sources), len(sys.modules)),
     }
-
-
-def package_versions() -> dict[str, str | None]:
-    """The installed version of each of `PACKAGES`, None when absent."""
-    return {name: version(name) for name in PACKAGES}
 
 
 def version(package: str) -> str | None:
@@ -89,7 +82,7 @@ def _first_hash(path: Path) -> str:
     return source_hash(source_text(path.read_bytes()))
 
 
-_first_versions = cache(package_versions)
+_first_version = cache(version)
 
 
 @cache

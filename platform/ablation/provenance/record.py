@@ -13,26 +13,27 @@ import platform
 import re
 import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from ablation.credentials import hidden
 from ablation.provenance.environment import version
 
-PACKAGES = ("torch", "torchvision", "ray", "mlflow", "pycocotools", "hotcoco", "numpy", "pillow")
+PLATFORM_PACKAGES = ("ray", "mlflow")
 MAX_DIFF_CHARS = 1_000_000
 MAX_UNTRACKED = 20
 GIT_TIMEOUT_S = 20
 UNKNOWN = "unknown"
 
 
-def collect(command: str, source: Path | None = None) -> dict[str, Any]:
+def collect(command: str, source: Path | None = None, packages: Sequence[str] = ()) -> dict[str, Any]:
     """The provenance of what this process runs, as JSON values.
 
     Args:
         command: the command line; passwords in URLs are hidden.
         source: a folder of the code; this package's own when None.
+        packages: packages of the study, whose versions are recorded beside those of the platform.
 
     Returns:
         `command`, `host`, `platform`, `cpu`, `python`, `versions` (by package, None when absent), and of
@@ -46,7 +47,7 @@ def collect(command: str, source: Path | None = None) -> dict[str, Any]:
         "platform": platform.platform(),
         "cpu": _cpu_model(),
         "python": platform.python_version(),
-        "versions": {name: version(name) for name in PACKAGES},
+        "versions": {name: version(name) for name in (*packages, *PLATFORM_PACKAGES)},
         **_checkout(source or Path(__file__).resolve().parent),
     }
 

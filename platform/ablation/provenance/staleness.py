@@ -212,7 +212,6 @@ def _value(config: Mapping[str, Any], path: str) -> str:
 class _Today:
     """Installed packages and source files of today, each read and compared once."""
 
-    packages: dict[str, str | None] = field(default_factory=environment.package_versions)
     python: str = field(default_factory=platform.python_version)
     texts: dict[str, tuple[Path, str] | None] = field(default_factory=dict)
     hashes: dict[str, str] = field(default_factory=dict)
@@ -233,7 +232,7 @@ class _Today:
             if clause := self.clauses[known]:
                 yield module, clause
         for package, version in then["packages"].items():
-            now = self.packages.get(package, version)
+            now = environment.version(package)
             if now != version:
                 yield package, f"{package} was {version or 'absent'}, is {now or 'absent'}"
         if _minor(then["python"]) != _minor(self.python):

@@ -26,7 +26,7 @@ class WorkerConfig:
 
     Attributes:
         artifacts: the driver's folder of trial directories.
-        sources: see `ablation.study.Study`.
+        sources, packages: see `ablation.study.Study`.
         hang_after: see `ablation.worker.watchdog.Watch`.
         scratch: folder for what Ray Train leaves, which nobody reads.
     """
@@ -35,6 +35,7 @@ class WorkerConfig:
     storage: Storage
     artifacts: Path
     sources: tuple[str, ...]
+    packages: tuple[str, ...]
     hang_after: float
     scratch: Path
 
@@ -50,7 +51,7 @@ def reports(
         stop: asked after each report; the training then stops at a checkpoint, and `Stopped` is the last.
         writes: False for all ranks but the first, which writes the files for all.
     """
-    yield Described(at_start := describe(config.sources))
+    yield Described(at_start := describe(config.sources, config.packages))
     storage, key = config.storage, request.trial_key
     here, driver_directory = storage.directory(key), config.artifacts / key
     folder = request.directory.relative_to(driver_directory)
@@ -64,7 +65,7 @@ def reports(
         request = replace(request, directory=here / folder, heartbeat=watch.arm)
         with closing(config.train(request)) as training:
             for number, report in enumerate(watch.over(training)):
-                if number == 0 and (now := describe(config.sources)) != at_start:
+                if number == 0 and (now := describe(config.sources, config.packages)) != at_start:
                     yield Described(now)  # a train function may import its modules when it is called
                 log(report)
                 if writes:
@@ -77,7 +78,7 @@ def reports(
                     log("stopped")
                     yield Stopped()
                     return
-        yield Described(describe(config.sources))
+        yield Described(describe(config.sources, config.packages))
         log("ended")
     if writes:
         storage.remove_copies(key, here)

@@ -115,7 +115,9 @@ class Lab:
             None,
             lambda: nodes,
         )
-        config = WorkerConfig(train, self.storage, self.workspace.artifacts, (), 0.0, self.workspace.root)
+        config = WorkerConfig(
+            train, self.storage, self.workspace.artifacts, (), ("torch",), 0.0, self.workspace.root
+        )
         with suppress(StopRun):
             while found := dispatcher.next():
                 attempt, request = found

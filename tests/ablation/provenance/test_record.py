@@ -74,7 +74,7 @@ def test_a_huge_diff_is_cut(checkout: Path) -> None:
 def test_outside_a_checkout_the_commit_is_unknown(tmp_path: Path) -> None:
     found = provenance.collect("run", tmp_path)
     assert (found["commit"], found["committed"]) == ("unknown", "")
-    assert found["versions"]["numpy"]
+    assert found["versions"]["ray"]
 
 
 def test_a_copy_that_another_checkout_ignores_is_not_taken_for_it(checkout: Path) -> None:
@@ -95,9 +95,10 @@ def test_a_password_in_a_url_is_not_kept() -> None:
     assert found["command"] == "run --store postgresql://***@host/db --tracking http://host:5000"
 
 
-def test_an_absent_package_has_no_version(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(provenance, "PACKAGES", ("no-such-package",))
-    assert provenance.collect("run")["versions"] == {"no-such-package": None}
+def test_versions_are_those_of_the_study_and_the_platform_and_none_of_an_absent_package() -> None:
+    versions = provenance.collect("run", packages=["numpy", "no-such-package"])["versions"]
+    assert versions.keys() == {"numpy", "no-such-package", "ray", "mlflow"}
+    assert versions["numpy"] and versions["no-such-package"] is None
 
 
 def test_versions_are_found_without_importing_the_libraries() -> None:

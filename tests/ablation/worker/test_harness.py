@@ -34,7 +34,7 @@ KEY = "0123456789ab"
 @pytest.fixture
 def config(tmp_path: Path) -> WorkerConfig:
     artifacts = tmp_path / "artifacts"
-    return WorkerConfig(counts, storage_at(artifacts), artifacts, ("ablation",), 0.0, tmp_path)
+    return WorkerConfig(counts, storage_at(artifacts), artifacts, ("ablation",), (), 0.0, tmp_path)
 
 
 @pytest.fixture
