@@ -1,7 +1,7 @@
 """A trial of several workers: a Ray Train group whose ranks run the train function.
 
 Every rank makes the same reports. The first rank puts its own into a Ray queue, from which the process of the
-trial passes them on; a rank that fails in Python puts the reason there. Train starts no group twice: the
+trial passes them on; a rank that fails in Python, or is asked to end, says so there. Train starts no group twice: the
 driver starts the trial again.
 """
 
@@ -43,6 +43,11 @@ class WorkersLostError(RuntimeError):
 
 
 @dataclass(frozen=True, slots=True)
+class RankPreempted:
+    """The process of a rank has been asked to end."""
+
+
+@dataclass(frozen=True, slots=True)
 class RankFailed:
     """The train function of one rank raised."""
 
@@ -74,8 +79,10 @@ def group_messages(
         if isinstance(message, RankFailed):
             failures[message.rank] = message.failure
             continue
-        yield message
-        if preempted() and not isinstance(message, Stopped):  # the next attempt removes the marker
+        if not isinstance(message, RankPreempted):
+            yield message
+        leaves = preempted() or isinstance(message, RankPreempted)
+        if leaves and not isinstance(message, Stopped):  # the next attempt removes the request
             config.storage.ask_to_stop(request.trial_key)
     thread.join()
     told.shutdown()
@@ -87,7 +94,7 @@ def group_messages(
         yield failure
 
 
-def _until_none(told: Any) -> Iterator[Message | RankFailed]:
+def _until_none(told: Any) -> Iterator[Message | RankFailed | RankPreempted]:
     """What comes out of the queue, whose process may be on a machine that is lost."""
     from ray.exceptions import RayError
 
@@ -138,8 +145,11 @@ def _run_rank(config: WorkerConfig, request: Request, told: Any) -> None:
     rank = get_context().get_world_rank()
 
     def stop() -> bool:
-        if _preempted.is_set():  # of any rank: the first finds the marker at this report or one of the next
-            config.storage.ask_to_stop(request.trial_key)
+        if _preempted.is_set():
+            _preempted.clear()
+            # By the trial's process, not from here: a rank that outlives its group is asked to end too, and
+            # would stop the next attempt.
+            told.put(RankPreempted())
         asked = rank == 0 and config.storage.stop_asked(request.trial_key)
         return bool(broadcast_from_rank_zero(asked))
 
