@@ -177,8 +177,8 @@ def _fit(dispatcher: Dispatcher, config: WorkerConfig, monitor: Monitor, scratch
     try:
         tuner(dispatcher, config, monitor, scratch).fit()
     except StopRun as stop:
-        if stop.__cause__:
-            raise stop.__cause__ from None
+        if error := stop.__cause__ or monitor.failure:
+            raise error from None
     except Exception:
         if monitor.failure:  # what Tune met after it
             raise monitor.failure from None

@@ -1,8 +1,8 @@
 """A trial of several workers: a Ray Train group whose ranks run the train function.
 
 Every rank makes the same reports. The first rank puts its own into a Ray queue, from which the process of the
-trial passes them on; a rank that fails in Python, or is asked to end, says so there too. Train starts no group
-twice: the driver starts the trial again.
+trial passes them on. A rank that fails in Python, or is asked to end, says so there too. Train starts no
+group twice: the driver starts the trial again.
 """
 
 from __future__ import annotations
