@@ -1,6 +1,6 @@
 """The control loop: brings what runs to what the plan, the store and the nodes want.
 
-It decides and changes nothing itself: the scheduler says what fits, the attempt manager keeps the attempts.
+It only decides: the scheduler knows what fits, and the attempt manager keeps the attempts.
 """
 
 from __future__ import annotations

@@ -75,15 +75,16 @@ def group_messages(
     trainer = _trainer(config, request, told)
     thread = threading.Thread(target=_fit, args=(trainer, told, outcome), daemon=True)
     thread.start()
+    stopped = False
     for message in _until_none(told):
         if isinstance(message, RankFailed):
             failures[message.rank] = message.failure
             continue
         if not isinstance(message, RankPreempted):
             yield message
-        leaves = preempted() or isinstance(message, RankPreempted)
-        if leaves and not isinstance(message, Stopped):  # the next attempt removes the request
-            config.storage.ask_to_stop(request.trial_key)
+        stopped = stopped or isinstance(message, Stopped)
+        if not stopped and (preempted() or isinstance(message, RankPreempted)):
+            config.storage.ask_to_stop(request.trial_key)  # the next attempt removes the request
     thread.join()
     told.shutdown()
     if error := outcome.get():

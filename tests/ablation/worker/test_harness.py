@@ -1,9 +1,11 @@
 """What a trial's process tells; with several workers it is run in tests/faults."""
 
-from collections.abc import Iterable, Iterator
+import queue
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,7 +24,7 @@ from ablation.protocol import (
 from ablation.resources import Resources
 from ablation.storage import Storage, StorageError, storage_at
 from ablation.worker import group
-from ablation.worker.group import WorkersLostError
+from ablation.worker.group import RankFailed, RankPreempted, WorkersLostError
 from ablation.worker.harness import batches, messages, trial_process
 from ablation.worker.messages import DeviceFailed, Ended, Failed, Failure, Message, OutOfMemory, Stopped
 from ablation.worker.quarantine import Fault, Place
@@ -249,6 +251,70 @@ def test_a_request_knows_its_workers_and_gpus(request_: Request) -> None:
     assert (request.workers, request.gpus) == (2, 3.0)
     probed = replace(request_, resources=None)
     assert (probed.workers, probed.gpus) == (1, None)
+
+
+# --- a group ---------------------------------------------------------------------------------------------
+
+
+class FakeQueue(queue.SimpleQueue[Any]):
+    """Ray's queue, in this process."""
+
+    def __init__(self, actor_options: dict[str, Any]) -> None:
+        super().__init__()
+
+    def shutdown(self) -> None:
+        pass
+
+
+def group_of(
+    attempt: Attempt, tell: Callable[[FakeQueue], None], monkeypatch: pytest.MonkeyPatch
+) -> list[Message]:
+    """What a group passes on whose ranks put messages into the queue."""
+
+    def trainer(config: WorkerConfig, request: Request, told: FakeQueue) -> Any:
+        return SimpleNamespace(fit=lambda: tell(told))
+
+    monkeypatch.setattr("ray.util.queue.Queue", FakeQueue)
+    monkeypatch.setattr(group, "_trainer", trainer)
+    attempt.request.directory.mkdir(parents=True)
+    pair = replace(attempt.request, resources=Resources(workers=2))
+    return list(messages(attempt.config, pair))
+
+
+def test_reports_of_the_first_rank_pass_through_and_then_comes_the_end(
+    attempt: Attempt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report = Progress(1, 2, {"loss": 0.5})
+    assert group_of(attempt, lambda told: told.put(report), monkeypatch) == [report, Ended()]
+    assert not attempt.config.storage.stop_asked(KEY)
+
+
+def test_a_rank_that_is_asked_to_end_makes_its_group_stop_at_a_checkpoint(
+    attempt: Attempt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert group_of(attempt, lambda told: told.put(RankPreempted()), monkeypatch) == [Ended()]
+    assert attempt.config.storage.stop_asked(KEY)
+
+
+def test_a_rank_that_is_asked_to_end_when_its_group_has_stopped_stops_no_other_attempt(
+    attempt: Attempt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def tell(told: FakeQueue) -> None:
+        told.put(Stopped())
+        told.put(RankPreempted())
+
+    assert group_of(attempt, tell, monkeypatch) == [Stopped()]
+    assert not attempt.config.storage.stop_asked(KEY)
+
+
+def test_a_group_whose_rank_failed_says_so_at_the_end(
+    attempt: Attempt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def tell(told: FakeQueue) -> None:
+        told.put(RankFailed(0, Failed("ValueError: zero")))
+        raise GroupError(0)
+
+    assert group_of(attempt, tell, monkeypatch) == [Failed("On rank 0:\nValueError: zero")]
 
 
 # --- how a group ended ----------------------------------------------------------------------------------
