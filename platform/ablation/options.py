@@ -65,7 +65,8 @@ class Option:
             what = "a whole number" if self.kind is int else "a number"
             limit = "" if self.least is None else f" >= {self.least:g}"
             raise ValueError(f"must be {what}{limit}, got {text!r}")
-        return value
+        # Workers have another working folder.
+        return value.absolute() if isinstance(value, Path) else value
 
 
 @dataclass(frozen=True, slots=True)

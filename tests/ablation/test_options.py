@@ -39,7 +39,8 @@ def test_a_field_says_how_its_flag_is_read() -> None:
 @pytest.mark.parametrize(
     ("name", "text", "value"),
     [
-        ("images", "a b", Path("a b")),
+        ("images", "a b", Path.cwd() / "a b"),
+        ("images", "/data/cells", Path("/data/cells")),
         ("max_steps", "1", 1),
         ("rate", "0.5", 0.5),
         ("activation", "tanh", "tanh"),

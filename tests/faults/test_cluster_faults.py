@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -46,3 +47,13 @@ def test_a_group_outlives_a_machine_and_goes_on_with_a_new_one_and_then_on_anoth
         losses = {m.step: m.value for m in store.metrics(row.id) if m.name == "loss"}
         assert losses == pytest.approx({step: 3 / step for step in losses})
     assert list(losses) == list(range(head_at + 1, 121))
+
+
+def test_a_machine_without_our_code_trains(folder: Path, store: Store, machines: Machines) -> None:
+    code = [Path(path) for path in sys.path if (Path(path) / "ablation").is_dir()]
+    machines.start_head(cpus=0)
+    machines.join("bare", cpus=2, without=code)
+    toys = [{"name": "single", "workers": 1}, {"name": "pair", "workers": 2}]
+    with Driver(folder, toys, inside=machines.on("head"), cluster=machines.address) as driver:
+        assert len(driver.summary()["finished"]) == 2
+    assert states(store) == {"single": ["COMPLETE"], "pair": ["COMPLETE"]}

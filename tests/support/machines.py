@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import count
@@ -54,9 +54,9 @@ class Machines:
         own = ("--head", f"--port={HEAD_PORT}", f"--dashboard-host={self._ip(HEAD)}", f"--num-gpus={gpus}")
         return self._start("head", HEAD, cpus, *own)
 
-    def join(self, machine: str, cpus: int) -> None:
-        """Switches another machine on."""
-        self._start(machine, next(self._numbers), cpus, f"--address={self.address}")
+    def join(self, machine: str, cpus: int, without: Sequence[Path] = ()) -> None:
+        """Switches another machine on, on which some folders are empty."""
+        self._start(machine, next(self._numbers), cpus, f"--address={self.address}", without=without)
 
     def switch_off(self, machine: str) -> None:
         """Kills every process there at once, and takes the machine from the network."""
@@ -73,7 +73,9 @@ class Machines:
         """Process ids on a machine that have the mark in their command line."""
         return [pid for pid in _pids(f"{self.name}-{machine}") if mark in command_line(pid)]
 
-    def _start(self, machine: str, number: int, cpus: int, *arguments: str) -> str:
+    def _start(
+        self, machine: str, number: int, cpus: int, *arguments: str, without: Sequence[Path] = ()
+    ) -> str:
         namespace, wire = f"{self.name}-{machine}", f"{self.name}{number}"
         _ip("netns", "add", namespace)
         self.there[machine] = number
@@ -89,7 +91,10 @@ class Machines:
             *(f"--num-cpus={cpus}", "--object-store-memory=100000000", "--disable-usage-stats"),
             f"--temp-dir={self.scratch / machine}",
         ]
-        started = subprocess.run([*self.on(machine), *command, *arguments], capture_output=True, text=True)
+        # Each command that `ip` starts in a network namespace has mounts of its own.
+        mounts = "".join(f"mount -t tmpfs none '{folder}' && " for folder in without)
+        words = [*self.on(machine), "sh", "-c", f'{mounts}exec "$@"', "sh", *command, *arguments]
+        started = subprocess.run(words, capture_output=True, text=True)
         assert started.returncode == 0, started.stdout + started.stderr
         return machine
 

@@ -10,13 +10,15 @@ import secrets
 import socket
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import chdir, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from ablation.cluster.ray_private import gpus_here, memory_argument
+from ablation.cluster.code import NO_CODE, Code
+from ablation.cluster.ray_private import memory_argument
 from ablation.errors import UserError
 from ablation.resources import Node, Resources, held
 from ablation.run_options import Options
@@ -109,20 +111,20 @@ def share(options: Options, cpus: int, gpus: int, *, exclusive_gpus: bool) -> tu
 
 @contextmanager
 def ray_for(
-    options: Options, wanted: Sequence[Resources | None], *, exclusive_gpus: bool, folder: Path | None = None
+    options: Options, wanted: Sequence[Resources | None], *, exclusive_gpus: bool, code: Code = NO_CODE
 ) -> Iterator[Layout]:
-    """A Ray to run on, and what it has.
+    """Starts Ray on this machine, or connects to a cluster; disconnects after the block.
 
     Args:
         options: whether it is a cluster's.
         wanted: by the trials that will run.
         exclusive_gpus: see `ablation.study.Setting`.
-        folder: see `ablation.study.Study`.
+        code: what trials import beside the platform.
 
     Raises:
-        UserError: it does not start or answer, or a trial would never find a place.
+        UserError: Ray does not start or answer, or a trial would never fit.
     """
-    if (options.cluster or "").startswith("ray://"):  # Tune's loop would run there, out of the desk's sight
+    if (options.cluster or "").startswith("ray://"):  # Tune's loop would run there, away from the store
         raise UserError(
             f"--cluster {options.cluster} is an address of Ray Client, which cannot report trials back. On a "
             "machine of the cluster, give the address of its head (HOST:6379), or --cluster alone to find it."
@@ -130,14 +132,14 @@ def ray_for(
     local: dict[str, str | None] = {}
     if not options.cluster:
         local = _local_environment(options, _workers(options, wanted))
-        local |= _importing(folder, os.environ.get("PYTHONPATH"))
+        local["PYTHONPATH"] = _joined(*code.search_path(), os.environ.get("PYTHONPATH"))
     with environment(_ENVIRONMENT | local):
         # After the environment: Ray reads some of it when it is imported.
         import ray
 
         try:
             if options.cluster:
-                yield _connect(options, exclusive_gpus, folder)
+                yield _connect(options, exclusive_gpus, code)
             else:
                 yield _start(options, wanted, exclusive_gpus)
         finally:
@@ -165,6 +167,13 @@ def here(options: Options, wanted: Sequence[Resources | None], gpus: int, *, exc
     return Layout((machine,), default, limit, options.workers_per_trial)
 
 
+def gpus_here() -> int:
+    """NVIDIA GPUs of this machine that programs may see. Asks no library: `plan` must answer at once."""
+    found = len(list(Path("/dev").glob("nvidia[0-9]*")))
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return found if visible is None else min(found, len([one for one in visible.split(",") if one.strip()]))
+
+
 def _memory() -> int:
     """Bytes that this machine has, or the container that we are in may use."""
     limits = [path.read_text().strip() for path in MEMORY_LIMITS if path.is_file()]
@@ -176,7 +185,8 @@ def _start(options: Options, wanted: Sequence[Resources | None], exclusive_gpus:
     """Ray on this machine, for us alone."""
     layout = here(options, wanted, gpus_here(), exclusive_gpus=exclusive_gpus)
     (machine,) = layout.nodes
-    with environment(_address_ahead()):
+    # Ray's workers import from the working folder first, where a module may have the name of one of ours.
+    with environment(_address_ahead()), chdir("/"):
         _init(
             options,
             address="local",
@@ -219,13 +229,12 @@ def _workers(options: Options, wanted: Sequence[Resources | None]) -> int:
     return max([options.workers_per_trial or 1, *(r.workers for r in wanted if r)])
 
 
-def _importing(folder: Path | None, besides: str | None) -> dict[str, str]:
-    """What lets Ray's processes import from a folder, besides from those that they know."""
-    return {} if folder is None else {"PYTHONPATH": os.pathsep.join(filter(None, (str(folder), besides)))}
+def _joined(*folders: Path | str | None) -> str:
+    return os.pathsep.join(str(folder) for folder in folders if folder)
 
 
-def _connect(options: Options, exclusive_gpus: bool, folder: Path | None) -> Layout:
-    """A cluster that others started."""
+def _connect(options: Options, exclusive_gpus: bool, code: Code) -> Layout:
+    """Connects to a cluster, and ships the code to it."""
     address = str(options.cluster)
     if options.niceness is not None:
         raise UserError(
@@ -237,9 +246,11 @@ def _connect(options: Options, exclusive_gpus: bool, folder: Path | None) -> Lay
     if port.isdecimal() and not opens((host, int(port))):
         raise UserError(_no_ray(options, "nothing listens there"))
     known = {} if address == "auto" else {"RAY_ADDRESS": address}  # why: see `_address_ahead`
-    # The braces are Ray's: what the node itself has there.
-    variables = _WORKER_ENVIRONMENT | known | _importing(folder, "${PYTHONPATH}")
-    _init(options, address=address, runtime_env={"env_vars": variables})
+    runtime: dict[str, Any] = {"env_vars": _WORKER_ENVIRONMENT | known}
+    with TemporaryDirectory(prefix="ablation-code-") as copy:
+        if code.copy_to(Path(copy)):
+            runtime["working_dir"] = copy
+        _init(options, address=address, runtime_env=runtime)
     there = nodes()
     cpus, gpus = (int(sum(getattr(node, kind) for node in there)) for kind in ("cpus", "gpus"))
     _, default = share(options, cpus, gpus, exclusive_gpus=exclusive_gpus)

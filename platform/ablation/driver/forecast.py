@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
-from pathlib import Path
 
 from ablation.calibration import Calibration, calibrate, measured
 from ablation.cluster import connection as cluster
@@ -39,7 +37,7 @@ def forecast(session: Session, options: Options, *, timed: bool) -> Estimate:
 def _calibration(session: Session, plan: Plan, *, timed: bool) -> Calibration | None:
     """From a probe if there is to be one and it saw something, else from what has run."""
     work = plan.work()
-    if timed and not gpus_here() and any(trial.resources and trial.resources.gpus for trial in work):
+    if timed and not cluster.gpus_here() and any(trial.resources and trial.resources.gpus for trial in work):
         raise UserError(
             "--probe trains a few steps on this machine, and it has no GPU, which the trials want. Ask on a "
             "machine that has one."
@@ -56,14 +54,4 @@ def _layout(plan: Plan, options: Options) -> Layout:
     if options.cluster:
         with cluster.ray_for(options, wanted, exclusive_gpus=whole) as layout:
             return layout
-    return cluster.here(options, wanted, gpus_here(), exclusive_gpus=whole)
-
-
-def gpus_here() -> int:
-    """NVIDIA GPUs of this machine that programs may see.
-
-    Ray is not asked: it must not be imported before a run has set its environment.
-    """
-    there = len(list(Path("/dev").glob("nvidia[0-9]*")))
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return there if visible is None else min(there, len([one for one in visible.split(",") if one.strip()]))
+    return cluster.here(options, wanted, cluster.gpus_here(), exclusive_gpus=whole)

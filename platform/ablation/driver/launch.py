@@ -20,6 +20,8 @@ from typing import Any
 
 from ablation.cluster import connection as cluster
 from ablation.cluster import preflight
+from ablation.cluster.code import Code
+from ablation.driver import capacity
 from ablation.driver.attempts import AttemptManager
 from ablation.driver.dispatch import Dispatcher
 from ablation.driver.display import Listener
@@ -116,9 +118,10 @@ def _run_on_ray(
     trials = [trial for trial in plan.trials if trial.missing]
     wanted = [trial.resources for trial in trials]
     exclusive_gpus = plan.setting.exclusive_gpus
-    with cluster.ray_for(options, wanted, exclusive_gpus=exclusive_gpus, folder=plan.study.folder) as layout:
+    code = Code(plan.study.sources, plan.study.folder)
+    with cluster.ray_for(options, wanted, exclusive_gpus=exclusive_gpus, code=code) as layout:
         resources = {trial.key: layout.resources(trial.resources) for trial in trials}
-        _check_before_start(plan, manager, options, layout, resources)
+        _check_before_start(plan, manager, options, layout, resources, code)
         config = WorkerConfig(
             plan.study.train,
             manager.storage,
@@ -156,16 +159,18 @@ def _check_before_start(
     options: Options,
     layout: cluster.Layout,
     resources: Mapping[str, Any],
+    code: Code,
 ) -> None:
     """UserError where a trial would find no node, or a node lacks what trials need."""
     needs = {trial.name: resources[trial.key] for trial in plan.work()}
     if options.cluster:
         # Each node makes the cache for itself.
         paths = [p for p in preflight.paths_in(plan.setting.context) if p != manager.workspace.cache]
-        preflight.check(manager.storage, paths, plan.study.sources, needs)
-        return
-    names = {node.id: "this machine" for node in layout.nodes}
-    if lacking := preflight.lacking(layout.nodes, names, needs):
+        preflight.check(manager.storage, paths, code)
+        names = preflight.node_names()
+    else:
+        names = {node.id: "this machine" for node in layout.nodes}
+    if lacking := capacity.lacking(layout.nodes, names, needs):
         raise UserError("\n".join(lacking))
 
 

@@ -17,8 +17,9 @@ from sqlalchemy import make_url
 from ablation import cli, session, studies
 from ablation.cli import control, inspect
 from ablation.cli import run as run_module
+from ablation.cluster import connection
 from ablation.control.status import watch
-from ablation.driver import forecast, launch, run
+from ablation.driver import launch, run
 from ablation.driver.launch import Summary
 from ablation.errors import UserError
 from ablation.options import named, option
@@ -269,7 +270,7 @@ def test_options_of_the_study_reach_its_profile_and_keep_its_results_apart(
     command = ("tables", "--workspace", str(workspace.root), "--format", "md")
     assert _run(*command) == 0
     assert _run(*command, "--folder", "box", "--max-steps", "90", "--colour", "red", "--no-loud") == 0
-    assert prepared == [ToyOptions(), ToyOptions(Path("box"), 90, "red", False)]
+    assert prepared == [ToyOptions(), ToyOptions(Path.cwd() / "box", 90, "red", False)]
     assert sorted(path.name for path in (workspace.root / "results").iterdir()) == [
         "paper-shapes",
         "paper-shapes-90steps-colour-red-loud-False",
@@ -652,7 +653,7 @@ def test_a_run_over_its_budget_is_refused_with_nobody_to_ask_and_started_with_ye
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     use(toy_study([Toy("a")]))
-    monkeypatch.setattr(forecast, "gpus_here", lambda: 1)
+    monkeypatch.setattr(connection, "gpus_here", lambda: 1)
     budget = ("run", "--workspace", str(tmp_path), "--budget-gpu-hours", "1")
     assert _run(*budget) == 2
     assert "--budget-gpu-hours allows 1. --yes starts it" in capsys.readouterr().err
@@ -724,7 +725,7 @@ def test_a_data_set_is_checked_by_its_study_and_the_report_printed(
 
     use(replace(make_workspace().study, options=ToyOptions, check_data=check))
     assert _run("check-data", "--folder", "cells", "--output", "pictures") == 0
-    assert checked == [(ToyOptions(Path("cells")), Path("pictures"))]
+    assert checked == [(ToyOptions(Path.cwd() / "cells"), Path("pictures"))]
     assert capsys.readouterr().out == "12 images\n"
 
 

@@ -161,3 +161,14 @@ def test_a_container_has_the_memory_that_it_may_use(
     monkeypatch.setattr(os, "sysconf", {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 16 << 18}.__getitem__)
     (machine,) = cluster.here(Options(), [], 0, exclusive_gpus=False).nodes
     assert machine.memory == (limit or 16 << 30) - cluster.OBJECT_STORE_BYTES
+
+
+@pytest.mark.parametrize(("visible", "number"), [(None, 3), ("", 0), ("1,2", 2), ("0,1,2,3,4", 3)])
+def test_gpus_are_counted_as_far_as_they_may_be_seen(
+    visible: str | None, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Path, "glob", lambda *_: iter([Path(f"/dev/nvidia{i}") for i in range(3)]))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert cluster.gpus_here() == number

@@ -3,11 +3,11 @@
 import os
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
 from ablation.calibration import Measured
+from ablation.cluster import connection as cluster
 from ablation.cluster.connection import Layout
 from ablation.driver import forecast
 from ablation.errors import UserError
@@ -22,7 +22,7 @@ from tests.support import workspaces
 def session(make_workspace: Callable[..., workspaces.Workspace], monkeypatch: pytest.MonkeyPatch) -> Session:
     workspace = make_workspace()
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(4)))
-    monkeypatch.setattr(forecast, "gpus_here", lambda: 0)
+    monkeypatch.setattr(cluster, "gpus_here", lambda: 0)
     return Session(workspace.study, Workspace.at(workspace.root), workspace.store, workspace.plan)
 
 
@@ -67,14 +67,3 @@ def test_a_trial_of_more_workers_than_this_machine_has_cpus_still_has_a_place(se
     wanted = tuple(replace(trial, resources=Resources(workers=8)) for trial in session.plan.trials)
     grown = replace(session, plan=replace(session.plan, trials=wanted))
     assert forecast.forecast(grown, Options(), timed=False).homeless == ()
-
-
-@pytest.mark.parametrize(("visible", "number"), [(None, 3), ("", 0), ("1,2", 2), ("0,1,2,3,4", 3)])
-def test_gpus_are_counted_as_far_as_they_may_be_seen(
-    visible: str | None, number: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(Path, "glob", lambda *_: iter([Path(f"/dev/nvidia{i}") for i in range(3)]))
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    if visible is not None:
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert forecast.gpus_here() == number
