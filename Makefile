@@ -73,6 +73,7 @@ bench: install $(PEERS)/.installed
 
 bench-platform: install
 	@$(BIN)/python -m benchmarks.orchestration
+	@$(BIN)/python -m benchmarks.contention
 	@$(BIN)/python -m benchmarks.scheduling
 	@$(BIN)/python -m benchmarks.store
 	@$(BIN)/python -m benchmarks.tracking
