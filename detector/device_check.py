@@ -1,7 +1,7 @@
-"""Whether a GPU still computes: `python device_check.py INDEX`, on its own.
+"""Checks whether a GPU computes correctly, in a new process: `python device_check.py INDEX`.
 
-A process in which CUDA failed cannot use its GPU any more, whatever the reason was. A new one can, or sees
-that the GPU itself is at fault. Imports torch and nothing of ours, so that it runs as a file.
+After a CUDA error a process cannot use its GPU any more. A new process can, unless the GPU is broken. This
+file imports torch only, so that it runs as a script.
 """
 
 from __future__ import annotations
@@ -13,45 +13,45 @@ import torch
 
 SIZE, ROUNDS = 2048, 20
 LIMIT_S = 120.0
-"""A GPU that hangs holds up whoever asks it for ever."""
+"""Time limit: a process on a hanging GPU does not end."""
 BROKEN = 3
-"""Exit status of a process that found its GPU broken; any other end of it says nothing of the GPU."""
+"""Exit status for a broken GPU; every other status means that the check failed for another reason."""
 _TAKEN = (
     "out of memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
     "CUBLAS_STATUS_NOT_INITIALIZED",
     "busy or unavailable",
 )
-"""What errors say of a GPU whose memory others have filled, or which is one process's alone."""
+"""Texts of errors on a GPU whose memory is full, or that another process uses exclusively."""
 
 
 def fault(index: int) -> str:
-    """What a new process finds wrong with a GPU; "" where it computes, or no process can tell.
+    """The fault of a GPU, as a new process finds it; "" if it computes, or if the check cannot run.
 
     Args:
-        index: of those that are visible to this process.
+        index: index among the GPUs that are visible to this process.
     """
     command = [sys.executable, "-P", __file__, str(index)]
     try:
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    except OSError:  # for want of memory
+    except OSError:  # not enough memory
         return ""
     try:
         _, words = process.communicate(timeout=LIMIT_S)
     except subprocess.TimeoutExpired:
-        process.kill()  # and not waited for: what hangs in a driver does not end
+        process.kill()  # without waiting: a process that hangs in a driver does not end
         return f"no answer within {LIMIT_S:.0f} s"
     return words.strip().rpartition("\n")[2] if process.returncode == BROKEN else ""
 
 
 def check(device: torch.device) -> None:
-    """Multiplies matrices there; where others have filled it, it is not asked.
+    """Multiplies matrices on a device; does nothing if its memory is full.
 
     Raises:
-        RuntimeError: the product is wrong, or there is none.
+        RuntimeError: the product is wrong, or the multiplication failed.
     """
     numbers = torch.Generator().manual_seed(0)
-    # Sums of whole numbers that float32 (and TensorFloat-32) holds exactly, in whatever order.
+    # Sums of integers that float32 (and TensorFloat-32) represents exactly, in any order.
     left, right = (torch.randint(-8, 9, (SIZE, SIZE), generator=numbers).float() for _ in range(2))
     expected = left @ right
     try:
@@ -66,7 +66,7 @@ def check(device: torch.device) -> None:
 
 
 def main() -> None:
-    """Checks the GPU of that number; exit status `BROKEN`, with a line that says why, for a broken one."""
+    """Checks a GPU by index; prints the fault and exits with `BROKEN` if it is broken."""
     try:
         if not torch.cuda.is_available():
             raise RuntimeError("PyTorch finds no GPU")

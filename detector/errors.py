@@ -1,4 +1,4 @@
-"""Errors that name what in the data set or a file is wrong."""
+"""Errors of data sets and files."""
 
 
 class DataError(Exception):

@@ -1,4 +1,4 @@
-"""Files that are whole or absent: written beside their place, flushed to disk, then renamed into it."""
+"""Atomic writing of files: to a temporary name, flushed to disk, then renamed."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from pathlib import Path
 
 
 def write_and_rename(path: Path, content: bytes | Iterable[bytes]) -> None:
-    """Put `content` at `path` so that no reader, and no crash, ever sees half of it.
+    """Writes `content` to `path` atomically.
 
-    Content in parts is written part by part, so it never has to be in memory as a whole. The folder is
-    made if absent, and a file already at `path` is replaced. Writers of the same path do not disturb each
-    other: each writes a file of its own and the last rename stands.
+    Content in parts is written part by part, so it need not be in memory as a whole. The folder is created if
+    absent, and an existing file is replaced. Concurrent writers of one path have their own temporary files;
+    the last rename wins.
 
     Raises:
-        OSError: the disk is full or not writable; nothing half-written stays behind.
+        OSError: the disk is full or not writable; no partial file is left.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.part")

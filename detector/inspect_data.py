@@ -1,6 +1,6 @@
-"""What a data set holds and what is wrong with it, as text and as pictures, before anything trains on it.
+"""A report on the content and the errors of a data set, as text and pictures.
 
-Crowds are counted and otherwise left out, as training leaves them out. Sizes are in original pixels.
+Crowds are counted and otherwise ignored, as in training. Sizes are in original pixels.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from detector.evaluation.coco_eval import disambiguate
 from detector.pictures import contact_sheet, draw_by_class
 
 MAX_OPENED = 20_000
-"""Images of all splits together up to which every file is opened: a minute or two on two cores."""
+"""Largest number of images of all splits whose files are opened: a minute or two on two cores."""
 
 WIDTH = 100
-"""Characters of a line, unless a name alone is longer."""
+"""Characters per line, unless a name is longer."""
 
 SMALL, MEDIUM = 32**2, 96**2
-"""COCO's limits of area between small, medium and large, square pixels."""
+"""COCO's area limits between small, medium and large, in square pixels."""
 
 TOP, RAREST = 20, 10
 _PICTURED, _COLUMNS, _PICTURE_SIDE = 12, 4, 560
@@ -48,18 +48,18 @@ Numbers = NDArray[Any]
 
 
 def inspect(paths: DataPaths, folder: Path, reading: Sequence[str] = ()) -> str:
-    """Read a data set, draw `train.png` and `val.png` into `folder`, and say what is in it.
+    """Reads a data set, draws `train.png` and `val.png` into `folder`, and reports its content.
 
     Args:
-        paths: where it lies.
-        folder: of the contact sheets; made if absent.
+        paths: of the data set.
+        folder: of the contact sheets; created if absent.
         reading: lines on how the data set was read, which begin the report.
 
     Returns:
-        The report, and where the pictures are.
+        The report with the paths of the pictures.
 
     Raises:
-        DataError: the data set cannot be used; lists why, and nothing is drawn.
+        DataError: the data set cannot be used; the message lists the reasons, and nothing is drawn.
         OSError: the folder cannot be written to.
     """
     train, val = read_data(paths)
@@ -79,12 +79,12 @@ def report(
     Every image is opened where there are at most `MAX_OPENED`; with more, the report says that none was.
 
     Args:
-        train, val: what the tables are of.
+        train, val: the splits of the tables.
         test: its images are opened and counted.
         reading: lines on how the data set was read.
 
     Raises:
-        DataError: images that were opened and cannot be used, every one with the reason.
+        DataError: opened images cannot be used; the message has the reason for each.
     """
     splits = {"train": train, "val": val}
     opened = _open_all(splits if test is None else {**splits, "test": test})
@@ -102,12 +102,12 @@ def contact_sheet_of(split: CheckedSplit, path: Path, name: str) -> bool:
     """Twelve images, evenly spread over the split, with their boxes and class names, as one PNG.
 
     Args:
-        split: images that cannot be decoded are left out.
+        split: its images; those that cannot be decoded are skipped.
         path: of the PNG.
         name: of the split, for the title.
 
     Returns:
-        Whether there was anything to draw.
+        Whether there was an image to draw.
     """
     count = len(split.images)
     chosen = sorted({i * count // _PICTURED for i in range(_PICTURED)})
@@ -132,7 +132,7 @@ def _picture(split: CheckedSplit, record: ImageRecord) -> Image.Image | None:
 
 
 def _open_all(splits: dict[str, CheckedSplit]) -> bool:
-    """Open every image unless they are too many; returns whether they were."""
+    """Opens every image unless there are too many; returns whether they were opened."""
     if sum(len(split.images) for split in splits.values()) > MAX_OPENED:
         return False
     findings = [Finding(f"{name}: images", unusable_images(split)) for name, split in splits.items()]
@@ -156,7 +156,7 @@ def _problems(splits: dict[str, CheckedSplit]) -> Iterator[str]:
 
 
 def _unclear_names(split: CheckedSplit) -> list[str]:
-    """Of all splits, which have the same categories."""
+    """Category names that are hard to distinguish; all splits have the same categories."""
     names = dict(zip(split.category_ids, split.class_names, strict=True))
     return [label for category, label in disambiguate(names).items() if label != names[category]]
 
@@ -166,7 +166,7 @@ def _not_opened() -> str:
 
 
 def _listed(what: str, cases: Sequence[str], separator: str | None = None) -> list[str]:
-    """A line that counts the cases, then the first of them: one a line, or joined by the separator."""
+    """A line with the number of cases, then the first ones: one per line, or joined by the separator."""
     if not cases:
         return []
     shown = list(cases[:MAX_LISTED])
@@ -189,7 +189,7 @@ def _has_equal_boxes(record: ImageRecord) -> bool:
 
 
 def _duplicates(splits: dict[str, CheckedSplit]) -> Iterator[str]:
-    """Images that are byte for byte the same: in both splits, then inside one."""
+    """Images with equal bytes: in both splits, then within one."""
     leaks: list[str] = []
     twice: defaultdict[str, list[str]] = defaultdict(list)
     for group in _equal_files(splits):

@@ -1,4 +1,4 @@
-"""What a detector says about a batch, before any thresholding.
+"""Raw outputs of a detector for a batch.
 
 Axes: N images; A anchors over all levels (level-major, then y, x, then anchor); K classes.
 """
@@ -18,7 +18,7 @@ class Outputs:
 
     Attributes:
         cls_NAK: (N, A, K) float, class logits.
-        reg_NA4: (N, A, 4) float, box regression as the coder reads it (scaled and activated).
+        reg_NA4: (N, A, 4) float, scaled and activated box regression, which the coder decodes.
         ctr_NA: (N, A) float, centerness logits; None for a head without that branch.
         grid: the anchors of the padded batch.
     """

@@ -1,8 +1,8 @@
-"""Pictures of images with boxes, for people to look at.
+"""Pictures of images with boxes.
 
-Where detections lie beside the ground truth, the truth is dashed, blue on white, with its class, and
-detections are solid and orange, with class and score. Where there is only one of the two, boxes have the
-colour of their class. Boxes are xyxy, in pixels of the image before enlargement.
+With ground truth and detections in one picture, ground truth is dashed, blue on white, with its class, and
+detections are solid and orange, with class and score. With one of the two alone, boxes have the colour of
+their class. Boxes are xyxy, in pixels of the image before enlargement.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ CLASS_COLOURS: tuple[Colour, ...] = (
     (213, 94, 0),
     (204, 121, 167),
 )
-"""Told apart by colour-blind people too (Okabe and Ito 2008, "Color universal design"); class c has c % 7."""
+"""Colours for colour-blind people too (Okabe and Ito 2008, "Color universal design"); class c has c % 7."""
 
 _INK: Colour = (20, 20, 20)
 _PAPER: Colour = (255, 255, 255)
@@ -47,7 +47,7 @@ _WIDER_FONTS = (
     *("DejaVuSans.ttf", "NotoSans-Regular.ttf", "NotoSansCJK-Regular.ttc", "wqy-microhei.ttc"),
     *("Arial Unicode.ttf", "PingFang.ttc", "msyh.ttc", "YuGothM.ttc", "malgun.ttf"),
 )
-"""Of Linux, macOS and Windows; Pillow's own has the letters of western Europe."""
+"""Fonts of Linux, macOS and Windows; Pillow's own has the letters of western Europe only."""
 _NO_CHARACTER = "\uffff"
 _SMALL_AREA = 64 * 64  # boxes below, in pixels of the enlarged picture, are kept free of tags
 
@@ -63,18 +63,18 @@ def draw_detections(
     scale: int = 1,
     min_score: float = 0.3,
 ) -> Image.Image:
-    """Draw one image's ground truth and detections; the best detections lie on top.
+    """Draws one image's ground truth and detections, the best detections on top.
 
     Args:
         image: (H, W, 3) uint8 RGB.
         boxes: (D, 4) floats, xyxy in image pixels.
         scores: (D,) floats, 0 to 1.
-        labels: (D,) integers, places in `class_names`.
+        labels: (D,) integers, indices into `class_names`.
         truth_boxes: (G, 4) floats, xyxy in image pixels.
-        truth_labels: (G,) integers, places in `class_names`.
+        truth_labels: (G,) integers, indices into `class_names`.
         class_names: K names.
         scale: enlargement; 3 or 4 makes the tags of a 96-pixel image legible.
-        min_score: detections below are left out: a detector keeps a hundred, and most are noise.
+        min_score: detections below are not drawn.
 
     Returns:
         RGB picture of scale * W by scale * H pixels.
@@ -88,7 +88,7 @@ def draw_detections(
     for d in order:
         _solid_box(draw, _corners(boxes[d], scale), DETECTION_COLOUR)
     taken: list[Corners] = []
-    for d in reversed(order):  # the best choose their tag's place first
+    for d in reversed(order):  # tags of the best are placed first
         text = f"{class_names[int(labels[d])]} {scores[d]:.2f}"
         places = _tag_places(_corners(boxes[d], scale), text, picture.size, from_top=True)
         taken.append(next((p for p in places if not any(_overlap(p, t) for t in taken)), places[0]))
@@ -97,7 +97,7 @@ def draw_detections(
         text = class_names[int(label)]
         places = _tag_places(_corners(box, scale), text, picture.size, from_top=False)
         free = [p for p in places if not any(_overlap(p, t) for t in taken)]
-        for place in free[:1]:  # an object's name gives way to the detections' tags
+        for place in free[:1]:  # tags of detections go before names of objects
             taken.append(place)
             _tag(draw, place, text, TRUTH_COLOUR, _PAPER)
     return picture
@@ -111,15 +111,15 @@ def draw_by_class(
     scale: float = 1.0,
     dashed: Array | None = None,
 ) -> Image.Image:
-    """Draw boxes in the colour of their class, small ones on top of large ones, each with a tag.
+    """Draws boxes in the colour of their class, small ones on top of large ones, each with a tag.
 
     Args:
         image: (H, W, 3) uint8 RGB.
         boxes: (D, 4) floats, xyxy in image pixels.
         labels: (D,) integers, at least 0; the class decides the colour.
-        tags: D texts, most important first: one that finds no free place is left out.
+        tags: D texts, most important first; one without a free place is not drawn.
         scale: enlargement.
-        dashed: (D,) bool, which boxes are dashed; None for no box.
+        dashed: (D,) bool, True for dashed boxes; None for none.
 
     Returns:
         RGB picture of the enlarged size.
@@ -150,13 +150,13 @@ def draw_by_class(
 def contact_sheet(
     images: Sequence[Image.Image], columns: int, path: Path, title: str, note: str | None = None
 ) -> None:
-    """Lay pictures out in rows under a title and a legend, and write them as one PNG.
+    """Arranges pictures in rows under a title and a legend, and writes them as one PNG.
 
     Args:
         images: at least one; each is centred in a cell as wide as the widest and as high as its row.
         columns: cells in a row.
-        path: of the PNG; written beside and renamed.
-        title: above the pictures.
+        path: of the PNG, which is written atomically.
+        title: text above the pictures.
         note: line under the title; None for the legend of `draw_detections`.
 
     Raises:
@@ -181,14 +181,14 @@ def contact_sheet(
 
 
 def write_png(picture: Image.Image, path: Path) -> None:
-    """Write a picture beside its place and rename it, so that nobody sees half of it."""
+    """Writes a picture atomically."""
     buffer = io.BytesIO()
     picture.save(buffer, format="PNG")
     write_and_rename(path, buffer.getvalue())
 
 
 def _header(title: str, note: str | None, min_width: int) -> Image.Image:
-    """Title line and the line under it, at least `min_width` wide and as wide as the texts need."""
+    """Title and the line below it, at least `min_width` wide."""
     font, small = _font(title, _TITLE_SIZE), _font(note or "", _TAG_SIZE)
     texts = int(max(font.getlength(title), small.getlength(note or "")))
     header = Image.new(
@@ -217,7 +217,7 @@ def _legend_text(draw: ImageDraw.ImageDraw, swatch: Corners, text: str) -> None:
 
 @lru_cache
 def _font(text: str, size: int) -> Font:
-    """Pillow's own, or the first of the machine's that has all characters of a text that this one lacks."""
+    """Pillow's own font, or the first of the machine's with the characters of a text that it lacks."""
     own = ImageFont.load_default(size)
     for name in _WIDER_FONTS if _lacks(own, text) else ():
         with suppress(OSError):  # it is not installed
@@ -227,7 +227,7 @@ def _font(text: str, size: int) -> Font:
 
 
 def _lacks(font: Font, text: str) -> bool:
-    """Whether a character would be drawn as the box that stands for one that is not there."""
+    """Whether a font lacks a character, and draws a box instead."""
     box = bytes(font.getmask(_NO_CHARACTER))
     return any(bytes(font.getmask(character)) == box for character in set(text) if not character.isspace())
 
@@ -239,7 +239,7 @@ def _corners(box: Array, scale: float) -> Corners:
 
 def _solid_box(draw: ImageDraw.ImageDraw, box: Corners, colour: Colour) -> None:
     x0, y0, x1, y1 = box
-    # A thin dark edge keeps the colour apart from an image of the same colour.
+    # A thin dark edge separates the box from an image of the same colour.
     draw.rectangle((x0 - 1, y0 - 1, x1 + 1, y1 + 1), outline=_INK, width=1)
     draw.rectangle(box, outline=colour, width=3)
 

@@ -1,7 +1,7 @@
-"""A trained detector on images of one's own: `python -m detector.predict --checkpoint FILE image.jpg`.
+"""Detects objects in images: `python -m detector.predict --checkpoint FILE image.jpg`.
 
-A checkpoint holds all that is needed: the trial's config, the class names and category ids, the weights.
-Images are resized as the trial's validation images are and tested one by one, in float32, without padding.
+A checkpoint has the trial's config, class names, category ids and weights. Images are resized as the trial's
+validation images, and processed one by one, in float32, without padding.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ from detector.geometry.transforms import resized_size
 from detector.model.build import build_detector
 from detector.model.dense_detector import DenseDetector
 from detector.pictures import draw_by_class, write_png
-from detector.plain import from_plain
+from detector.serialization import from_dict
 from detector.training import checkpoint as checkpoints
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"})
-"""What is taken of a folder; a file named by itself may have any name."""
+"""Endings of the images in a folder; a file that is given itself may have any."""
 
 MIN_PICTURE, MAX_PICTURE = 384, 1600
-"""Pixels: pictures are enlarged, by whole factors, to a short side of about the first, and reduced to a
-long side of the second, so that tags are legible and files small."""
+"""Pixels: pictures are enlarged by an integer factor to a short side of about the first, and reduced to a
+long side of the second, for legible tags and small files."""
 
 _LISTED = 3
 
 _KINDS = {"config": dict, "class_names": list, "category_ids": list, "model": dict}
-"""What a checkpoint must hold to predict with."""
+"""The required content of a checkpoint."""
 
 
 # --- the detector ----------------------------------------------------------------------------------
@@ -50,13 +50,13 @@ _KINDS = {"config": dict, "class_names": list, "category_ids": list, "model": di
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LoadedDetector:
-    """A trained detector and what its outputs mean.
+    """A trained detector with its classes.
 
     Attributes:
         model: in eval mode.
-        trial: what was trained, and at which image size.
-        class_names, category_ids: of label c, at place c.
-        notices: what a person should know about the checkpoint.
+        trial: the trial's config, with the image size.
+        class_names, category_ids: those of label c at index c.
+        notices: messages to the user about the checkpoint.
     """
 
     model: DenseDetector
@@ -67,19 +67,19 @@ class LoadedDetector:
 
 
 def load_detector(path: Path, device: str = "cpu") -> LoadedDetector:
-    """The detector of a checkpoint file, or of the newest whole checkpoint in a folder.
+    """The detector of a checkpoint file, or of the newest intact checkpoint in a folder.
 
-    Reading executes no pickled code. A file's bytes must have the checksum in its name; one that was
-    renamed has none to check, and a notice says so.
+    Reading executes no pickled code. A file must have the checksum in its name; a renamed one without a
+    checksum gives a notice.
 
     Raises:
-        CheckpointError: there is no checkpoint; it is damaged, or not of a trained detector, or was written
-            by a version whose configs differ.
+        CheckpointError: there is no checkpoint, or it is damaged, of another program, or of a version with
+            other configs.
     """
     payload, name, notices = _newest(path) if path.is_dir() else _file(path)
     _refuse_other_contents(payload, name)
     try:
-        trial = from_plain(payload["config"], Trial)
+        trial = from_dict(payload["config"], Trial)
         if trial.recipe_version != RECIPE_VERSION:
             raise ValueError(
                 f"of recipe version {trial.recipe_version}, this program computes version {RECIPE_VERSION}: "
@@ -91,13 +91,13 @@ def load_detector(path: Path, device: str = "cpu") -> LoadedDetector:
         if not len(names) == len(ids) == trial.detector.num_classes:
             classes = trial.detector.num_classes
             raise ValueError(f"{len(names)} class names and {len(ids)} category ids for {classes} classes")
-    except (TypeError, ValueError, RuntimeError) as error:  # TypeError: of a config's values
+    except (TypeError, ValueError, RuntimeError) as error:  # TypeError: by values of a config
         raise CheckpointError(f"{name}: cannot be used: {error}") from error
     return LoadedDetector(model.to(device).eval(), trial, names, ids, tuple(notices))
 
 
 def _refuse_other_contents(payload: object, name: str) -> None:
-    """Whatever `torch.save` can write may be in a file that a user names."""
+    """Refuses other content: a user's file may have anything that `torch.save` writes."""
     what = f"{name}: holds no trained detector"
     if not isinstance(payload, dict):
         raise CheckpointError(f"{what} but a {type(payload).__name__}")
@@ -124,10 +124,10 @@ def _file(path: Path) -> tuple[dict[str, Any], str, list[str]]:
     named = next((c for c in checkpoints.found(path.parent) if c.path == path), None)
     try:
         if named is None:
-            # Its own checksum: what is left of the check is that it loads at all.
+            # Its own checksum, so that only its loading is checked.
             named = checkpoints.CheckpointFile(path, 0, hashlib.sha256(path.read_bytes()).hexdigest())
             notices.append(f"{path.name}: no checksum in its name, so its bytes are not checked")
-            if not zipfile.is_zipfile(path):  # torch would take any other bytes for a pickle, and fail anyhow
+            if not zipfile.is_zipfile(path):  # torch would read other bytes as a pickle
                 raise RuntimeError("no archive")
         return checkpoints.load(named), path.name, notices
     except OSError as error:
@@ -138,15 +138,15 @@ def _file(path: Path) -> tuple[dict[str, Any], str, list[str]]:
 
 @torch.no_grad()
 def predict_image(loaded: LoadedDetector, image: Decoded, evaluation: Evaluation | None = None) -> Detections:
-    """What the detector finds in one image.
+    """Detections in one image.
 
     Args:
-        loaded: of `load_detector`.
-        image: upright, of any size.
+        loaded: the result of `load_detector`.
+        image: an upright image of any size.
         evaluation: thresholds, single scale; None for `Evaluation()`.
 
     Returns:
-        Best first, on the CPU; boxes in pixels of `image`.
+        Detections, best first, on the CPU; boxes in pixels of `image`.
     """
     height, width = image.size
     data = loaded.trial.data
@@ -163,10 +163,10 @@ def predict_image(loaded: LoadedDetector, image: Decoded, evaluation: Evaluation
 
 
 def image_files(paths: Sequence[Path]) -> list[Path]:
-    """The files among `paths`, and in place of each folder the images in it, in order of name.
+    """The files among `paths`, and the images of each folder, in order of name.
 
     Raises:
-        DataError: a folder has no image; or two images have one stem, so that their results would too.
+        DataError: a folder has no image, or two images have one stem, and so one name of their results.
     """
     files = [file for path in paths for file in (_images_in(path) if path.is_dir() else [path])]
     by_stem: dict[str, Path] = {}
@@ -180,7 +180,7 @@ def image_files(paths: Sequence[Path]) -> list[Path]:
 def _images_in(folder: Path) -> list[Path]:
     files = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
     if not files:
-        raise DataError(f"{folder}: no image in it ({', '.join(sorted(IMAGE_SUFFIXES))})")
+        raise DataError(f"{folder}: has no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
     return files
 
 
@@ -190,13 +190,13 @@ def _images_in(folder: Path) -> list[Path]:
 def to_record(
     path: Path, size: tuple[int, int], detections: Detections, loaded: LoadedDetector
 ) -> dict[str, Any]:
-    """What is written of one image: its name and size, and detections as COCO has them.
+    """The JSON result of one image: name, size, and detections as in COCO.
 
     Args:
         path: of the image.
-        size: its (height, width).
+        size: (height, width) of the image.
         detections: in pixels of the image.
-        loaded: what detected.
+        loaded: the detector.
 
     Returns:
         "image", "width", "height", and "detections": a list, best first, of "category_id", "category" (its
@@ -220,7 +220,7 @@ def to_record(
 
 
 def _predict_file(path: Path, loaded: LoadedDetector, output: Path, min_score: float) -> str:
-    """Write the results of one image and return the line that is printed of it."""
+    """Writes the results of one image; returns a line to print."""
     image = read_upright(path)
     found = predict_image(loaded, image)
     found = found[found.scores >= min_score]
@@ -239,10 +239,10 @@ def _predict_file(path: Path, loaded: LoadedDetector, output: Path, min_score: f
 def predict_files(
     files: Sequence[Path], loaded: LoadedDetector, output: Path, min_score: float
 ) -> Iterator[str | DataError]:
-    """Predict image after image and write `<stem>.json` and `<stem>.png` of each into `output`.
+    """Processes each image and writes its `<stem>.json` and `<stem>.png` to `output`.
 
     Yields:
-        A line for each image, or why it cannot be read; the others are done all the same.
+        A line for each image, or the reason why it cannot be read; the next ones are processed.
     """
     for path in files:
         try:
@@ -257,7 +257,7 @@ def predict_files(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code: 1 when anything could not be read."""
+    """The command; returns its exit code: 1 if an image could not be read."""
     options = _parser().parse_args(arguments)
     try:
         files = image_files(options.images)
@@ -290,7 +290,10 @@ def _parser() -> argparse.ArgumentParser:
         "images", nargs="+", type=Path, metavar="IMAGE", help="image files, or folders of them"
     )
     parser.add_argument(
-        "--checkpoint", required=True, type=Path, help="checkpoint file, or folder: the newest whole one"
+        "--checkpoint",
+        required=True,
+        type=Path,
+        help="checkpoint file, or folder: its newest intact checkpoint",
     )
     parser.add_argument(
         "--output", type=Path, default=Path("detections"), help="folder (default: %(default)s)"

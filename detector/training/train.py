@@ -30,7 +30,7 @@ from detector.model.build import build_detector
 from detector.model.dense_detector import DenseDetector
 from detector.model.weights import load_backbone
 from detector.objectives.losses import Targets
-from detector.plain import to_plain
+from detector.serialization import to_dict
 from detector.training import checkpoint as checkpoints
 from detector.training.optim import build_optimizer, set_learning_rate
 from detector.training.precision import autocast, gradient_scaler
@@ -145,7 +145,7 @@ class Training:
         if file is None or payload is None:
             self._load_weights()
             return reports
-        if payload["config"] != to_plain(self.trial):
+        if payload["config"] != to_dict(self.trial):
             raise CheckpointError(f"{file.path.name}: belongs to another trial config; move it away")
         self.model.load_state_dict(payload["model"])
         self.optimizer.load_state_dict(payload["optimizer"])
@@ -174,7 +174,7 @@ class Training:
         if self.ranks.rank != 0:
             return CheckpointReport(checkpoints.CheckpointFile(directory, self.step, ""))
         payload = {
-            "config": to_plain(self.trial),
+            "config": to_dict(self.trial),
             "class_names": list(self.split.class_names),
             "category_ids": list(self.split.category_ids),
             "step": self.step,

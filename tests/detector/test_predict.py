@@ -19,8 +19,8 @@ from detector.data.coco import ImageRecord
 from detector.data.decode import Decoded, load_resized, read_upright
 from detector.errors import CheckpointError, DataError
 from detector.model.build import build_detector
-from detector.plain import to_plain
 from detector.predict import image_files, load_detector, main, predict_image
+from detector.serialization import to_dict
 from detector.training import checkpoint
 
 BACKBONE = ResNet(
@@ -47,7 +47,7 @@ def payload(trial: Trial = TRIAL, seed: int = 0) -> dict[str, Any]:
         for parameter in model.head.parameters():
             parameter.copy_(torch.randn_like(parameter) * 0.1)
     return {
-        "config": to_plain(trial),
+        "config": to_dict(trial),
         "class_names": ["ring", "square"],
         "category_ids": [4, 9],
         "model": model.state_dict(),
@@ -135,7 +135,7 @@ def test_a_checkpoint_of_another_version_or_of_something_else_says_so(tmp_path: 
         [
             (older, r"Data needs min_short_side; written by another version of this program.* train again"),
             (payload(replace(TRIAL, recipe_version=0)), r"recipe version 0, this program computes version"),
-            ({"config": to_plain(TRIAL)}, "holds no trained detector, 'class_names' is missing"),
+            ({"config": to_dict(TRIAL)}, "holds no trained detector, 'class_names' is missing"),
             (payload() | {"model": {}}, "cannot be used: .*Missing key"),
         ]
     ):
@@ -153,7 +153,7 @@ def test_a_checkpoint_of_another_version_or_of_something_else_says_so(tmp_path: 
         ({}, "holds no trained detector, 'config' is missing"),
         ({"config": 1}, "holds no trained detector, 'config' is of type int, not dict"),
         (payload() | {"config": {"type": ["x"]}}, "cannot be used: .*no config class is called"),
-        (payload() | {"config": to_plain(TRIAL) | {"detector": 3}}, r"cannot be used: Trial\.detector"),
+        (payload() | {"config": to_dict(TRIAL) | {"detector": 3}}, r"cannot be used: Trial\.detector"),
         (payload() | {"class_names": "ab"}, "'class_names' is of type str, not list"),
         (payload() | {"category_ids": [1]}, "2 class names and 1 category ids for 2 classes"),
         (payload() | {"model": {"a": 1}}, "'model' is not weights by name"),
@@ -226,7 +226,7 @@ def test_a_folder_stands_for_the_images_in_it(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"a\.jpg and .*a\.png would both write a\.json"):
         image_files([tmp_path])
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="empty: no image in it"):
+    with pytest.raises(DataError, match="empty: has no image"):
         image_files([tmp_path / "empty"])
 
 

@@ -1,6 +1,6 @@
-"""Configs as dictionaries, lists and scalars and back: how checkpoints and artifacts keep them.
+"""Converts configs to dictionaries, lists and scalars and back, for checkpoints and other files.
 
-Each dictionary names its class in "type", so that a choice of method (a union) is read back as it was.
+Each dictionary has the name of its class in "type", so that members of unions are restored.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ _OTHER_VERSION = (
 )
 
 
-def to_plain(config: Any) -> Any:
-    """The config as dictionaries, lists and scalars; each dictionary names its class in "type"."""
+def to_dict(config: Any) -> Any:
+    """The config as dictionaries, lists and scalars; each dictionary has its class in "type"."""
     if is_dataclass(config) and not isinstance(config, type):
-        values = {f.name: to_plain(getattr(config, f.name)) for f in fields(config)}
+        values = {f.name: to_dict(getattr(config, f.name)) for f in fields(config)}
         return {"type": type(config).__name__, **values}
-    return [to_plain(v) for v in config] if isinstance(config, tuple) else config
+    return [to_dict(v) for v in config] if isinstance(config, tuple) else config
 
 
-def from_plain(data: Any, kind: type[T]) -> T:
-    """The config that `to_plain` made `data` of.
+def from_dict(data: Any, kind: type[T]) -> T:
+    """The config from the result of `to_dict`.
 
     Args:
-        data: dictionaries that name classes of `detector.config`, lists and scalars.
-        kind: class of the whole.
+        data: dictionaries of classes in `detector.config`, lists and scalars.
+        kind: class of the config.
 
     Raises:
-        ValueError: a class is unknown, a field is missing, unknown or of the wrong kind, or a value is
-            refused by its class; names the place, as in "Trial.data".
+        ValueError: a class is unknown, a field is missing, unknown or of the wrong type, or its class refuses
+            a value; the message has the path, as "Trial.data".
     """
     value = _rebuilt(data, kind.__name__)
     if not isinstance(value, kind):
@@ -78,7 +78,7 @@ def _refuse(place: str, what: str, names: Set[str]) -> None:
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value is of an annotated type; what a tuple holds is left to its class."""
+    """Whether a value is of an annotated type; items of tuples are checked by their class."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
         return any(_fits(value, argument) for argument in arguments)

@@ -20,7 +20,7 @@ from detector.config import (
     Trial,
     Weights,
 )
-from detector.plain import from_plain, to_plain
+from detector.serialization import from_dict, to_dict
 from experiments.atss import presets
 
 TRIAL = Trial(Detector(), Schedule(), Data("0" * 12), seed=1)
@@ -40,7 +40,7 @@ DETECTORS = {
 @pytest.mark.parametrize("detector", DETECTORS.values(), ids=DETECTORS.keys())
 def test_every_preset_comes_back_equal_through_json(detector: Detector) -> None:
     trial = replace(TRIAL, detector=detector)
-    assert from_plain(json.loads(json.dumps(to_plain(trial))), Trial) == trial
+    assert from_dict(json.loads(json.dumps(to_dict(trial))), Trial) == trial
 
 
 def test_a_small_training_with_weights_comes_back_equal() -> None:
@@ -51,23 +51,23 @@ def test_a_small_training_with_weights_comes_back_equal() -> None:
         seed=0,
         weights=Weights("detectron", "0" * 64),
     )
-    assert from_plain(to_plain(trial), Trial) == trial
+    assert from_dict(to_dict(trial), Trial) == trial
 
 
 @pytest.mark.parametrize("evaluation", [presets.SINGLE_SCALE, presets.MULTI_SCALE])
 def test_both_ways_of_testing_come_back_equal(evaluation: Evaluation) -> None:
-    assert from_plain(to_plain(evaluation), Evaluation) == evaluation
+    assert from_dict(to_dict(evaluation), Evaluation) == evaluation
 
 
 def test_a_union_is_read_back_by_the_name_of_its_class() -> None:
     for assigner in (MaxIoU(), SpatialScale(1.5), SpatialScale()):
-        plain = to_plain(Detector(assigner=assigner))
+        plain = to_dict(Detector(assigner=assigner))
         assert plain["assigner"]["type"] == type(assigner).__name__
-        assert from_plain(plain, Detector).assigner == assigner
+        assert from_dict(plain, Detector).assigner == assigner
 
 
 def changed(**changes: Any) -> dict[str, Any]:
-    plain: dict[str, Any] = to_plain(TRIAL)
+    plain: dict[str, Any] = to_dict(TRIAL)
     plain["data"] = {k: v for k, v in {**plain["data"], **changes}.items() if v is not ...}
     return plain
 
@@ -82,17 +82,17 @@ def changed(**changes: Any) -> dict[str, Any]:
         (changed(flip="often"), r"^Trial\.data\.flip: cannot be 'often'"),
         (changed(min_short_side=0.5), r"^Trial\.data\.min_short_side: cannot be 0\.5"),
         (changed(flip=2.0), r"flip must be in 0\.\.1, got 2\.0"),
-        (to_plain(TRIAL) | {"schedule": to_plain(FPN())}, r"^Trial\.schedule: cannot be a FPN"),
-        (to_plain(Anchors()), r"^expected a Trial, got a Anchors"),
+        (to_dict(TRIAL) | {"schedule": to_dict(FPN())}, r"^Trial\.schedule: cannot be a FPN"),
+        (to_dict(Anchors()), r"^expected a Trial, got a Anchors"),
         ([1], r"^expected a Trial, got \(1,\)"),
     ],
 )
 def test_what_is_wrong_with_plain_data_is_named(plain: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        from_plain(plain, Trial)
+        from_dict(plain, Trial)
 
 
 def test_a_value_outside_a_choice_is_named() -> None:
-    plain = to_plain(Schedule()) | {"precision": "fp8"}
+    plain = to_dict(Schedule()) | {"precision": "fp8"}
     with pytest.raises(ValueError, match=r"^Schedule\.precision: cannot be 'fp8'"):
-        from_plain(plain, Schedule)
+        from_dict(plain, Schedule)
