@@ -3,6 +3,7 @@
 import ast
 import multiprocessing
 import os
+import re
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -123,6 +124,17 @@ def test_rooms_do_not_import_each_other_in_a_circle(package: str) -> None:
     reached = {room: _reached(room, edges) for room in edges}
     circles = {frozenset((a, b)) for a in edges for b in reached[a] - {a} if a in reached[b]}
     assert circles == ROOMS[package]
+
+
+def test_the_page_of_the_architecture_lists_the_rooms_from_the_top_down() -> None:
+    page, edges = (ROOT / "docs" / "architecture.md").read_text(), _edges("platform/ablation")
+    lines = re.findall(r"^\| ((?:`\w+(?:/|\.py)`(?:, )?)+) \|", page, re.MULTILINE)
+    rank = {room: number for number, line in enumerate(lines) for room in re.findall(r"`(\w+)", line)}
+    assert rank.keys() == edges.keys() - {"__init__"}
+    upwards = [
+        (room, other) for room in rank for other in edges[room] & rank.keys() if rank[other] < rank[room]
+    ]
+    assert upwards == []
 
 
 def _edges(package: str) -> dict[str, set[str]]:
