@@ -1,4 +1,4 @@
-"""The Ray that trials run on: this machine's, ours alone and gone afterwards, or a cluster's."""
+"""The Ray that trials run on: one started on this machine for one run, or a cluster's."""
 
 from __future__ import annotations
 
@@ -23,40 +23,38 @@ from ablation.errors import UserError
 from ablation.resources import Node, Resources, held
 from ablation.run_options import Options
 
-MEMORY_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
-"""Files that say what a container may use, of Linux's two ways."""
+CGROUP_MEMORY_FILES = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+"""The memory limit of a container: cgroup version 2, version 1."""
 OBJECT_STORE_BYTES = 128 << 20  # only reports and small configs pass through it
 CONNECT_S = 2.0
 PORTS = range(20_000, 32_000)
-"""Below those that systems give to whoever asks for any."""
+"""Below the ephemeral ports of the operating system."""
 
 _ENVIRONMENT = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",  # nothing is sent to Ray's makers
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # Tune's folder of a trial is deleted with the run
     "RAY_AIR_NEW_OUTPUT": "0",  # the new output prints tables even at verbosity 0
-    "RAY_DEDUP_LOGS_SKIP_REGEX": ".",  # nothing of Ray's own is printed among the display's lines
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",
-    "TUNE_GLOBAL_CHECKPOINT_S": "1000000",  # its snapshots are never read
-    "TUNE_MAX_PENDING_TRIALS_PG": "64",  # what is admitted has its place; nothing else is ever pending
-    "TUNE_WARN_THRESHOLD_S": "1000000",
+    "RAY_DEDUP_LOGS_SKIP_REGEX": ".",  # Ray prints nothing among the display's lines
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the store keeps what they would write
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # `driver.shutdown` has its own
+    "TUNE_MAX_PENDING_TRIALS_PG": "64",  # `GangScheduler` decides; Tune would start one by one
+    "TUNE_WARN_THRESHOLD_S": "1000000",  # a slow store makes no warnings among the display's lines
 }
 _WORKER_ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",  # a group ends 4 s sooner
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # an actor less for each group, which heeds SIGTERM itself
     "TORCH_NCCL_RETHROW_CUDA_ERRORS": "0",  # or a GPU's error ends its process before it is told
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """What there is, and what a trial gets that asks for nothing in particular.
+    """The nodes, and what a trial holds that asks for nothing in particular.
 
     Attributes:
-        nodes: all machines.
+        nodes: all of them.
         limit: trials at a time; None for as many as fit.
-        workers: of every trial, where the user says so.
+        workers: of every trial, where the user gave a number.
     """
 
     nodes: tuple[Node, ...]
@@ -72,14 +70,14 @@ class Layout:
 
 
 def share(options: Options, cpus: int, gpus: int, *, exclusive_gpus: bool) -> tuple[int, Resources]:
-    """Divides what there is among trials that ask for nothing in particular.
+    """Divides CPUs and GPUs among trials that ask for nothing in particular.
 
     The workers of one trial cannot share a GPU; several trials of one worker can, unless `exclusive_gpus`.
     On this machine each worker holds an equal part of the CPUs, at least one. In a cluster, whose nodes may
     differ, it holds one.
 
     Args:
-        options: say how many trials and workers.
+        options: with the number of trials at a time and of workers.
         cpus, gpus: of the machine or the cluster.
         exclusive_gpus: see `ablation.study.Setting`.
 
@@ -87,7 +85,7 @@ def share(options: Options, cpus: int, gpus: int, *, exclusive_gpus: bool) -> tu
         Trials at a time, and what each holds.
 
     Raises:
-        UserError: a trial's group, or so many trials at a time, would never find a place.
+        UserError: the workers of one trial, or so many trials at a time, would never fit.
     """
     workers = options.workers_per_trial or 1
     whole = gpus > 0 and (exclusive_gpus or workers > 1)
@@ -102,7 +100,7 @@ def share(options: Options, cpus: int, gpus: int, *, exclusive_gpus: bool) -> tu
     if whole and processes > gpus:
         raise UserError(
             f"--concurrency {concurrency} needs {processes} GPUs, one for each worker of each trial, and "
-            f"there are {gpus}. Ask for at most {gpus // workers}, or leave it out."
+            f"there are {gpus}. Ask for at most {gpus // workers}, or omit the option."
         )
     cpus_each = 1 if options.cluster else max(1, cpus // processes)
     gpus_each = 0.0 if gpus == 0 else 1 / math.ceil(processes / gpus)
@@ -147,12 +145,12 @@ def ray_for(
 
 
 def here(options: Options, wanted: Sequence[Resources | None], gpus: int, *, exclusive_gpus: bool) -> Layout:
-    """This machine as Ray will have it, once started for such a run.
+    """The layout of this machine once Ray has been started for a run.
 
     Args:
         options: how to run.
-        wanted: by the trials that will run. Where one wants more CPUs than there are it gets them all the
-            same: a laptop can show what a cluster does.
+        wanted: by the trials that will run. Ray is told of more CPUs than there are where a trial wants more:
+            a laptop can show what a cluster does.
         gpus: of the machine.
         exclusive_gpus: see `ablation.study.Setting`.
 
@@ -162,8 +160,7 @@ def here(options: Options, wanted: Sequence[Resources | None], gpus: int, *, exc
     cpus = len(os.sched_getaffinity(0))
     limit, default = share(options, cpus, gpus, exclusive_gpus=exclusive_gpus)
     sizes = [limit * default.workers * default.cpus, *(r.workers * r.cpus for r in wanted if r)]
-    places = math.ceil(max([cpus, *sizes]))
-    machine = Node("this machine", places, gpus, _memory() - OBJECT_STORE_BYTES)
+    machine = Node("this machine", math.ceil(max([cpus, *sizes])), gpus, _memory() - OBJECT_STORE_BYTES)
     return Layout((machine,), default, limit, options.workers_per_trial)
 
 
@@ -175,14 +172,14 @@ def gpus_here() -> int:
 
 
 def _memory() -> int:
-    """Bytes that this machine has, or the container that we are in may use."""
-    limits = [path.read_text().strip() for path in MEMORY_LIMITS if path.is_file()]
+    """Bytes of memory of this machine, or of the container that this process runs in."""
+    limits = [path.read_text().strip() for path in CGROUP_MEMORY_FILES if path.is_file()]
     physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return min([physical, *(int(limit) for limit in limits if limit.isdecimal())])
 
 
 def _start(options: Options, wanted: Sequence[Resources | None], exclusive_gpus: bool) -> Layout:
-    """Ray on this machine, for us alone."""
+    """Starts Ray on this machine, for this run alone."""
     layout = here(options, wanted, gpus_here(), exclusive_gpus=exclusive_gpus)
     (machine,) = layout.nodes
     # Ray's workers import from the working folder first, where a module may have the name of one of ours.
@@ -193,7 +190,7 @@ def _start(options: Options, wanted: Sequence[Resources | None], exclusive_gpus:
             num_cpus=int(machine.cpus),
             num_gpus=int(machine.gpus),
             object_store_memory=OBJECT_STORE_BYTES,
-            # Only with it does Ray give back the place of a group whose trial's process died.
+            # Without it Ray does not release the resources of a group whose trial's process died.
             include_dashboard=_workers(options, wanted) > 1,
             dashboard_host="127.0.0.1",
             **memory_argument(machine.memory),
@@ -202,20 +199,20 @@ def _start(options: Options, wanted: Sequence[Resources | None], exclusive_gpus:
 
 
 def _address_ahead() -> dict[str, str]:
-    """Where Ray will listen, for its own processes.
+    """The address at which Ray will listen, told to its processes before it starts.
 
-    The one that gives back the places of a group whose trial died looks for Ray on this machine, and
-    dies itself when it finds two.
+    The process that releases the resources of a group whose trial died searches this machine for Ray, and
+    ends itself when it finds two.
     """
     port = free_port()
     return {"RAY_GCS_SERVER_PORT": str(port), "RAY_ADDRESS": f"127.0.0.1:{port}"}
 
 
 def free_port() -> int:
-    """A port of loopback that is free, and stays so: not one that the system gives to whoever asks for any.
+    """A free port of the loopback device, and not an ephemeral one, which other programs may get meanwhile.
 
     Raises:
-        OSError: a hundred in a row are taken.
+        OSError: a hundred of them are in use.
     """
     for port in random.SystemRandom().sample(PORTS, 100):
         with suppress(OSError), socket.socket() as free:
@@ -225,7 +222,7 @@ def free_port() -> int:
 
 
 def _workers(options: Options, wanted: Sequence[Resources | None]) -> int:
-    """Of the largest trial."""
+    """The number of workers of the largest trial."""
     return max([options.workers_per_trial or 1, *(r.workers for r in wanted if r)])
 
 
@@ -258,7 +255,7 @@ def _connect(options: Options, exclusive_gpus: bool, code: Code) -> Layout:
 
 
 def nodes() -> tuple[Node, ...]:
-    """The machines that Ray has now."""
+    """The nodes that are alive in Ray now."""
     import ray
 
     return tuple(
@@ -283,10 +280,10 @@ def endpoints() -> list[tuple[str, int]]:
     return [(host, int(port)), (own["NodeManagerAddress"], own["NodeManagerPort"])]
 
 
-def opens(door: tuple[str, int]) -> bool:
-    """Whether something listens at an address."""
+def opens(address: tuple[str, int]) -> bool:
+    """Whether something listens at a host and port."""
     try:
-        socket.create_connection(door, timeout=CONNECT_S).close()
+        socket.create_connection(address, timeout=CONNECT_S).close()
     except OSError:
         return False
     return True
@@ -310,11 +307,11 @@ def _local_environment(options: Options, workers: int) -> dict[str, str | None]:
         # Ray's own default is 15. Beside one busy program a trial of two threads then gets 3 % of a core for
         # the second thread, for which the first waits at every step.
         "RAY_worker_niceness": str(options.niceness or 0),
-        # Or glibc gives large arrays back to the system at every step, and faults them in again.
+        # Without them glibc returns large arrays to the system at every step, and maps them anew.
         "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
         "MALLOC_TRIM_THRESHOLD_": str(4 << 30),
         "MALLOC_TOP_PAD_": str(64 << 20),
-        # Ray listens on the loopback device alone, and to those who know the token.
+        # Ray listens on the loopback device alone, and answers only with the token.
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": _token(),
@@ -326,7 +323,7 @@ def _local_environment(options: Options, workers: int) -> dict[str, str | None]:
 
 @cache
 def _token() -> str:
-    """One for the life of this process: Ray remembers the first that it sees."""
+    """The same for the life of this process: Ray keeps the first that it reads."""
     return secrets.token_hex(32)
 
 

@@ -158,7 +158,7 @@ class Dispatcher:
         for key in self.scheduler.running.keys() - self.manager.running.keys():
             attempt = self.manager.ended.get(key)
             if attempt and (fault := self.manager.quarantined.get(attempt.id)):
-                self.scheduler.quarantine(key, fault.place.node)
+                self.scheduler.quarantine(key, fault.device.node)
             self.scheduler.release(key)
             if attempt and key in self.manager.finished:
                 self._ratios.append((self.clock() - attempt.began) / self.seconds[key])

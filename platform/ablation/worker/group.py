@@ -91,7 +91,7 @@ def group_messages(
         failure = verdict(error, failures)
         if isinstance(failure, DeviceFailed) and not failure.usable and request.resources:
             # Before the driver knows: until then it sends no other trial there.
-            quarantine.hold(failure.fault.place, request.resources)
+            quarantine.allocate(failure.fault.device, request.resources)
         yield failure
 
 

@@ -49,7 +49,7 @@ def trial_process() -> type[Any]:
             batch = next(self._batches, None)
             if batch is None:  # the driver has the last message, and this process must not be used again
                 if isinstance(self._last, DeviceFailed) and not self._last.usable:
-                    quarantine.sit()
+                    quarantine.hold_until_killed()
                 os._exit(0)
             self._last = batch[-1] if batch else None
             return {"messages": batch, "process": self._process, "done": self._reusable()}

@@ -65,5 +65,5 @@ def failure_of(error: Exception, workers: int = 1) -> Failure:
     if isinstance(error, OutOfMemoryError):
         return OutOfMemory(text, error.smaller)
     if isinstance(error, DeviceError):
-        return DeviceFailed(text, Fault(quarantine.here(workers), last_line(str(error))), error.usable)
+        return DeviceFailed(text, Fault(quarantine.this_device(workers), last_line(str(error))), error.usable)
     return Failed(text)

@@ -1,8 +1,7 @@
-"""A device that cannot be used any more: what is known of it, and how it is kept from every other trial.
+"""Quarantine of a device that cannot be used any more.
 
-Ray hands a GPU that fails every trial to the next one, and then to the next: after a night with one of them
-every trial would have failed. So the process that found it out stays, and holds what it was given until the
-run ends.
+Ray gives a GPU that fails every trial to the next trial, and then to the next. So the process under which it
+failed goes on holding what Ray allocated to it until the run ends.
 """
 
 from __future__ import annotations
@@ -14,15 +13,15 @@ from typing import Any, NoReturn
 
 from ablation.resources import Resources
 
-PLACED_S = 60.0
-"""A place that a process has not got by then is taken by others."""
+ALLOCATED_WITHIN_S = 60.0
+"""After so long other processes hold what was asked for."""
 
-_kept: list[Any] = []  # Ray ends what nobody refers to
+_holders: list[Any] = []  # Ray ends an actor to which nothing refers
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Where a trial's device failed.
+class Device:
+    """What Ray allocated to a process under which a device failed.
 
     Attributes:
         node: Ray's id of the machine.
@@ -38,23 +37,23 @@ class Place:
     workers: int
 
     def __str__(self) -> str:
-        what = f"GPU {', '.join(self.gpus)}" if self.gpus else "a worker's place"
+        what = f"GPU {', '.join(self.gpus)}" if self.gpus else "a worker's CPUs"
         return f"{what} of {self.host} ({self.address})"
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """A place, and what is wrong there."""
+    """A device, and what is wrong with it."""
 
-    place: Place
+    device: Device
     why: str
 
     def __str__(self) -> str:
-        return f"{self.place}: {self.why}"
+        return f"{self.device}: {self.why}"
 
 
-def here(workers: int) -> Place:
-    """That of this process.
+def this_device(workers: int) -> Device:
+    """The device of this process.
 
     Args:
         workers: of its trial on this machine.
@@ -62,7 +61,7 @@ def here(workers: int) -> Place:
     import ray
 
     address = ray.util.get_node_ip_address()
-    return Place(ray.get_runtime_context().get_node_id(), socket.gethostname(), address, _gpus(), workers)
+    return Device(ray.get_runtime_context().get_node_id(), socket.gethostname(), address, _gpus(), workers)
 
 
 def _gpus() -> tuple[str, ...]:
@@ -71,19 +70,20 @@ def _gpus() -> tuple[str, ...]:
     return tuple(ray.get_runtime_context().get_accelerator_ids().get("GPU", ()))
 
 
-def sit() -> NoReturn:
-    """Keeps everybody else from what this process was given, and from what it `hold`s, until it is ended."""
+def hold_until_killed() -> NoReturn:
+    """Holds the resources of this process, and those that `allocate` got, until the process is killed."""
     while True:
         time.sleep(60)
 
 
-def hold(place: Place, resources: Resources) -> None:
-    """Takes as much of a machine as a group had there, its bad GPU among it, for the life of this process.
+def allocate(device: Device, resources: Resources) -> None:
+    """Allocates to this process what a group had on a machine, with its bad GPU, for the life of the process.
 
-    Ray gives any GPU that is free: more are asked for until one process has the bad one, and the others end.
+    Ray allocates any GPU that is free. So actors are started until one of them has the bad GPU; those beyond
+    the group's number of workers then end.
 
     Args:
-        place: of one worker; Train has given back, or is about to, what they all had.
+        device: of one worker; Train has released, or is about to, what all workers held.
         resources: of the trial.
     """
     import ray
@@ -93,23 +93,23 @@ def hold(place: Place, resources: Resources) -> None:
         num_cpus=resources.cpus,
         num_gpus=resources.gpus,
         memory=resources.memory or None,
-        resources={f"node:{place.address}": 0.001},
-        scheduling_strategy="DEFAULT",  # or it would have to fit into the place of this process
+        resources={f"node:{device.address}": 0.001},
+        scheduling_strategy="DEFAULT",  # or it would have to fit into what this process holds
     )
     with_it: list[Any] = []
     without: list[Any] = []
-    while not with_it or len(with_it) + len(without) < place.workers:
+    while not with_it or len(with_it) + len(without) < device.workers:
         process = holder.remote()
         try:
-            gpus = ray.get(process.gpus.remote(), timeout=PLACED_S)
+            gpus = ray.get(process.gpus.remote(), timeout=ALLOCATED_WITHIN_S)
         except (GetTimeoutError, RayError):
             ray.kill(process)
             break
-        (with_it if set(place.gpus) <= set(gpus) else without).append(process)
-    number = max(0, place.workers - len(with_it))
+        (with_it if set(device.gpus) <= set(gpus) else without).append(process)
+    number = max(0, device.workers - len(with_it))
     for process in without[number:]:
         ray.kill(process)
-    _kept.extend([*with_it, *without[:number]])
+    _holders.extend([*with_it, *without[:number]])
 
 
 class _Holder:

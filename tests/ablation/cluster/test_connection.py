@@ -157,7 +157,7 @@ def test_a_container_has_the_memory_that_it_may_use(
     said: str, limit: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (file := tmp_path / "memory.max").write_text(said)
-    monkeypatch.setattr(cluster, "MEMORY_LIMITS", (file, tmp_path / "absent"))
+    monkeypatch.setattr(cluster, "CGROUP_MEMORY_FILES", (file, tmp_path / "absent"))
     monkeypatch.setattr(os, "sysconf", {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 16 << 18}.__getitem__)
     (machine,) = cluster.here(Options(), [], 0, exclusive_gpus=False).nodes
     assert machine.memory == (limit or 16 << 30) - cluster.OBJECT_STORE_BYTES

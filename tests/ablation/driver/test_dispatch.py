@@ -25,11 +25,11 @@ from ablation.resources import Node, Resources
 from ablation.storage import StorageError, storage_at
 from ablation.store import Store
 from ablation.worker.messages import DeviceFailed, End, Ended, Message, Stopped
-from ablation.worker.quarantine import Fault, Place
+from ablation.worker.quarantine import Device, Fault
 from ablation.workspace import Workspace
 from tests.support.toy_driver import Toy, planned
 
-GPU = Place("a", "host", "10.0.0.1", ("3",), 1)
+GPU = Device("a", "host", "10.0.0.1", ("3",), 1)
 
 
 @dataclass

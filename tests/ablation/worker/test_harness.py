@@ -27,7 +27,7 @@ from ablation.worker import group
 from ablation.worker.group import RankFailed, RankPreempted, WorkersLostError
 from ablation.worker.harness import batches, messages, trial_process
 from ablation.worker.messages import DeviceFailed, Ended, Failed, Failure, Message, OutOfMemory, Stopped
-from ablation.worker.quarantine import Fault, Place
+from ablation.worker.quarantine import Device, Fault
 from ablation.worker.training import WorkerConfig
 
 KEY = "0123456789ab"
@@ -337,7 +337,7 @@ def test_a_group_with_one_rank_out_of_memory_is_out_of_memory() -> None:
 
 
 def test_a_group_under_which_devices_failed_names_one_that_cannot_be_used() -> None:
-    a, b = (Fault(Place(node, "host", "10.0.0.1", ("0",), 1), "ECC") for node in "ab")
+    a, b = (Fault(Device(node, "host", "10.0.0.1", ("0",), 1), "ECC") for node in "ab")
     failures: dict[int, Failure] = {
         0: Failed("NCCL communicator was aborted"),
         1: DeviceFailed("CUDA error", a, usable=True),

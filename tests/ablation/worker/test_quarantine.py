@@ -1,4 +1,4 @@
-"""The place of a device that cannot be used is kept from others."""
+"""A device that cannot be used is not allocated to other trials."""
 
 import subprocess
 import sys
@@ -15,10 +15,10 @@ HOLD = """
 
     with environment({"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}):
         ray.init(address="local", num_cpus=8, num_gpus=4, include_dashboard=False, log_to_driver=False)
-    here = device.here(workers=2)
-    bad = device.Place(here.node, here.host, here.address, ("2",), 2)
-    device.hold(bad, Resources(workers=2, cpus=1, gpus=1))
-    held = [gpu for process in device._kept for gpu in ray.get(process.gpus.remote())]
+    here = device.this_device(workers=2)
+    bad = device.Device(here.node, here.host, here.address, ("2",), 2)
+    device.allocate(bad, Resources(workers=2, cpus=1, gpus=1))
+    held = [gpu for process in device._holders for gpu in ray.get(process.gpus.remote())]
     assert len(held) == 2 and "2" in held, held
     # What was asked for to find it comes free again.
     others = [ray.remote(device._Holder).options(num_gpus=1).remote() for _ in range(2)]
