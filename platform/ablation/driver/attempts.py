@@ -139,6 +139,8 @@ class AttemptManager:
     def on_messages(self, attempt: Attempt, messages: Sequence[Message]) -> None:
         """Keeps messages that came together, reports and perhaps the end, in one transaction."""
         attempt.started = True
+        if not messages:
+            return
         reports = [message for message in messages if not isinstance(message, End)]
         with self._unless_taken_over(attempt):
             try:

@@ -139,10 +139,11 @@ class Dispatcher:
     def on_messages(self, key: str, id: int, messages: Sequence[Message]) -> bool:
         """Takes messages of an attempt's process; False when the attempt is no longer running here.
 
-        Such a process must be killed: another attempt may work in the trial's directory.
+        Such a process must be killed: another attempt may work in the trial's directory. The first list is
+        empty and says that the process is there; the workers of a group may still have no node.
         """
         attempt = self.manager.find(key, id)
-        if attempt and messages:
+        if attempt and (messages or self.resources[key].workers == 1):
             self.manager.on_messages(attempt, messages)
             self._release_ended()
         return attempt is not None

@@ -73,12 +73,12 @@ def trial_process() -> type[Any]:
 def batches(messages: Iterator[Message], request: Request) -> Iterator[list[Message]]:
     """The messages in lists that travel together: one that is followed by another at once waits for it.
 
-    The first list comes before anything is done, so that the driver can end a process that it gave up. For a
-    group it is empty: its workers say by their own first report, which waits for no other, that they run.
+    The first list is empty, and comes before anything is done: the driver can end a process that it gave up.
+    In a group the first report waits for no other, because it says that the workers run.
     """
+    yield []
     if request.workers > 1:
-        yield []
-    yield [next(messages)]
+        yield [next(messages)]
     batch: list[Message] = []
     evaluations = len(request.evaluations)
     for message in messages:

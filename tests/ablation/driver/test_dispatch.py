@@ -174,11 +174,13 @@ def test_a_process_that_dies_after_its_last_result_has_finished_its_trial(world:
     assert world.store.notices(attempt.key) == ["killed"]
 
 
-def test_an_attempt_that_has_reported_is_not_given_up_however_long_its_first_steps_take(world: World) -> None:
+def test_an_attempt_whose_process_is_there_is_not_given_up_however_slow_its_first_steps(
+    world: World,
+) -> None:
     world.nodes = (Node("a", 3, 0, 1 << 40),)
     dispatcher = world.dispatcher([Toy("a"), Toy("pair", workers=2)])
     assert sorted(started(dispatcher)) == ["a", "pair"]
-    tell(dispatcher, "a", Noticed("it is here"))
+    tell(dispatcher, "a")
     tell(dispatcher, "pair")  # its process is there, its workers are not
     world.now += START_WITHIN_S + POLL_EVERY_S
     poll(dispatcher)
