@@ -1,4 +1,4 @@
-"""A study that would cost more than a person allowed starts only when that person says so."""
+"""Asks before a run that would cost more GPU-hours than the user allowed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from ablation.errors import UserError
 
-_UNKNOWN = "Nothing is known yet to estimate this run from (--probe times a few steps)"
+_UNKNOWN = "No training was measured yet to estimate this run from (--probe measures a few steps)"
 
 
 def confirm(
@@ -18,17 +18,17 @@ def confirm(
     ask: Callable[[str], str] = input,
     interactive: bool | None = None,
 ) -> None:
-    """Return when a run may start.
+    """Returns when a run may start.
 
     Args:
-        gpu_hours: that the run is estimated to take; None where nothing is known to estimate from.
-        budget: as much as is allowed without a question; None for any amount.
-        yes: the answer was given beforehand.
-        ask: puts a question to the person.
-        interactive: whether somebody is there to answer; that of the standard input when None.
+        gpu_hours: the run's estimate; None where nothing was measured to estimate from.
+        budget: GPU-hours allowed without a question; None for any number.
+        yes: start without a question.
+        ask: asks the user.
+        interactive: whether a user can answer; whether standard input is a terminal when None.
 
     Raises:
-        UserError: nobody is there to ask, or the answer is no.
+        UserError: no user can answer, or the answer is no.
     """
     if yes or budget is None or (gpu_hours is not None and gpu_hours <= budget):
         return
@@ -45,7 +45,7 @@ def confirm(
 
 
 def agreed(question: str, ask: Callable[[str], str] = input) -> bool:
-    """Whether the person says yes; no is the default, also at the end of the input."""
+    """Whether the user answers yes; no is the default, also at the end of the input."""
     try:
         return ask(f"{question} [y/N] ").strip().lower() in ("y", "yes")
     except EOFError:

@@ -1,4 +1,4 @@
-"""Before launch: what a run will take on the machines at hand."""
+"""Estimates what a run takes on this machine or on a cluster, before it starts."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from ablation.session import Session
 
 
 def forecast(session: Session, options: Options, *, timed: bool) -> Estimate:
-    """What is left of a session's plan takes.
+    """Estimates what is left of a session's plan.
 
     Args:
         session: its store has the paces of earlier trainings.
-        options: which machines, and how they are shared.
-        timed: train a few steps on this machine first, and rest on their pace.
+        options: which nodes, and how trials share them.
+        timed: train a few steps on this machine first, and use their pace.
 
     Raises:
-        UserError: no cluster answers, a trial would never find a place, or none can be timed here.
+        UserError: no cluster answers, a trial would never fit, or none can be trained on this machine.
     """
     plan, layout = session.plan, _layout(session.plan, options)
     held = tuple(replace(trial, resources=layout.resources(trial.resources)) for trial in plan.trials)
@@ -35,12 +35,12 @@ def forecast(session: Session, options: Options, *, timed: bool) -> Estimate:
 
 
 def _calibration(session: Session, plan: Plan, *, timed: bool) -> Calibration | None:
-    """From a probe if there is to be one and it saw something, else from what has run."""
+    """From the probe, if it is asked for and measured something; else from earlier trainings."""
     work = plan.work()
     if timed and not cluster.gpus_here() and any(trial.resources and trial.resources.gpus for trial in work):
         raise UserError(
-            "--probe trains a few steps on this machine, and it has no GPU, which the trials want. Ask on a "
-            "machine that has one."
+            "--probe trains a few steps on this machine, which has no GPU, and the trials need one. Run it "
+            "on a machine with a GPU."
         )
     seen = probe(session.study.train, work, plan.setting.context) if timed else None
     if seen:

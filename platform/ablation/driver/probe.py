@@ -1,4 +1,4 @@
-"""A few steps of one training, to learn the pace of a machine before anything is launched."""
+"""Measures the pace of this machine by a few steps of one training."""
 
 from __future__ import annotations
 
@@ -17,26 +17,27 @@ from ablation.plan import PlannedTrial
 from ablation.protocol import Progress, Request, TrainFunction
 from ablation.resources import Resources
 
-ENOUGH = 5
-"""Reports after the first one that settle the pace."""
+REPORTS = 5
+"""Reports after the first one from which the pace is computed."""
 LIMIT_S = 120.0
 
 
 def probe(
     train: TrainFunction, trials: Sequence[PlannedTrial], context: Any, limit_s: float = LIMIT_S
 ) -> Measured | None:
-    """The pace of the trial of middling cost, trained in a process and a folder that are then gone.
+    """The pace of the trial of median cost, trained for a moment in a process and a temporary folder.
 
-    The time of the first report, which holds the start of everything, counts only where there is no second.
+    The time before the first report includes the start of the process; it counts only where there is no
+    second.
 
     Args:
         train: the study's.
         trials: that are to be run.
         context: of the setting.
-        limit_s: seconds after which what has been seen must do.
+        limit_s: seconds after which the process is ended.
 
     Returns:
-        None where there is no trial, or nothing was reported in time.
+        The pace; None where there is no trial, or nothing was reported in time.
     """
     if not trials:
         return None
@@ -63,7 +64,7 @@ class _Reached(NamedTuple):
 
 
 def _seen(train: TrainFunction, request: Request, limit_s: float) -> list[_Reached]:
-    """The start, and then the first reports."""
+    """The start as step 0, and the first reports."""
     spawn = multiprocessing.get_context("spawn")
     receiver, sender = spawn.Pipe(duplex=False)
     process = spawn.Process(target=_tell, args=(train, request, sender), daemon=False)
@@ -71,9 +72,9 @@ def _seen(train: TrainFunction, request: Request, limit_s: float) -> list[_Reach
     process.start()
     sender.close()
     try:
-        while len(seen) < ENOUGH + 2 and receiver.poll(max(0.0, deadline - time.monotonic())):
+        while len(seen) < REPORTS + 2 and receiver.poll(max(0.0, deadline - time.monotonic())):
             seen.append(receiver.recv())
-    except EOFError:  # the training came to its end, or failed: the run itself will say why
+    except EOFError:  # the training ended or failed; the run itself will report why
         pass
     finally:
         process.terminate()
@@ -82,7 +83,7 @@ def _seen(train: TrainFunction, request: Request, limit_s: float) -> list[_Reach
 
 
 def _tell(train: TrainFunction, request: Request, sender: Connection) -> None:
-    """In the process: trains, and sends when which step was reached."""
+    """Runs in the process: trains, and sends each step reached and its time."""
     began = time.monotonic()
     for report in train(request):
         if isinstance(report, Progress):

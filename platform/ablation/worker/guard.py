@@ -1,10 +1,10 @@
-"""Kills the process that started it once that one stands still: `python -I -S guard.py PID`, on its own.
+"""Kills the process that started it once that process is frozen: `python -I -S guard.py PID`.
 
 A process that is stopped (SIGSTOP), or waits for a file system that is gone, runs no thread that could end
-it, so this one looks from outside. It imports nothing but what Python brings along, holds nothing open but
-the memory that both share (its standard input), and ends with the process that it looks at.
+it. This one imports the standard library alone, holds nothing open but the memory that both share (its
+standard input), and ends with the process that it guards.
 
-It counts its own turns and no time: where the whole machine sleeps, both stand still, and nothing counts.
+It counts its own rounds instead of time: while the whole machine sleeps, neither process counts.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ import time
 
 TICK_S = 1.0
 LATER_S = 5.0
-"""How much longer it waits than it was told: the process may end by itself, and say more about it."""
+"""Waited beyond the limit: the watchdog in the process may end it first, and writes more about it."""
 
 SIGN = struct.Struct("=qd")
-"""A sign of life: its number, and after how many seconds there must be another; 0 for never."""
+"""A heartbeat: its number, and the seconds within which the next one is due; 0 for never."""
 WATCH, BEAT, PATH = 0, SIGN.size, 2 * SIGN.size
-"""Where the memory has the last sign of the training, that of the process itself, which counts while there is
-none of the training, and the file to leave a line in (its end is a zero byte)."""
+"""Offsets in the memory: the last heartbeat of the training; that of the process, which counts while none of
+the training is due; the path of the file to write a line to, with a zero byte at its end."""
 SIZE = PATH + 4097
 
 
 def main() -> None:
-    """Until the process that started it has ended, or stands still."""
+    """Runs until the process that started it has ended, or is frozen and killed."""
     pid = int(sys.argv[1])
     shared = mmap.mmap(sys.stdin.fileno(), SIZE, prot=mmap.PROT_READ)
     last, silent = (0, 0.0), 0.0
@@ -47,13 +47,13 @@ def main() -> None:
 
 
 def expected(shared: mmap.mmap) -> tuple[int, float]:
-    """The sign of life that must be followed by another."""
+    """The heartbeat after which another is due."""
     watch, beat = SIGN.unpack_from(shared, WATCH), SIGN.unpack_from(shared, BEAT)
     return watch if watch[1] else beat
 
 
 def _leave_word(path: bytes, pid: int, silent: float) -> None:
-    line = f"process {pid} stood still for {silent:.0f} s, no thread of it ran; to be killed from outside\n"
+    line = f"process {pid} stood still for {silent:.0f} s: no thread of it ran. The guard process kills it.\n"
     # In a thread: what the process waits for may be the very disk that the file is on.
     writing = threading.Thread(target=_write, args=(path, line), daemon=True)
     writing.start()

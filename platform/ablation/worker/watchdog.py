@@ -1,4 +1,4 @@
-"""Beside a training: the log that a person reads, the watch that ends a hang, the guard where it cannot."""
+"""Beside a training: its log, the watchdog that ends a hang, and the guard process for a frozen one."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ from ablation.storage.names import HANG, LOG
 from ablation.worker import guard
 
 FACTOR = 20
-"""A training hangs when it says nothing for so many times the median time between its reports ..."""
+"""A training hangs when it reports nothing for so many times the median time between its reports ..."""
 START = 6
-"""... or, before its first reports, for so many times the least time that counts as hanging."""
+"""... or, before its first reports, for so many times the least silence that counts as hanging."""
 
 
 @contextmanager
 def logged(directory: Path, *, writes: bool = True) -> Iterator[Callable[[Report | str], None]]:
-    """A log of the attempt in the trial's directory; what it prints goes there too.
+    """Writes a log of the attempt in the trial's directory, with all that the process prints.
 
     Args:
         directory: the trial's.
-        writes: False writes only what is printed, for ranks whose reports another tells.
+        writes: False for ranks but the first: only what they print is written.
     """
     with (directory / LOG).open("a", buffering=1) as file, redirect_stdout(file), redirect_stderr(file):
 
@@ -53,7 +53,7 @@ def logged(directory: Path, *, writes: bool = True) -> Iterator[Callable[[Report
 
 
 def _line(report: Report) -> str:
-    """A report in words; nothing for one that tells a person nothing."""
+    """A report as a line of the log; empty where the log has none."""
     match report:
         case Progress(step, total, metrics):
             numbers = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
@@ -69,14 +69,14 @@ def _line(report: Report) -> str:
 
 
 class Watch:
-    """Ends the process when the training in it goes silent, so that another attempt can begin.
+    """Ends the process when the training in it reports nothing for too long; then another attempt can begin.
 
-    The interpreter's own watchdog does it, which needs no lock that a hanging library may hold. It leaves
-    the stack of every thread in `HANG`. Where it cannot, for no thread of this process runs, the guard does.
+    Python's `faulthandler` does it, which needs no lock that a hanging library may hold, and writes the stack
+    of every thread to `HANG`. Where no thread of this process runs, the guard process kills it.
 
     Args:
         directory: the trial's.
-        least: seconds of silence that never count as hanging; 0 watches nothing.
+        least: shorter silences, in seconds, never count as hanging; 0 turns the watchdog off.
     """
 
     def __init__(self, directory: Path, least: float) -> None:
@@ -132,12 +132,12 @@ class Watch:
 
 
 def _hang_file(directory: Path) -> Path:
-    """Of this process."""
+    """The file of this process."""
     return directory / f"{HANG}.{socket.gethostname()}.{os.getpid()}"
 
 
 def hang_of(directory: Path) -> str | None:
-    """Where the last process that hung stood, once: the file goes to the log; None when none did."""
+    """The stacks of a process that hung, moved to the log; None when none hung since the last call."""
     for path in directory.glob(f"{HANG}.*"):
         with suppress(FileNotFoundError):  # of a process that ends at this moment
             if text := path.read_text(errors="replace").strip():  # an empty one may be in use
@@ -152,19 +152,19 @@ def hang_of(directory: Path) -> str | None:
 
 
 def guarded(directory: Path, least: float) -> None:
-    """From now on this process is killed from outside once it stands still.
+    """Starts the guard process: from now on it kills this process once that is frozen.
 
-    Only on Linux, and where Python was built with `os.memfd_create`; elsewhere nothing guards it.
+    Does nothing but on Linux with a Python that has `os.memfd_create`.
 
     Args:
-        directory: the trial's, for a line in `HANG`; need not be there.
-        least: seconds after which a process counts as standing still that could not even run a thread which
-            does nothing; while a `Watch` is armed, its own limit counts instead. 0 guards nothing.
+        directory: the trial's, for a line in `HANG`; need not exist.
+        least: seconds without a heartbeat of a thread that does nothing else, after which the process counts
+            as frozen. While a `Watch` is armed its limit counts instead. 0 turns the guard off.
     """
     if not least or sys.platform != "linux" or not hasattr(os, "memfd_create"):
         return
     if _Guard.own is None or not _Guard.own.lives():
-        with suppress(OSError, RuntimeError):  # no room for another process or thread: it goes on without
+        with suppress(OSError, RuntimeError):  # no other process or thread can start: it runs unguarded
             _Guard.own = _Guard()
     if _Guard.own:
         _Guard.own.leave_at(_hang_file(directory))
@@ -172,15 +172,15 @@ def guarded(directory: Path, least: float) -> None:
 
 
 class _Guard:
-    """The process of `guard.py` beside this one, kept until this one ends, and what is said to it.
+    """The process of `guard.py`, which lives as long as this one, and the memory shared with it.
 
-    What is said is written to memory that both have, which costs less than a microsecond and never waits.
+    Writing there takes less than a microsecond and never waits.
     """
 
     own: ClassVar[_Guard | None] = None
 
     def __init__(self) -> None:
-        memory = os.memfd_create("signs of life")
+        memory = os.memfd_create("heartbeats")
         try:
             os.ftruncate(memory, guard.SIZE)
             self._shared = mmap.mmap(memory, guard.SIZE)
@@ -203,20 +203,20 @@ class _Guard:
             raise
 
     def lives(self) -> bool:
-        """Whether it has not been ended by somebody else."""
+        """Whether the guard process runs."""
         return self._process.poll() is None
 
     def leave_at(self, path: Path) -> None:
-        """The file for the guard's last line."""
+        """Sets the file to which the guard writes a line before it kills this process."""
         name = os.fsencode(path.absolute())[: guard.SIZE - guard.PATH - 1] + b"\0"
         self._shared[guard.PATH : guard.PATH + len(name)] = name
 
     def expect(self, seconds: float) -> None:
-        """Another word of the training within so many seconds; 0 when it is not its turn."""
+        """Announces the next heartbeat of the training within so many seconds; 0 for none."""
         self._sign(guard.WATCH, seconds)
 
     def beat_within(self, seconds: float) -> None:
-        """A sign of life of the process within so many seconds while it is not; 0 for none."""
+        """Announces heartbeats of the process within so many seconds each; 0 for none."""
         self._least = seconds
         self._sign(guard.BEAT, seconds)
 

@@ -21,7 +21,9 @@ def test_within_the_budget_or_with_yes_nobody_is_asked(
     assert asked == []
 
 
-@pytest.mark.parametrize(("hours", "said"), [(12.34, "about 12.3 GPU-hours"), (None, "Nothing is known yet")])
+@pytest.mark.parametrize(
+    ("hours", "said"), [(12.34, "about 12.3 GPU-hours"), (None, "No training was measured yet")]
+)
 def test_over_the_budget_without_anybody_to_ask_the_run_is_refused_with_the_numbers(
     hours: float | None, said: str
 ) -> None:

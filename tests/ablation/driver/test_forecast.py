@@ -52,7 +52,7 @@ def test_a_probe_of_trials_that_want_gpus_needs_one_here(
 ) -> None:
     layout = Layout((Node("a", 8, 4, 0),), Resources(gpus=1.0), None)
     monkeypatch.setattr(forecast, "_layout", lambda *_: layout)
-    with pytest.raises(UserError, match="no GPU, which the trials want"):
+    with pytest.raises(UserError, match="has no GPU, and the trials need one"):
         forecast.forecast(session, Options(cluster="auto"), timed=True)
 
 

@@ -117,7 +117,7 @@ def test_a_hanging_process_is_ended_and_leaves_where_it_stood(tmp_path: Path) ->
         timeout=50,
         check=False,
     )
-    assert done.stdout == "lived\n", "signs of life keep it going"
+    assert done.stdout == "lived\n", "heartbeats keep it going"
     assert done.returncode == 1
     assert "in training" in str(hang_of(tmp_path))
     assert "hung" in (tmp_path / LOG).read_text()
@@ -198,7 +198,7 @@ def test_the_guard_stays_from_trial_to_trial_holds_nothing_and_goes_with_its_pro
     assert process.stdout
     guard = int(process.stdout.readline())
     # Its Python may still be reading its own modules.
-    wait_until(lambda: _open_in(guard) == {"/dev/null", "/memfd:signs"}, within_s=30)
+    wait_until(lambda: _open_in(guard) == {"/dev/null", "/memfd:heartbeats"}, within_s=30)
     assert os.getsid(guard) == guard
     process.kill()
     process.wait()
