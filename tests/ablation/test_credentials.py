@@ -22,7 +22,7 @@ from ablation.credentials import hidden, without_password
         ("http://host:5000/a", "http://host:5000/a"),
     ],
 )
-def test_what_is_shown_has_the_secrets_of_every_address_replaced(text: str, shown: str) -> None:
+def test_secrets_of_every_address_are_hidden(text: str, shown: str) -> None:
     assert hidden(text) == shown
 
 

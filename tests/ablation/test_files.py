@@ -9,7 +9,7 @@ from ablation.errors import last_line
 from ablation.files import write_whole
 
 
-def test_a_file_takes_the_place_of_what_was_there_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
+def test_a_file_is_replaced_and_no_temporary_file_is_left(tmp_path: Path) -> None:
     path = tmp_path / "tables.md"
     path.write_text("old")
     assert write_whole(path, "né") == path
@@ -19,7 +19,7 @@ def test_a_file_takes_the_place_of_what_was_there_and_leaves_nothing_beside_it(t
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_write_that_fails_leaves_what_was_there_and_nothing_else(
+def test_a_failed_write_keeps_the_old_file_and_leaves_no_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "tables.md"
@@ -35,7 +35,7 @@ def test_a_write_that_fails_leaves_what_was_there_and_nothing_else(
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_others_may_read_what_is_written(tmp_path: Path) -> None:
+def test_written_files_are_readable_for_others(tmp_path: Path) -> None:
     plain = tmp_path / "plain"
     plain.touch()
     assert write_whole(tmp_path / "whole", "").stat().st_mode == plain.stat().st_mode

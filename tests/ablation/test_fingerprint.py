@@ -102,7 +102,7 @@ def test_none_differs_from_a_number() -> None:
         ({"maybe": {1}}, "Config.maybe"),
     ],
 )
-def test_what_is_unstable_or_wrong_is_refused_with_its_place(change: dict[str, Any], place: str) -> None:
+def test_unstable_or_wrong_values_are_refused_with_their_path(change: dict[str, Any], place: str) -> None:
     with pytest.raises(TypeError) as caught:
         canonical_json(replace(Config(), **change))
     assert str(caught.value).startswith(place + ":")

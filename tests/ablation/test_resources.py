@@ -62,7 +62,7 @@ def test_an_override_of_another_form_is_refused_with_what_is_allowed(text: str, 
         parse_overrides([text])
 
 
-def test_the_closest_override_counts_and_of_two_alike_the_later() -> None:
+def test_the_most_specific_override_is_used_and_of_equal_ones_the_later() -> None:
     texts = [
         "aaaaaaaaaaaa=cpus:5",
         "table1/x=cpus:4",
@@ -78,17 +78,17 @@ def test_the_closest_override_counts_and_of_two_alike_the_later() -> None:
     assert overridden(Resources(memory=7), everything, overrides) == Resources(1, 5, 2, 7)
 
 
-def test_what_nobody_changes_stays_as_the_profile_has_it() -> None:
+def test_without_an_override_the_profiles_resources_are_kept() -> None:
     assert overridden(None, {"table1"}, parse_overrides(["table2=cpus:2"])) is None
     assert overridden(Resources(cpus=7), {"table1"}, ()) == Resources(cpus=7)
 
 
-def test_where_the_profile_leaves_gpus_to_the_machine_an_override_must_say_them() -> None:
+def test_an_override_must_set_gpus_where_the_profile_has_no_resources() -> None:
     with pytest.raises(UserError, match=r"add gpus:N \(gpus:0 for none\)"):
         overridden(None, {"table1"}, parse_overrides(["table1=memory:16G"]))
 
 
-def test_overrides_that_do_not_go_together_are_refused() -> None:
+def test_contradictory_overrides_are_refused() -> None:
     with pytest.raises(UserError, match="--resources table1: gpus must be a whole number"):
         overridden(None, {"table1"}, parse_overrides(["all=gpus:0.5", "table1=workers:2"]))
 

@@ -45,7 +45,7 @@ def test_modules_of_other_packages_and_of_longer_names_are_not_named(package: Pa
     del sys.modules["toysource_tests"]
 
 
-def test_what_is_no_python_file_is_left_out(package: Path) -> None:
+def test_modules_without_a_python_file_are_skipped(package: Path) -> None:
     imported("toysource.inner.deep")  # `inner` has no __init__.py, so no file
     sys.modules["toysource.nothing"] = None  # type: ignore[assignment]
     found = environment.describe(["toysource", "sys", "numpy"], [])["modules"]

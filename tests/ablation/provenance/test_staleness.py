@@ -66,7 +66,7 @@ def found(workspace):
     return staleness.find(workspace.plan, workspace.store)
 
 
-def test_nothing_is_said_where_code_and_packages_are_as_they_were(make_workspace, source):
+def test_unchanged_code_and_packages_give_no_finding(make_workspace, source):
     workspace = make_workspace()
     attempt(workspace, "k3", source, recorded(source, "loss", "head"))
     assert found(workspace) == []
@@ -109,7 +109,7 @@ def test_a_change_is_named_without_its_size_where_the_old_text_was_never_committ
     assert finding.changes[0].endswith("(2026-11-20) with uncommitted changes")
 
 
-def test_without_a_known_commit_a_change_is_named_all_the_same(make_workspace, source):
+def test_a_change_is_named_without_a_known_commit_too(make_workspace, source):
     workspace = make_workspace()
     attempt(workspace, "k3", None, recorded(source, "loss", "head"))
     (source / "loss.py").write_text("def loss(:\n")
@@ -151,7 +151,7 @@ def test_an_attempt_without_a_record_is_not_called_stale(make_workspace, source)
 
 
 @pytest.mark.parametrize(("end", "saves"), [("release", False), ("release", True), ("fail", True)])
-def test_an_attempt_that_was_gone_on_from_counts_too(make_workspace, source, end, saves):
+def test_an_attempt_from_which_another_resumed_counts_too(make_workspace, source, end, saves):
     workspace = make_workspace()
     attempt(workspace, "k3", source, recorded(source, "loss"), end, saves)
     (source / "loss.py").write_text("def loss(a):\n    return -a\n")
@@ -160,14 +160,14 @@ def test_an_attempt_that_was_gone_on_from_counts_too(make_workspace, source, end
     assert "toystale/loss.py changed" in finding.changes[0]
 
 
-def test_an_attempt_that_was_over_before_it_said_what_it_runs_with_does_not_count(make_workspace, source):
+def test_an_attempt_that_ended_before_it_reported_its_environment_does_not_count(make_workspace, source):
     workspace = make_workspace()
     attempt(workspace, "k3", source, end="release", saves=False)
     attempt(workspace, "k3", source, recorded(source, "loss"))
     assert found(workspace) == []
 
 
-def test_an_attempt_that_failed_and_left_nothing_does_not_count(make_workspace, source):
+def test_a_failed_attempt_without_a_checkpoint_does_not_count(make_workspace, source):
     workspace = make_workspace()
     attempt(workspace, "k3", source, recorded(source, "loss"), "fail", saves=False)
     (source / "loss.py").write_text("def loss(a):\n    return -a\n")
@@ -175,7 +175,7 @@ def test_an_attempt_that_failed_and_left_nothing_does_not_count(make_workspace, 
     assert found(workspace) == []
 
 
-def test_a_row_whose_cells_rest_on_two_trainings_is_named_by_column(make_workspace, source):
+def test_a_row_whose_cells_cite_two_trainings_is_named_by_column(make_workspace, source):
     workspace = make_workspace()
     attempt(workspace, "iou-point", source, recorded(source, "loss"))
     (source / "loss.py").unlink()
@@ -216,7 +216,7 @@ def test_a_row_whose_config_has_changed_names_the_old_result_and_what_changed(ma
     assert staleness.SUPERSEDED in staleness.describe([finding], plan)
 
 
-def test_a_row_tested_in_another_way_than_before_names_that(make_workspace, source):
+def test_a_row_with_another_evaluation_config_names_the_difference(make_workspace, source):
     workspace = make_workspace()
     attempt(workspace, "k3", source, recorded(source, "loss"))
     workspace.setting.evaluation = lambda evaluation: replace(evaluation, multi_scale=True)
@@ -224,7 +224,7 @@ def test_a_row_tested_in_another_way_than_before_names_that(make_workspace, sour
     assert finding.text == "table4 k=3, seed 0: multi_scale was False, is True"
 
 
-def test_a_result_that_a_cell_of_another_table_rests_on_is_no_older_one(make_workspace, source):
+def test_a_result_that_a_cell_of_another_table_cites_is_no_older_one(make_workspace, source):
     workspace = make_workspace()
     tested_twice = workspace.study.tables[3].rows[0].cells[0].variant
     other = Cell(replace(tested_twice, evaluation=replace(tested_twice.evaluation, multi_scale=True)), "AP")

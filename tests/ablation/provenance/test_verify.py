@@ -44,7 +44,7 @@ def verdicts(workspace):
     return list(verify(workspace.plan, workspace.store))
 
 
-def test_an_evaluation_whose_numbers_come_out_again_is_ok(workspace):
+def test_an_evaluation_whose_metrics_are_recomputed_equally_is_ok(workspace):
     evaluate(workspace, "k3", {"AP": 12.345678901234567, "APS": float("nan")}, '{"AP": 12.345678901234567}')
     (verdict,) = verdicts(workspace)
     assert (verdict.ok, verdict.problems, verdict.notes) == (True, (), ())
@@ -59,7 +59,7 @@ def test_a_number_that_differs_in_its_last_digit_is_a_problem(workspace):
     assert summary([verdict]) == "0 of 1 evaluations are verified, 1 differ from the store."
 
 
-def test_a_number_that_is_there_once_only_is_a_difference():
+def test_a_metric_on_one_side_only_is_a_difference():
     assert len(differences({"AP": 1.0}, {"AP": 1.0, "AP50": 2.0})) == 1
     assert len(differences({"AP": 1.0, "AP50": 2.0}, {"AP": 1.0})) == 1
     assert differences({"AP": float("nan")}, {}) == []
@@ -77,7 +77,7 @@ def test_a_damaged_a_missing_and_another_kind_of_file_are_named(workspace):
     )
 
 
-def test_of_an_evaluation_done_anew_the_new_files_are_looked_at(workspace):
+def test_of_a_renewed_evaluation_the_new_files_are_checked(workspace):
     before = evaluate(workspace, "k3", {"AP": 40.0}, matches="m")
     workspace.store.renew({workspace.trial_key("k3"): 1})
     assert verdicts(workspace) == []
@@ -87,7 +87,7 @@ def test_of_an_evaluation_done_anew_the_new_files_are_looked_at(workspace):
     assert (verdict.problems, verdict.notes) == ((), ())
 
 
-def test_a_file_that_was_never_there_is_a_problem(workspace):
+def test_a_file_that_was_missing_when_it_was_stored_is_a_problem(workspace):
     attempt = workspace.start("k3")
     (evaluation,) = workspace.plan.trial(workspace.trial_key("k3")).evaluations
     workspace.store.record(attempt, [Evaluated(evaluation.key, {"AP": 1.0}, {"bootstrap": "artifacts/none"})])
@@ -101,7 +101,7 @@ def test_detections_that_cannot_be_scored_are_a_problem(workspace):
     assert verdict.problems == ("the metrics cannot be recomputed: they name no image",)
 
 
-def test_numbers_without_predictions_cannot_be_checked_and_that_is_said(workspace):
+def test_metrics_without_predictions_are_noted_as_unchecked(workspace):
     workspace.measure("k3", 40.0)
     (verdict,) = verdicts(workspace)
     assert verdict.ok
@@ -115,7 +115,7 @@ def test_a_study_that_cannot_score_again_says_so(workspace):
     assert verdicts(workspace)[0].notes
 
 
-def test_what_waits_for_an_evaluation_server_cannot_be_recomputed_but_its_files_are_checked(workspace):
+def test_an_evaluation_that_awaits_scores_is_not_recomputed_but_its_files_are_checked(workspace):
     workspace.submit("k3")
     (verdict,) = verdicts(workspace)
     assert verdict.ok
@@ -135,7 +135,7 @@ def test_imported_numbers_are_compared_with_the_file_that_the_server_returned(wo
     assert verdicts(workspace)[0].problems == ("AP is stored as 43.7 and recomputed as 43.6",)
 
 
-def test_numbers_made_anew_may_differ_by_the_tolerance_of_their_metric(workspace):
+def test_recomputed_metrics_may_differ_by_their_tolerance(workspace):
     workspace.study = replace(
         workspace.study,
         metrics=(
@@ -152,7 +152,7 @@ def test_numbers_made_anew_may_differ_by_the_tolerance_of_their_metric(workspace
     assert problems == {"table4 k=3, seed 0": 0, "table4 k=5, seed 0": 2, "table4 k=7, seed 0": 1}
 
 
-def test_only_what_has_a_result_gets_a_verdict_each_as_soon_as_it_is_known(workspace):
+def test_every_result_gets_a_verdict_as_soon_as_it_is_verified(workspace):
     evaluate(workspace, "k3", {"AP": 40.0})
     evaluate(workspace, "k5", {"AP": 41.0})
     workspace.start("k7")

@@ -103,7 +103,7 @@ def test_a_finished_attempt_arrives_with_its_curves_numbers_files_and_tags(
     assert found == {"config.json", "evaluation", "checkpoint"}
 
 
-def test_a_training_done_anew_is_a_run_of_its_own_and_the_one_before_keeps_its_numbers(
+def test_a_renewed_training_has_its_own_run_and_the_earlier_one_keeps_its_metrics(
     store: Store, mirror: Mirror, tmp_path: Path
 ) -> None:
     for value in (39.3, 40.1):
@@ -129,7 +129,7 @@ def test_syncing_again_copies_nothing_twice(store: Store, mirror: Mirror) -> Non
     assert len(client.get_metric_history(child.info.run_id, "loss")) == 2
 
 
-def test_nothing_is_lost_while_the_server_is_away(store: Store, mirror: Mirror) -> None:
+def test_nothing_is_lost_while_the_server_is_unreachable(store: Store, mirror: Mirror) -> None:
     away = Mirror(store, "http://127.0.0.1:9")
     attempt = _start(store)
     store.record(attempt, [Progress(10, 20, {"loss": 2.0})])
@@ -144,7 +144,7 @@ def test_nothing_is_lost_while_the_server_is_away(store: Store, mirror: Mirror) 
     assert [item.path for item in client.list_artifacts(child.info.run_id)] == ["config.json", "error.txt"]
 
 
-def test_a_deleted_experiment_comes_back(store: Store, mirror: Mirror) -> None:
+def test_a_deleted_experiment_is_restored_for_new_metrics(store: Store, mirror: Mirror) -> None:
     attempt = _start(store)
     mirror.sync()
     client = MlflowClient(mirror.uri)
@@ -238,7 +238,7 @@ def test_an_attempt_whose_run_was_deleted_gets_a_new_one_with_all_of_it(store: S
     assert history == [(10, 2.0), (20, 1.0)]
 
 
-def test_an_attempt_that_cannot_be_copied_holds_up_no_other(
+def test_an_attempt_that_cannot_be_copied_does_not_stop_the_others(
     store: Store, mirror: Mirror, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = _start(store)
@@ -272,7 +272,7 @@ def test_a_failure_while_a_run_is_made_loses_no_parameters(
     assert run.data.params == {"head": "Head", "head.convs": "2", "seed": "0"}
 
 
-def test_the_command_of_a_killed_driver_ends_with_the_next_one_and_is_looked_at_once(
+def test_the_parent_run_of_a_killed_driver_is_ended_and_queried_once(
     store: Store, mirror: Mirror, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _start(store)
@@ -300,7 +300,7 @@ def test_a_second_evaluation_by_a_later_attempt_is_not_shown_as_the_first(
     assert runs["2"] == {"evaluation_2/AP": 41.0}
 
 
-def test_metric_names_lose_what_mlflow_refuses() -> None:
+def test_characters_that_mlflow_refuses_are_replaced_in_metric_names() -> None:
     assert metric_name("AP@[.5:.95]") == "AP__.5:.95_"
 
 
@@ -309,7 +309,7 @@ def test_settings_flatten_to_dotted_names() -> None:
     assert list(flatten(config)) == [("a", "Box"), ("a.b", "1"), ("c", "[1, 2]")]
 
 
-def test_imported_numbers_arrive_though_the_attempt_was_copied_before(
+def test_imported_metrics_are_copied_after_their_attempt(
     store: Store, mirror: Mirror, tmp_path: Path
 ) -> None:
     attempt = _start(store)
@@ -348,7 +348,7 @@ def test_a_workspace_that_was_moved_writes_no_files_where_it_was(
 # --- one at a time, once -------------------------------------------------------------------------------
 
 
-def test_a_run_whose_making_only_seemed_to_fail_is_found_again(
+def test_a_run_whose_creation_lost_its_reply_is_found_again(
     store: Store, mirror: Mirror, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _start(store)
@@ -366,7 +366,7 @@ def test_a_run_whose_making_only_seemed_to_fail_is_found_again(
     assert len(_runs(mirror)[1]) == 2
 
 
-def test_a_run_that_was_made_twice_stays_once(
+def test_a_run_that_was_created_twice_is_kept_once(
     store: Store, mirror: Mirror, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _start(store)
@@ -384,7 +384,7 @@ def test_a_run_that_was_made_twice_stays_once(
     assert len(_runs(mirror)[1]) == 2
 
 
-def test_mirrors_at_work_at_once_make_each_run_once(store: Store, mirror: Mirror) -> None:
+def test_concurrent_mirrors_create_each_run_once(store: Store, mirror: Mirror) -> None:
     for _ in range(5):
         attempt = store.claim(TRIAL, "me", {})
         assert attempt is not None
@@ -400,7 +400,7 @@ def test_mirrors_at_work_at_once_make_each_run_once(store: Store, mirror: Mirror
 
 
 @pytest.mark.process
-def test_a_process_that_has_ended_keeps_nobody_from_copying(store: Store, mirror: Mirror) -> None:
+def test_the_lease_of_a_dead_process_is_free(store: Store, mirror: Mirror) -> None:
     _start(store)
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
@@ -413,7 +413,7 @@ def test_a_process_that_has_ended_keeps_nobody_from_copying(store: Store, mirror
     assert mirror.sync() == 1
 
 
-def test_a_lease_ends_by_itself(store: Store) -> None:
+def test_a_lease_expires(store: Store) -> None:
     assert store.lease_mirror("elsewhere:1:0", 60)
     assert not store.lease_mirror("elsewhere:2:0", 60)
     assert store.lease_mirror("elsewhere:1:0", 0.01)
@@ -422,7 +422,7 @@ def test_a_lease_ends_by_itself(store: Store) -> None:
     assert not store.lease_mirror("elsewhere:1:0", 60)
 
 
-def test_a_database_server_keeps_the_mirrors_notes_alike(postgres_url: str, tmp_path: Path) -> None:
+def test_a_database_server_keeps_the_mirrors_notes(postgres_url: str, tmp_path: Path) -> None:
     shared = Store.open(postgres_url, root=tmp_path)
     shared.add_study("toy", "smoke", "shapes")
     shared.ensure_trial(TRIAL, NAME, "{}", 0, "smoke", "shapes", "toy", ("table3",))
@@ -446,7 +446,7 @@ def test_a_database_server_keeps_the_mirrors_notes_alike(postgres_url: str, tmp_
 # --- a server that is away ------------------------------------------------------------------------------
 
 
-def test_the_waits_for_a_server_that_is_away_grow_up_to_a_bound(
+def test_the_pauses_for_an_unreachable_server_grow_up_to_a_limit(
     mirror: Mirror, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     delays: list[float] = []
@@ -485,7 +485,7 @@ def test_the_end_of_a_run_waits_for_a_silent_server_no_longer_than_its_bound(
 # --- deletion ---------------------------------------------------------------------------------------------
 
 
-def test_deleted_runs_take_their_files_along(store: Store, mirror: Mirror, tmp_path: Path) -> None:
+def test_deleting_a_run_deletes_its_files(store: Store, mirror: Mirror, tmp_path: Path) -> None:
     attempt = _start(store)
     _evaluate(store, attempt, tmp_path)
     store.finish(attempt)

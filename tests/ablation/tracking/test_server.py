@@ -137,7 +137,7 @@ def test_a_rebuild_copies_a_workspace_from_its_file_to_a_server(
     assert Mirror.of(store, workspace, server.uri).sync() == 0
 
 
-def test_what_happened_while_the_server_was_away_arrives_when_it_is_back(
+def test_reports_during_an_outage_are_copied_when_the_server_is_back(
     server: Server, store: Store, study: str
 ) -> None:
     mirror = Mirror(store, server.uri, interval=0.2)
@@ -167,7 +167,9 @@ def test_what_happened_while_the_server_was_away_arrives_when_it_is_back(
     assert _history(mirror, runs["trial 0"]) == [10, 20]
 
 
-def test_a_driver_goes_on_by_itself_when_the_server_is_back(proxy: Proxy, store: Store, study: str) -> None:
+def test_a_running_driver_copies_again_when_the_server_is_back(
+    proxy: Proxy, store: Store, study: str
+) -> None:
     attempt = _trial(store, study)
     mirror = Mirror(store, proxy.uri, interval=0.2)
     proxy.away = True
