@@ -71,6 +71,6 @@ def test_a_data_set_in_a_folder_of_any_name_gets_a_plain_folder_of_results(tmp_p
         _write(folder / "annotations", "secret.jpg"), _write(folder / "annotations", "secret.jpg")
     )
     size = Data(fingerprint="0" * 12, short_side=10, max_long_side=20)
-    data = open_data(paths, size, tmp_path / "cache")
+    data = open_data(paths, size, tmp_path / "cache", name)
     place = Workspace.at(tmp_path).results_directory("atss", f"shapes-{data.folder_name}")
     assert place.parent == tmp_path / "results"
