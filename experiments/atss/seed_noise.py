@@ -22,10 +22,11 @@ import torch
 from ablation.protocol import Evaluated, EvaluationRequest, Request
 from detector.config import Detector
 from experiments.atss import presets
+from experiments.atss.profiles import SHAPES
 from experiments.detection import small
 from experiments.detection.options import DetectionOptions
 from experiments.detection.recipe import Recipe
-from experiments.detection.small import SHAPES, ScaledSetting
+from experiments.detection.small import ScaledSetting
 from experiments.detection.train_trial import train_trial
 
 FIRST_SEED, DRAWINGS = 101, 7

@@ -1,8 +1,8 @@
-"""The paper's own scale: COCO 2017, pretrained backbones, 800 pixels, 90,000 iterations of 16 images.
+"""The scale of a paper on COCO: its images, its schedules, pretrained backbones.
 
-Sec. 4.1 gives the recipe; what it leaves open follows the authors' released configs. Each worker takes its
-share of the 16 images, so eight of them take two each, as the authors' eight GPUs did, and any other number
-computes the same.
+A study's profile at this scale is a `PaperScale` of its own numbers, `profile(PaperScale(...))`. Each worker
+takes its share of the 16 images of a step, so eight of them take two each, as eight GPUs do in most papers;
+any other number computes the same.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from ablation.errors import UserError
@@ -23,35 +24,50 @@ from detector.model.pretrained import TORCHVISION, as_pretrained, backbone_name,
 from experiments.detection.cost import trial_cost
 from experiments.detection.data import Context, DataSet, combined_digest, open_data
 from experiments.detection.options import DetectionOptions
-from experiments.detection.recipe import Recipe
+from experiments.detection.recipe import SCHEDULES, Recipe, Schedules
 
-NAME = "coco"
-SHORT_SIDE, MAX_LONG_SIDE = 800, 1333
-MIN_SHORT_SIDE = 640
-"""Of Table 8's trainings, whose images are resized to a random short side up to `SHORT_SIDE`."""
 
-ITERATIONS = {"1x": 90_000, "2x": 180_000}
-COCO_TRAIN_IMAGES = 118_287
+@dataclass(frozen=True, slots=True)
+class PaperScale:
+    """A paper's own numbers.
 
-WORKER = Resources(workers=1, cpus=4, gpus=1, memory=12 << 30)
-"""A training on one GPU, which computes what eight do: more trainings at a time use a cluster better than
-more GPUs for each. Four CPUs load its images, as many as a node of eight GPUs has for each; the annotations
-of COCO, images on their way and the processes themselves are 12 GiB."""
+    Attributes:
+        short_side, max_long_side: what images are resized to, in pixels.
+        min_short_side: the smallest short side in trainings of schedule "2x", drawn anew for each image.
+        iterations: of 16 images, by the schedule of a `Recipe`.
+        train_images: of the paper's training split; another data set is not at the paper's scale.
+        large_rows: how people call the rows of schedule "2x" and of test images, in captions and notices.
+        worker: what a training holds.
+        seed_noise: see `ablation.study.Setting`.
+    """
 
-SEED_NOISE = {"AP": SeedNoise(0.1, 5)}
-"""Li et al. 2020 (Generalized Focal Loss) and others report trainings of one config with this spread;
-counted as an estimate from six of them."""
+    name: str
+    summary: str
+    short_side: int
+    max_long_side: int
+    min_short_side: int
+    iterations: Mapping[Schedules, int]
+    train_images: int
+    large_rows: str
+    worker: Resources
+    seed_noise: Mapping[str, SeedNoise]
+
+
+def profile(scale: PaperScale) -> Profile:
+    """The profile of a scale, with one seed."""
+    return Profile(scale.name, scale.summary, 1, partial(prepare, scale))
 
 
 @dataclass(frozen=True, slots=True)
 class PaperSetting:
-    """The paper's scale with a data set at hand: an `ablation.study.Setting`.
+    """A paper's scale with a data set at hand: an `ablation.study.Setting`.
 
     Attributes:
         changes: the options without those that ask for what the profile does anyway.
         weights: what each backbone starts from, by torchvision's name of it; nothing for random weights.
     """
 
+    scale: PaperScale
     changes: DetectionOptions
     dataset: DataSet
     weights: Mapping[str, Weights]
@@ -61,18 +77,18 @@ class PaperSetting:
     @property
     def profile(self) -> str:
         """The profile's name, and what the user changed of it."""
-        return named(NAME, replace(self.changes, weights=self._start))
+        return named(self.scale.name, replace(self.changes, weights=self._start))
 
     @property
     def at_paper_scale(self) -> bool:
-        """Whether this is COCO at full size and length, from ImageNet weights, whosever they are."""
+        """Whether this is the paper's data set at full size and length, from any pretrained weights."""
         smaller = self.changes.max_iterations or self.changes.short_side or not self.weights
-        return not smaller and self.dataset.images["train"] == COCO_TRAIN_IMAGES
+        return not smaller and self.dataset.images["train"] == self.scale.train_images
 
     @property
     def seed_noise(self) -> Mapping[str, SeedNoise]:
         """See `ablation.study.Setting`."""
-        return SEED_NOISE if self.at_paper_scale else {}
+        return self.scale.seed_noise if self.at_paper_scale else {}
 
     @property
     def data_name(self) -> str:
@@ -92,11 +108,12 @@ class PaperSetting:
     @property
     def caption(self) -> str:
         """Images, sizes and schedules, for tables."""
-        data, start = self.dataset.data, "pretrained weights" if self.weights else "random weights"
-        once, twice = (f"{self._iterations(schedule):,}" for schedule in ("1x", "2x"))
+        data, large = self.dataset.data, self.scale.large_rows
+        start = "pretrained weights" if self.weights else "random weights"
+        once, twice = (f"{self._iterations(schedule):,}" for schedule in SCHEDULES)
         return (
-            f"{self.dataset.summary}, short side {data.short_side} (Table 8: from {self._min_short_side}), "
-            f"{once} iterations of 16 (Table 8: {twice}), {self._precision}, from {start}."
+            f"{self.dataset.summary}, short side {data.short_side} ({large}: from {self._min_short_side}), "
+            f"{once} iterations of 16 ({large}: {twice}), {self._precision}, from {start}."
         )
 
     def trial(self, training: Recipe, seed: int) -> Trial:
@@ -117,14 +134,14 @@ class PaperSetting:
 
     def resources(self, trial: Trial) -> Resources:
         """One worker unless the user says otherwise (--resources all=workers:8)."""
-        return WORKER
+        return self.scale.worker
 
     def cost(self, trial: Trial, evaluations: Sequence[Evaluation]) -> float:
         """See `ablation.study.Setting`; in 10^12 multiply-adds."""
         return trial_cost(trial, evaluations, self.dataset.images)
 
-    def _iterations(self, schedule: str) -> int:
-        full = ITERATIONS[schedule]
+    def _iterations(self, schedule: Schedules) -> int:
+        full = self.scale.iterations[schedule]
         return min(full, self.changes.max_iterations or full)
 
     @property
@@ -142,7 +159,7 @@ class PaperSetting:
 
     @property
     def _min_short_side(self) -> int:
-        return self.dataset.data.short_side * MIN_SHORT_SIDE // SHORT_SIDE
+        return self.dataset.data.short_side * self.scale.min_short_side // self.scale.short_side
 
 
 def starting_from(weights: Weights | None, detector: Detector) -> Detector:
@@ -160,8 +177,8 @@ def starting_from(weights: Weights | None, detector: Detector) -> Detector:
 # --- preparing a setting -----------------------------------------------------------------------------
 
 
-def prepare(workspace: Path, options: DetectionOptions) -> PaperSetting:
-    """The paper's scale bound to a data set.
+def prepare(scale: PaperScale, workspace: Path, options: DetectionOptions) -> PaperSetting:
+    """A paper's scale bound to a data set.
 
     Raises:
         UserError: no data set is named, or it cannot be used, or no weights are where the user said.
@@ -169,29 +186,32 @@ def prepare(workspace: Path, options: DetectionOptions) -> PaperSetting:
     cache = workspace / "cache"
     if (own := options.data_set(cache)) is None:
         raise UserError(
-            "The coco profile trains on COCO 2017: name its folder with --data DIR (annotations/, train2017/ "
-            "and val2017/ in it; with annotations/image_info_test-dev2017.json and test2017/ Table 8 is "
-            "tested as in the paper)."
+            f"The profile {scale.name} trains on COCO 2017: name its folder with --data DIR (annotations/, "
+            "train2017/ and val2017/ in it; with annotations/image_info_test-dev2017.json and test2017/ "
+            f"{scale.large_rows} is tested as in the paper)."
         )
     changes = options.changes(
-        iterations=max(ITERATIONS.values()), short_side=SHORT_SIDE, precision="fp32", weights="torchvision"
+        iterations=max(scale.iterations.values()),
+        short_side=scale.short_side,
+        precision="fp32",
+        weights="torchvision",
     )
-    dataset = open_data(own.paths, _size(changes), cache, own.name)
+    dataset = open_data(own.paths, _size(scale, changes), cache, own.name)
     weights, files, said = pretrained(changes.weights)
     notices = [*own.report, *dataset.repairs, *said]
     if "test" not in dataset.images:
-        notices.append("no test-dev images: Table 8 is tested on the validation images")
+        notices.append(f"no test-dev images: {scale.large_rows} is tested on the validation images")
     threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     context = Context(dataset.paths, cache, 20, 1000, 10_000, loaders=min(8, threads), weights=files)
-    return PaperSetting(changes, dataset, weights, notices, context)
+    return PaperSetting(scale, changes, dataset, weights, notices, context)
 
 
-def _size(changes: DetectionOptions) -> Data:
-    side = changes.short_side or SHORT_SIDE
+def _size(scale: PaperScale, changes: DetectionOptions) -> Data:
+    side = changes.short_side or scale.short_side
     return Data(
         "",
         short_side=side,
-        max_long_side=round(side * MAX_LONG_SIDE / SHORT_SIDE),
+        max_long_side=round(side * scale.max_long_side / scale.short_side),
         group_by_aspect=True,
         skip_unannotated=True,
     )
@@ -235,8 +255,3 @@ def _described_weights(name: str, path: Path | None) -> Weights:
         return published
     digest = sha256_of(path)
     return published if digest.startswith(published.sha256) else Weights(layout_of(path), digest)
-
-
-PAPER_PROFILE = Profile(
-    NAME, "the paper's own: COCO 2017 (--data), ImageNet weights, days on 8 GPUs", seeds=1, prepare=prepare
-)

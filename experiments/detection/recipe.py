@@ -1,21 +1,24 @@
-"""How a row of a detection study trains: what its profiles turn into a trial."""
+"""How a row of a detection study trains, before a profile resolves it to a trial."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from detector.config import Detector
+
+Schedules = Literal["1x", "2x"]
+SCHEDULES: tuple[Schedules, ...] = get_args(Schedules)
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """A row's training at the paper's scale.
+    """A row's training at its paper's scale.
 
     Attributes:
-        schedule: "1x" is 90k iterations of 16 images; "2x" is 180k with the short side drawn from
-            640 to 800 (Table 8).
+        schedule: the length, as papers call it: "2x" is twice as long as "1x", with images of several sizes.
+            A profile gives both in iterations.
     """
 
     detector: Detector
-    schedule: Literal["1x", "2x"] = "1x"
+    schedule: Schedules = "1x"

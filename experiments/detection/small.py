@@ -1,13 +1,14 @@
-"""The profiles of a laptop: the paper's rows with small images, small networks and few iterations.
+"""Scales of a laptop: the rows of a study with small images, small networks and few iterations.
 
-They keep the paper's geometry (five levels, anchors in strides, k, thresholds) and every switch that a
-row turns. `shapes` draws its own COCO-format data set.
+They keep a paper's geometry (five levels, anchors in strides, k, thresholds) and every switch that a row
+turns. The data set is drawn, unless the user names one. A study makes its profiles of these scales with its
+own summary and seed noise, `profile(replace(SHAPES, summary=...))`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -43,6 +44,7 @@ class Scale:
     """A profile's numbers.
 
     Attributes:
+        summary: one line of help: what it is for, and how long the study takes at it.
         shapes: the data set to draw when the user names none.
         own_short_side, own_max_long_side: what the user's own images are resized to, in pixels.
             Photographs hold smaller things than the drawings do: on blood cells RetinaNet (#A=1) with
@@ -51,7 +53,7 @@ class Scale:
         channels: of the FPN and the head.
         num_convs: of each tower of the head.
         report_every, checkpoint_every: in iterations.
-        seed_noise: see `ablation.study.Setting`; `experiments.atss.seed_noise` measures it, with eight seeds.
+        seed_noise: see `ablation.study.Setting`.
     """
 
     name: str
@@ -68,12 +70,12 @@ class Scale:
     num_convs: int
     report_every: int
     checkpoint_every: int
-    seed_noise: Mapping[str, SeedNoise]
+    seed_noise: Mapping[str, SeedNoise] = field(default_factory=dict)
 
 
 SHAPES = Scale(
     name="shapes",
-    summary="drawn shapes, the whole grid in 20 minutes on 2 cores (default)",
+    summary="drawn shapes",
     seeds=1,
     shapes=ShapesSpec(seed=2020, image_size=128, num_train=3000, num_val=300, max_objects=6, min_size=16),
     own_short_side=192,
@@ -86,22 +88,12 @@ SHAPES = Scale(
     num_convs=2,
     report_every=20,
     checkpoint_every=250,
-    seed_noise={"AP": SeedNoise(0.63, 7)},
-)
-
-SHAPES_LONG = replace(
-    SHAPES,
-    name="shapes-long",
-    summary="the same shapes, trained longer with three seeds: about 2 hours on 2 cores",
-    seeds=3,
-    schedule=replace(SHAPES.schedule, iterations=2000),
-    seed_noise={},
 )
 
 SMOKE = replace(
     SHAPES,
     name="smoke",
-    summary="every row for a few seconds, to see that everything works: a minute and a half on 2 cores",
+    summary="every row for a few seconds, to see that everything works",
     shapes=ShapesSpec(seed=2020, image_size=64, num_train=64, num_val=16, max_objects=6, min_size=8),
     own_short_side=64,
     own_max_long_side=107,
@@ -113,10 +105,12 @@ SMOKE = replace(
     num_convs=1,
     report_every=5,
     checkpoint_every=5,
-    seed_noise={},
 )
 
-SCALES = (SHAPES, SHAPES_LONG, SMOKE)
+
+def profile(scale: Scale) -> Profile:
+    """The profile of a scale."""
+    return Profile(scale.name, scale.summary, scale.seeds, partial(prepare, scale))
 
 
 PRECISION: Precision = "bf16"
@@ -320,8 +314,3 @@ def _caption(scale: Scale, dataset: DataSet, precision: Precision) -> str:
         f"{dataset.summary}, short side {dataset.data.short_side}, {schedule.iterations} iterations of "
         f"{schedule.total_batch}, {precision}, from scratch."
     )
-
-
-SMALL_PROFILES = tuple(
-    Profile(scale.name, scale.summary, scale.seeds, partial(prepare, scale)) for scale in SCALES
-)

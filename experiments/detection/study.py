@@ -1,18 +1,60 @@
-"""What every study of detection hands to the platform beside its tables and claims.
+"""What every study of detection hands to the platform.
 
-Nothing here imports torch: a command that trains nothing answers at once. What trains, or opens images,
-imports it when it is called.
+A study of another detector is a package beside `experiments.atss` with its rows (each a `Recipe` and an
+`Evaluation`), its claims and its profiles, and calls `detection_study`. Data, options, training, evaluation
+and costs are those of this package.
+
+Nothing here imports torch, so that a command that trains nothing answers at once. The functions that train or
+open images import it when they are called.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from pathlib import Path
 
+from ablation.claim import Claim
 from ablation.errors import UserError
 from ablation.protocol import Report, Request
+from ablation.study import ByClass, Profile, Study, Table
 from detector.errors import DataError
+from experiments.detection.metrics import COCO_METRICS, PROGRESS
 from experiments.detection.options import DetectionOptions
+from experiments.detection.rescore import by_class, rescore
+from experiments.detection.server_scores import read_scores
+
+
+def detection_study(
+    name: str,
+    title: str,
+    tables: tuple[Table, ...],
+    claims: tuple[Claim, ...],
+    profiles: Iterable[Profile],
+    paper_note: str = "",
+) -> Study:
+    """A study of detection from what it has of its own; the first profile is the default."""
+    by_name = {profile.name: profile for profile in profiles}
+    return Study(
+        name=name,
+        title=title,
+        metrics=COCO_METRICS,
+        tables=tables,
+        claims=claims,
+        profiles=by_name,
+        default_profile=next(iter(by_name)),
+        train=train,
+        progress=PROGRESS,
+        options=DetectionOptions,
+        check_data=check_data,
+        paper_note=paper_note,
+        predictions="detections",
+        rescore=rescore,
+        read_scores=read_scores,
+        by_class=ByClass("AP", by_class),
+        sources=("detector", "experiments"),
+        packages=PACKAGES,
+    )
+
 
 PACKAGES = ("torch", "torchvision", "numpy", "pillow", "pycocotools")
 """Packages whose version can change a result of detection."""

@@ -19,6 +19,7 @@ from detector.data.shapes import ShapesSpec, draw_dataset
 from detector.model.pretrained import DETECTRON_MEAN, TORCHVISION, sha256_of
 from experiments.atss import presets
 from experiments.atss.presets import MULTI_SCALE, SINGLE_SCALE
+from experiments.atss.profiles import COCO
 from experiments.atss.study import study
 from experiments.detection.options import DetectionOptions
 from experiments.detection.paper_scale import PaperSetting, prepare, starting_from
@@ -55,7 +56,7 @@ def with_test_dev(dataset: Path, folder: Path) -> Path:
 
 
 def setting_of(dataset: Path, tmp_path: Path, options: DetectionOptions = UNCHANGED) -> PaperSetting:
-    return prepare(tmp_path / "workspace", replace(options, data=dataset))
+    return prepare(COCO, tmp_path / "workspace", replace(options, data=dataset))
 
 
 def test_the_recipe_is_the_papers(dataset: Path, tmp_path: Path) -> None:
@@ -96,7 +97,7 @@ def test_a_training_holds_a_gpu_of_its_own_and_the_longest_are_those_of_table_8(
 
 def test_without_a_data_set_the_profile_says_what_it_needs(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--data DIR"):
-        prepare(tmp_path, UNCHANGED)
+        prepare(COCO, tmp_path, UNCHANGED)
 
 
 def test_what_the_user_changes_is_in_the_name_and_in_the_identity(dataset: Path, tmp_path: Path) -> None:

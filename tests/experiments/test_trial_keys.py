@@ -9,10 +9,11 @@ import pytest
 
 from ablation.plan import Plan, make_plan
 from detector.data.coco import DataPaths, Split
+from experiments.atss.profiles import SCALES
 from experiments.atss.study import study
 from experiments.atss.tables import TABLES
 from experiments.detection.data import Context
-from experiments.detection.small import SCALES, Scale, ScaledSetting, size
+from experiments.detection.small import Scale, ScaledSetting, size
 
 GOLDEN = Path(__file__).parent / "golden_keys.json"
 
