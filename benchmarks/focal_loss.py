@@ -59,7 +59,7 @@ def _work(name: str) -> None:
     loss = {"ours": _ours, "torchvision": _torchvision}[name]()
     generator = torch.Generator().manual_seed(1)
     logits_MK = (torch.randn(ANCHORS, CLASSES, generator=generator) - 4.6).requires_grad_()
-    # Both sit in the baseline: the logits and what backward must give, their gradient.
+    # Both are in the baseline: the logits and what backward must give, their gradient.
     logits_MK.grad = torch.zeros_like(logits_MK)
     before = _peak_mib()
 

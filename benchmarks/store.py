@@ -185,7 +185,7 @@ def reads(session: Session) -> dict[str, Callable[[], object]]:
         "Store.trial_states": lambda: store.trial_states(keys),
         "Store.attempts": lambda: store.attempts(keys),
         "Store.evaluations": lambda: store.evaluations(evaluations),
-        "Store.wishes": lambda: store.desired_states(*setting, keys),
+        "Store.desired_states": lambda: store.desired_states(*setting, keys),
         "Store.pace": lambda: store.pace(*setting),
         "Store.pace of 2,000 trials": lambda: store.pace("other", "p0", "d"),
         "Store.curve": lambda: store.curve(keys[0], "loss"),

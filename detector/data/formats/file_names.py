@@ -37,14 +37,23 @@ def find_files(images: list[dict[str, Any]], folder: Folder, under: str, notes: 
         else:
             image["file_name"] = found[len(under) + 1 :] if under else found
             notes.count("file names found under another spelling", f"{short(name)} is {image['file_name']}")
-    return list(_with_suggestions(missing, folder, under))
+    named = {str(image["file_name"]) for image in images}
+    return list(_with_suggestions(missing, named, folder, under))
 
 
-def _with_suggestions(missing: list[tuple[int, str]], folder: Folder, under: str) -> Iterator[str]:
-    present = {name.rsplit("/", 1)[-1]: name for name in folder.images if is_under(name, under)}
+def _with_suggestions(
+    missing: list[tuple[int, str]], named: set[str], folder: Folder, under: str
+) -> Iterator[str]:
+    """Suggests only files that no other image names: of numbered files all names are similar."""
+    free = (name for name in folder.images if is_under(name, under) and not _is_named(name, under, named))
+    present = {name.rsplit("/", 1)[-1]: name for name in free}
     for count, (i, name) in enumerate(missing):
         line = f"images[{i}].file_name = {short(name)}"
         last_part = name.replace("\\", "/").rsplit("/", 1)[-1][:255]
         if count < _SUGGESTED and (near := difflib.get_close_matches(last_part, present, 1)):
             line += f"; the most similar file is {present[near[0]]}"
         yield line
+
+
+def _is_named(name: str, under: str, named: set[str]) -> bool:
+    return (name[len(under) + 1 :] if under else name) in named

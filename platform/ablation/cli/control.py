@@ -60,7 +60,7 @@ def cancel_command(arguments: argparse.Namespace) -> int:
 
 
 def retry_command(arguments: argparse.Namespace) -> int:
-    """Let trials that failed or were cancelled run again, or do anew what is stale (--stale)."""
+    """Let trials that failed or were cancelled run again, or renew those behind stale cells (--stale)."""
     session = _session(arguments)
     if arguments.stale:
         return _renew(session, arguments)
@@ -71,15 +71,17 @@ def retry_command(arguments: argparse.Namespace) -> int:
 
 
 def _renew(session: Session, arguments: argparse.Namespace) -> int:
-    """Has the trials behind stale cells done anew, after showing them and why."""
+    """Renews the trials behind stale cells, after showing which they are and what changed."""
     control = Control(session.plan, session.store)
     found = control.stale(arguments.what)
     going = [renewal for renewal in found if not renewal.runs]
     print(_renewals(found, chosen(session.plan, arguments.what)))
-    if not going or not _agreed(arguments, "Do all this anew?", "Nothing was changed"):
+    if not going or not _agreed(
+        arguments, "Train and test all this again from nothing?", "Nothing was changed"
+    ):
         return 0
     renewed = control.renew(going)
-    _tell("to be done anew", renewed, [])
+    _tell("renewed", renewed, [])
     if len(renewed) < len(going):
         print(f"{len(going) - len(renewed)} left alone: an attempt has been made meanwhile.")
     seeds = session.selection.seeds
@@ -89,7 +91,7 @@ def _renew(session: Session, arguments: argparse.Namespace) -> int:
 
 
 def _renewals(found: Sequence[Renewal], named: Sequence[PlannedTrial]) -> str:
-    """What would be done anew and why, and what would not."""
+    """Which trials would be renewed and why, and which would not."""
     going = [one for one in found if not one.runs]
     parts = [staleness.grouped(ANEW, [(f"{one.trial.key}  {one.trial.name}", one.changes) for one in going])]
     if tables := sorted({table for one in going for table in one.trial.tables}):
@@ -191,7 +193,7 @@ def add_commands(commands: Commands) -> None:
         "--stale",
         action="store_true",
         help="train and test anew, from nothing, the trials behind stale cells (`status --stale`): all, or "
-        "those given. Results that kept no record to compare are done anew only where their trial is given; "
+        "those given. Results without a record of their code are renewed only where their trial is given; "
         "rows whose config has changed need none of this, as any run trains them. Earlier numbers stay in "
         "the store",
     )

@@ -256,7 +256,7 @@ class Dispatcher:
     def _is_missing(self, trial: PlannedTrial) -> bool:
         """Whether this plan still wants something of it; what only other plans want makes it wait too.
 
-        What is to be done anew since this run began is for the next one, with the code of that day.
+        A trial that was renewed since this run began is left to the next run, which has today's code.
         """
         if self.desired.trials[trial.key].first_attempt != self._first_attempts[trial.key]:
             return False

@@ -1,4 +1,4 @@
-"""What people want of trials: which exist, which run first, which are cancelled or done anew."""
+"""What people want of trials: which exist, which run first, which are cancelled or renewed."""
 
 from __future__ import annotations
 

@@ -470,7 +470,7 @@ def test_a_stale_cell_is_shown_and_set_back_beside_a_running_driver(
     said = capsys.readouterr().out
     assert re.search(r"torch was 1\.0, is .*\n +\w{12}  table4 k=3, seed 0\n", said)
     assert "table4 k=7, seed 0: nothing is known to have changed" in said
-    assert "1 trial is to be done anew.\n" in said
+    assert "1 trial is renewed.\n" in said
     assert f"`ablation run --workspace {driven.root}` does it" in said
     assert _states(driven)["table4 k=3, seed 0"] == "WAITING"
     assert _run("retry", "--stale", *where) == 0

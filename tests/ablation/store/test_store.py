@@ -461,7 +461,7 @@ def test_text_that_a_database_would_refuse_is_kept_readable(opened: Store) -> No
     assert opened.trial_states()[KEY].error == "bad byte \\x00 and half a pair \\udc80"
 
 
-# --- done anew -----------------------------------------------------------------------------------
+# --- renewed -------------------------------------------------------------------------------------
 
 
 def complete(opened: Store, value: float, kind: str = "detections") -> int:

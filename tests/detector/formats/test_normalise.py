@@ -108,6 +108,14 @@ def test_a_missing_file_is_named_with_the_most_similar_one(folder: Path) -> None
     )
 
 
+def test_a_file_that_another_image_names_is_not_suggested(folder: Path) -> None:
+    (folder / "train2017" / "train_3.jpg").unlink()
+    with pytest.raises(DataError) as caught:
+        converted(folder)
+    assert "images[2].file_name = 'train_3.jpg'" in str(caught.value)
+    assert "most similar" not in str(caught.value)
+
+
 def test_a_file_name_never_leads_out_of_the_data_set(folder: Path) -> None:
     layouts.link(folder / "train2017" / "train_1.jpg", folder.parent / "secret.jpg")
     edit(folder, lambda coco: coco["images"][0].update(file_name="../../secret.jpg"), ("train",))
