@@ -24,9 +24,10 @@ from ablation.plan import PlannedTrial, make_plan, register
 from ablation.protocol import Evaluated, Progress, Report, Request
 from ablation.resources import Resources
 from ablation.run_options import Options
+from ablation.setting import PlainSetting
 from ablation.storage import storage_at
 from ablation.store import Store
-from ablation.study import Cell, PlainSetting, Profile, Row, Study, Table, Variant
+from ablation.study import Cell, Profile, Row, Study, Table, Variant
 from ablation.workspace import Workspace
 from benchmarks.common import report
 

@@ -22,7 +22,8 @@ from ablation.claim import Better, CellRef, Claim, Equivalent
 from ablation.metric import Metric
 from ablation.options import option
 from ablation.protocol import Checkpointed, Evaluated, Progress, Report, Request
-from ablation.study import Cell, PlainSetting, Profile, Row, Study, Table, Variant
+from ablation.setting import PlainSetting
+from ablation.study import Cell, Profile, Row, Study, Table, Variant
 
 # --- what is trained and tested --------------------------------------------------------------------------
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 import detector
 from ablation import fingerprint
 from ablation.claim import StatisticResult
-from ablation.study import Setting
+from ablation.setting import Setting
 from detector.config import ATSS, Assigner, MaxIoU, SpatialScale
 from experiments.atss.presets import atss
 from experiments.detection.recipe import Recipe

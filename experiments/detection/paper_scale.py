@@ -38,7 +38,7 @@ class PaperScale:
         train_images: of the paper's training split; another data set is not at the paper's scale.
         large_rows: how people call the rows of schedule "2x" and of test images, in captions and notices.
         worker: what a training holds.
-        seed_noise: see `ablation.study.Setting`.
+        seed_noise: see `ablation.setting.Setting`.
     """
 
     name: str
@@ -60,7 +60,7 @@ def profile(scale: PaperScale) -> Profile:
 
 @dataclass(frozen=True, slots=True)
 class PaperSetting:
-    """A paper's scale with a data set at hand: an `ablation.study.Setting`.
+    """A paper's scale with a data set at hand: an `ablation.setting.Setting`.
 
     Attributes:
         changes: the options without those that ask for what the profile does anyway.
@@ -87,7 +87,7 @@ class PaperSetting:
 
     @property
     def seed_noise(self) -> Mapping[str, SeedNoise]:
-        """See `ablation.study.Setting`."""
+        """See `ablation.setting.Setting`."""
         return self.scale.seed_noise if self.at_paper_scale else {}
 
     @property
@@ -102,7 +102,7 @@ class PaperSetting:
 
     @property
     def exclusive_gpus(self) -> bool:
-        """See `ablation.study.Setting`."""
+        """See `ablation.setting.Setting`."""
         return True
 
     @property
@@ -137,7 +137,7 @@ class PaperSetting:
         return self.scale.worker
 
     def cost(self, trial: Trial, evaluations: Sequence[Evaluation]) -> float:
-        """See `ablation.study.Setting`; in 10^12 multiply-adds."""
+        """See `ablation.setting.Setting`; in 10^12 multiply-adds."""
         return trial_cost(trial, evaluations, self.dataset.images)
 
     def _iterations(self, schedule: Schedules) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ablation.errors import UserError
-from ablation.study import Setting
+from ablation.setting import Setting
 from detector.config import Evaluation, Trial
 from detector.data.coco import DataPaths, read_data, to_coco_dict
 from detector.errors import DataError

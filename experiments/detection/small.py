@@ -53,7 +53,7 @@ class Scale:
         channels: of the FPN and the head.
         num_convs: of each tower of the head.
         report_every, checkpoint_every: in iterations.
-        seed_noise: see `ablation.study.Setting`.
+        seed_noise: see `ablation.setting.Setting`.
     """
 
     name: str
@@ -119,7 +119,7 @@ PRECISION: Precision = "bf16"
 
 @dataclass(frozen=True, slots=True)
 class ScaledSetting:
-    """A scale with its data set at hand: an `ablation.study.Setting`.
+    """A scale with its data set at hand: an `ablation.setting.Setting`.
 
     Attributes:
         num_val: validation images.
@@ -143,17 +143,17 @@ class ScaledSetting:
 
     @property
     def at_paper_scale(self) -> bool:
-        """See `ablation.study.Setting`."""
+        """See `ablation.setting.Setting`."""
         return False
 
     @property
     def seed_noise(self) -> Mapping[str, SeedNoise]:
-        """See `ablation.study.Setting`. It was measured on the drawings."""
+        """See `ablation.setting.Setting`. It was measured on the drawings."""
         return {} if self.own_data else self.scale.seed_noise
 
     @property
     def exclusive_gpus(self) -> bool:
-        """See `ablation.study.Setting`."""
+        """See `ablation.setting.Setting`."""
         return False
 
     def trial(self, training: Recipe, seed: int) -> Trial:
@@ -176,7 +176,7 @@ class ScaledSetting:
         return None
 
     def cost(self, trial: Trial, evaluations: Sequence[Evaluation]) -> float:
-        """See `ablation.study.Setting`; in 10^12 multiply-adds."""
+        """See `ablation.setting.Setting`; in 10^12 multiply-adds."""
         return trial_cost(trial, evaluations, {"val": self.num_val})
 
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from statistics import median, quantiles
 
 from ablation.plan import Plan, PlannedTrial
+from ablation.setting import data_id
 from ablation.store import Store
-from ablation.study import data_id
 from ablation.wording import counted
 
 MIN_SECONDS = 1.0

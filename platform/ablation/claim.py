@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, assert_never
+from typing import assert_never
 
-if TYPE_CHECKING:
-    from ablation.study import Setting
+from ablation.setting import Setting
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,9 +13,10 @@ from typing import Any
 from ablation.errors import UserError
 from ablation.fingerprint import canonical_json, evaluation_key, key
 from ablation.resources import EVERYWHERE, ResourceOverride, Resources, overridden
+from ablation.setting import Setting, data_id
 from ablation.store import Store, TrialRow
 from ablation.store.schema import TrialState
-from ablation.study import Cell, Row, Setting, Study, Table, Variant, data_id
+from ablation.study import Cell, Row, Study, Table, Variant
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,11 +20,12 @@ from ablation.errors import UserError
 from ablation.options import words
 from ablation.plan import Plan, make_plan
 from ablation.resources import parse_overrides
+from ablation.setting import Setting
 from ablation.storage import Storage, storage_at
 from ablation.store import Store
 from ablation.store.database import NoStoreError
 from ablation.studies import DEFAULT_STUDY
-from ablation.study import Profile, Setting, Study
+from ablation.study import Profile, Study
 from ablation.workspace import Workspace
 
 SLOW_S = 1.0

@@ -7,7 +7,8 @@ from typing import Any, Literal
 import pytest
 
 from ablation.options import NoOptions, Option, declared, given, named, option, without, words
-from ablation.study import PlainSetting, Profile
+from ablation.setting import PlainSetting
+from ablation.study import Profile
 
 
 @dataclass(frozen=True)

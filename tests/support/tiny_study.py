@@ -7,7 +7,8 @@ from typing import Any
 from ablation.metric import Metric
 from ablation.protocol import Report, Request
 from ablation.resources import Resources
-from ablation.study import Cell, PlainSetting, Row, Study, Table, Variant
+from ablation.setting import PlainSetting
+from ablation.study import Cell, Row, Study, Table, Variant
 
 
 @dataclass(frozen=True, slots=True)

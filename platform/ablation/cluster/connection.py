@@ -79,7 +79,7 @@ def share(options: Options, cpus: int, gpus: int, *, exclusive_gpus: bool) -> tu
     Args:
         options: with the number of trials at a time and of workers.
         cpus, gpus: of the machine or the cluster.
-        exclusive_gpus: see `ablation.study.Setting`.
+        exclusive_gpus: see `ablation.setting.Setting`.
 
     Returns:
         Trials at a time, and what each holds.
@@ -116,7 +116,7 @@ def ray_for(
     Args:
         options: whether it is a cluster's.
         wanted: by the trials that will run.
-        exclusive_gpus: see `ablation.study.Setting`.
+        exclusive_gpus: see `ablation.setting.Setting`.
         code: what trials import beside the platform.
 
     Raises:
@@ -152,7 +152,7 @@ def here(options: Options, wanted: Sequence[Resources | None], gpus: int, *, exc
         wanted: by the trials that will run. Ray is told of more CPUs than there are where a trial wants more:
             a laptop can show what a cluster does.
         gpus: of the machine.
-        exclusive_gpus: see `ablation.study.Setting`.
+        exclusive_gpus: see `ablation.setting.Setting`.
 
     Raises:
         UserError: see `share`.

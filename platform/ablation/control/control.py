@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from ablation.errors import UserError
 from ablation.plan import Plan, PlannedTrial, register
 from ablation.provenance import staleness
+from ablation.setting import data_id
 from ablation.store import Store
-from ablation.study import data_id
 
 SHORTEST = 4
 """Characters of a key that name a trial. Fewer would make a typing error name another trial."""

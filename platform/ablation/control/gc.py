@@ -14,10 +14,10 @@ from pathlib import Path, PurePosixPath
 
 from ablation.files import sha256_of
 from ablation.plan import Plan, make_plan
+from ablation.setting import data_id
 from ablation.storage import Storage
 from ablation.storage.names import LOG
 from ablation.store import CHECKPOINT, ArtifactRow, AttemptRow, Store, TrialRow
-from ablation.study import data_id
 from ablation.workspace import Workspace
 
 UNWANTED = "no cell cites this training any more"

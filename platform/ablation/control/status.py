@@ -18,9 +18,9 @@ from ablation.errors import last_line
 from ablation.plan import Plan, PlannedTrial
 from ablation.results.scores import Waiting, waiting
 from ablation.session import Session
+from ablation.setting import data_id
 from ablation.store import AttemptRow, DesiredState, DesiredStates, Store
 from ablation.store.schema import TrialState
-from ablation.study import data_id
 from ablation.wording import duration
 
 FORMAT = 1

@@ -19,9 +19,9 @@ from ablation.errors import UserError
 from ablation.plan import Plan, PlannedTrial
 from ablation.protocol import EvaluationRequest, Request
 from ablation.resources import Node, Resources
+from ablation.setting import data_id
 from ablation.storage import StorageError
 from ablation.store import DesiredStates
-from ablation.study import data_id
 from ablation.wording import counted
 from ablation.worker.messages import Message
 

@@ -20,8 +20,8 @@ from typing import Any, Literal
 from ablation.plan import Plan, make_plan
 from ablation.provenance import environment
 from ablation.provenance.record import UNKNOWN, git, leaves
+from ablation.setting import data_id
 from ablation.store import CHECKPOINT, AttemptRow, EvaluationRow, Store, TrialRow
-from ablation.study import data_id
 
 SUPERSEDED = "Rows whose results have another config than today's; a run trains them again:"
 STALE = "Results whose code, packages or data have changed; `ablation retry --stale` trains them again:"

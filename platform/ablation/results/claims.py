@@ -34,7 +34,8 @@ from ablation.results.statistics import (
     read_replicates,
 )
 from ablation.results.table import FilledCell, FilledTable, Source
-from ablation.study import Setting, Study
+from ablation.setting import Setting
+from ablation.study import Study
 
 Comparison = Better | Chain | Equivalent | Range
 VerdictName = Literal["supported", "refuted", "undecided", "pending"]

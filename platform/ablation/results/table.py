@@ -15,8 +15,9 @@ from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
 from ablation.metric import PERCENT, Metric, SeedNoise
+from ablation.setting import Setting
 from ablation.store import SUBMISSION, AttemptRow, EvaluationRow, Store, TrialRow
-from ablation.study import Cell, Row, Setting, Study, Table
+from ablation.study import Cell, Row, Study, Table
 
 if TYPE_CHECKING:
     from ablation.plan import Plan
