@@ -21,7 +21,7 @@ from pathlib import Path
 from benchmarks.common import report
 
 CORES = len(os.sched_getaffinity(0))
-TRAINING = ("--tables", "3", "--max-iterations", "100")
+TRAINING = ("--tables", "2", "--max-iterations", "40")
 
 
 def pace(threads: int, niceness: int, workspace: Path) -> list[float]:
