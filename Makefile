@@ -11,8 +11,8 @@ STAMP := $(VENV)/.installed
 
 help:
 	@echo "make reproduce   train the grid and print the paper's tables (ARGS=\"--profile smoke\" for a quick look)"
-	@echo "make test        every test, 12 minutes on 2 cores"
-	@echo "make test-fast   those that start no process, under 2 minutes"
+	@echo "make test        every test, 17 minutes on 2 cores"
+	@echo "make test-fast   those that start no process, a good minute"
 	@echo "make checks      ruff and mypy"
 	@echo "make bench       the detector's speed beside torchvision's and mmdet's, 13 minutes"
 	@echo "make bench-platform  what the platform adds: trials, scheduling, store, MLflow; half an hour"
