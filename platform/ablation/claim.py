@@ -88,16 +88,21 @@ class Statistic:
 Claim = Better | Chain | Equivalent | Range | Statistic
 
 
-def references(claim: Claim) -> tuple[CellRef, ...]:
-    """The cells that a claim rests on."""
+def comparisons(claim: Claim) -> tuple[tuple[CellRef, ...], ...]:
+    """The groups of cells that a claim compares with each other."""
     match claim:
         case Better() | Equivalent():
-            return (claim.left, claim.right)
+            return ((claim.left, claim.right),)
         case Chain():
-            return tuple(ref for chain in claim.chains for ref in chain)
+            return claim.chains
         case Range():
-            return claim.cells
+            return (claim.cells,)
         case Statistic():
             return ()
         case _:
             assert_never(claim)
+
+
+def references(claim: Claim) -> tuple[CellRef, ...]:
+    """The cells that a claim rests on."""
+    return tuple(ref for group in comparisons(claim) for ref in group)

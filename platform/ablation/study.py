@@ -12,11 +12,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ablation.claim import CellRef, Claim, Statistic, references
+from ablation.claim import CellRef, Claim, Statistic, comparisons, references
 from ablation.metric import Metric
 from ablation.options import NoOptions, given, named
 from ablation.protocol import TrainFunction
 from ablation.setting import PlainSetting, Setting
+
+
+def _require_different(what: str, names: Sequence[str]) -> None:
+    if len(set(names)) != len(names):
+        raise ValueError(f"{what} must differ, got {list(names)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +78,9 @@ class Table:
     transposed: bool = False
 
     def __post_init__(self) -> None:
-        labels = [row.label for row in self.rows]
-        if len(set(labels)) != len(labels):
-            raise ValueError(f"{self.id}: row labels must differ, got {labels}")
+        _require_different(f"{self.id}: row labels", [row.label for row in self.rows])
+        _require_different(f"{self.id}: headers", self.headers)
+        _require_different(f"{self.id}: columns", self.columns)
         for row in self.rows:
             if len(row.headers) != len(self.headers) or len(row.cells) != len(self.columns):
                 raise ValueError(
@@ -155,8 +160,9 @@ class Study:
         folder: where its modules lie, for the processes of trials; None where they are installed.
 
     Raises:
-        ValueError: two metrics of one name, a cell of an undeclared metric, or a claim on a cell that does
-            not exist or on cells of several metrics.
+        ValueError: two metrics, tables or claims of one name, a profile under another name than its own, a
+            cell of an undeclared metric, or a claim on a cell that does not exist, on cells of several
+            metrics, or on fewer than two cells.
     """
 
     name: str
@@ -180,10 +186,16 @@ class Study:
     folder: Path | None = None
 
     def __post_init__(self) -> None:
-        for kind, metrics in (("metrics", self.metrics), ("progress", self.progress)):
-            names = [metric.name for metric in metrics]
-            if len(set(names)) != len(names):
-                raise ValueError(f"{self.name}: names of {kind} must differ, got {names}")
+        for kind, names in (
+            ("names of metrics", [metric.name for metric in self.metrics]),
+            ("names of progress", [metric.name for metric in self.progress]),
+            ("ids of tables", [table.id for table in self.tables]),
+            ("ids of claims", [claim.id for claim in self.claims]),
+        ):
+            _require_different(f"{self.name}: {kind}", names)
+        for name, profile in self.profiles.items():
+            if profile.name != name:
+                raise ValueError(f"{self.name}: the profile {profile.name!r} is declared as {name!r}")
         for table, row, cell in self.cells():
             self._require(cell.metric, f"{table.id}, row {row.label!r}")
         if self.by_class:
@@ -206,6 +218,8 @@ class Study:
             raise ValueError(
                 f"{self.name}: claim {claim.id!r} must compare cells of one metric, got {sorted(names)}"
             )
+        if any(len(set(group)) < 2 for group in comparisons(claim)):
+            raise ValueError(f"{self.name}: claim {claim.id!r} must compare at least two different cells")
 
     def metric(self, name: str) -> Metric:
         """The metric of that name; KeyError with the names there are."""

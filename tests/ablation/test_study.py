@@ -4,10 +4,12 @@ from dataclasses import replace
 
 import pytest
 
-from ablation.claim import Better, CellRef, Range, references
+from ablation.claim import Better, CellRef, Chain, Claim, Equivalent, Range, references
 from ablation.metric import Metric
-from ablation.study import ByClass
+from ablation.study import ByClass, Profile
 from tests.support.metric_studies import ERRORS, TIMED
+
+BASE = CellRef("table1", "base", "Error")
 
 
 def test_a_cell_of_an_undeclared_metric_is_named() -> None:
@@ -20,6 +22,26 @@ def test_two_metrics_of_one_name_are_refused() -> None:
         replace(ERRORS, metrics=(*ERRORS.metrics, Metric("error")))
     with pytest.raises(ValueError, match="names of progress must differ"):
         replace(ERRORS, progress=(Metric("loss"), Metric("loss")))
+
+
+def test_two_things_of_one_name_are_refused_wherever_the_name_leads_to_one() -> None:
+    (table, *_), (claim, *_) = ERRORS.tables, ERRORS.claims
+    with pytest.raises(ValueError, match=r"errors: ids of tables must differ.*'table1', 'table1'"):
+        replace(ERRORS, tables=(table, table))
+    with pytest.raises(ValueError, match="errors: ids of claims must differ"):
+        replace(ERRORS, claims=(claim, claim))
+    with pytest.raises(ValueError, match=r"table1: columns must differ, got \['Error', 'Error'\]"):
+        replace(table, columns=("Error", "Error"))
+    with pytest.raises(ValueError, match="table1: headers must differ"):
+        replace(table, headers=("Method", "Method"))
+    with pytest.raises(ValueError, match="table1: row labels must differ"):
+        replace(table, rows=(table.rows[0],) * 2)
+
+
+def test_a_profile_is_declared_under_its_own_name() -> None:
+    profile = Profile("long", "", 1, lambda workspace, options: None)  # type: ignore[arg-type,return-value]
+    with pytest.raises(ValueError, match="errors: the profile 'long' is declared as 'quick'"):
+        replace(ERRORS, profiles={"quick": profile})
 
 
 def test_a_claim_on_a_cell_that_does_not_exist_is_named() -> None:
@@ -35,6 +57,23 @@ def test_a_claim_compares_cells_of_one_metric() -> None:
         replace(TIMED, claims=(Better("c", "", accuracy, time),))
     with pytest.raises(ValueError, match=r"must compare cells of one metric, got \[\]"):
         replace(TIMED, claims=(Range("c", "", (), 1.0),))
+
+
+@pytest.mark.parametrize(
+    "claim",
+    [
+        Better("c", "", BASE, BASE),
+        Equivalent("c", "", BASE, BASE, 1.0),
+        Range("c", "", (BASE,), 1.0),
+        Range("c", "", (BASE, BASE), 1.0),
+        Chain("c", "", ((BASE,),)),
+        Chain("c", "", ((BASE, CellRef("table1", "more", "Error")), (BASE,))),
+        Chain("c", "", ((BASE, CellRef("table1", "more", "Error")), ())),
+    ],
+)
+def test_a_claim_compares_at_least_two_cells(claim: Claim) -> None:
+    with pytest.raises(ValueError, match="errors: claim 'c' must compare at least two different cells"):
+        replace(ERRORS, claims=(claim,))
 
 
 def test_numbers_by_class_are_of_a_declared_metric() -> None:

@@ -178,13 +178,15 @@ def _columns(filled: FilledTable) -> list[list[FilledCell]]:
 
 
 def _numbers(filled: FilledTable) -> list[float] | None:
-    """The headings of the rows as numbers; None where there are several headings, or other text."""
+    """The headings of the rows as numbers; None where there are several headings, or one is no number."""
     if len(filled.table.headers) != 1:
         return None
+    headings = [row.headers[0] for row in filled.table.rows]
     try:
-        return [float(row.headers[0]) for row in filled.table.rows]
+        numbers = [math.nan if isinstance(heading, bool) else float(heading) for heading in headings]
     except ValueError:
         return None
+    return numbers if all(map(math.isfinite, numbers)) else None
 
 
 def _shared_seeds(columns: Sequence[Sequence[FilledCell]]) -> list[int]:

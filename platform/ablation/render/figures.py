@@ -23,19 +23,37 @@ _DRAWN_FROM = "Source"
 """The entry of the PNG file that identifies its content."""
 
 
-def write_figures(directory: Path, tables: Sequence[FilledTable]) -> list[Path]:
-    """Write `<table>.png` and `.pdf` of every table with a number in it; returns the paths."""
+def write_figures(directory: Path, tables: Sequence[FilledTable]) -> tuple[list[Path], list[str]]:
+    """Write `<table>.png` and `.pdf` of every table with a number in it.
+
+    Returns:
+        The paths, and a sentence for each table that cannot be drawn; it has no figure then.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
     directory.mkdir(parents=True, exist_ok=True)
-    paths = []
+    paths, problems = list[Path](), list[str]()
     for filled in tables:
         if any(cell.values for cell in filled.cells):
             files = [directory / f"{filled.table.id}.{kind}" for kind in KINDS]
-            source = _source(filled)
-            if _drawn_from(files) != source:
-                for path, content in zip(files, _drawn(filled, source), strict=True):
-                    write_whole(path, content)
-            paths += files
-    return paths
+            try:
+                _write(filled, files)
+                paths += files
+            except OSError:
+                raise
+            except Exception as error:  # matplotlib raises anything
+                problems.append(f"{filled.name} has no figure: {type(error).__name__}: {error}")
+                for path in files:
+                    path.unlink(missing_ok=True)  # of other numbers
+    return paths, problems
+
+
+def _write(filled: FilledTable, files: Sequence[Path]) -> None:
+    source = _source(filled)
+    if _drawn_from(files) != source:
+        for path, content in zip(files, _drawn(filled, source), strict=True):
+            write_whole(path, content)
 
 
 def _source(filled: FilledTable) -> str:

@@ -26,8 +26,11 @@ def write_results(
     tables: Sequence[FilledTable],
     judged: Sequence[Verdict],
     formats: Collection[str] = FORMATS,
-) -> list[Path]:
-    """Write the tables in each format, the claims, the figures and the manifest; returns the paths.
+) -> tuple[list[Path], list[str]]:
+    """Write the tables in each format, the claims and the manifest, then the figures.
+
+    Returns:
+        The paths, and a sentence for each table that cannot be drawn.
 
     Raises:
         UserError: an unknown format, or a directory that cannot be written.
@@ -36,8 +39,9 @@ def write_results(
     texts["claims.md"] = markdown.claims(study.title, judged)
     texts["manifest.json"] = json.dumps(manifest(study, tables, judged), indent=1, ensure_ascii=False) + "\n"
     with writing_to(directory):
-        figures = write_figures(directory / "figures", tables)
-        return [write_whole(directory / name, text) for name, text in texts.items()] + figures
+        paths = [write_whole(directory / name, text) for name, text in texts.items()]
+        figures, problems = write_figures(directory / "figures", tables)
+        return paths + figures, problems
 
 
 def write_tables(

@@ -37,7 +37,9 @@ def print_report(session: Session, formats: Collection[str], console: Console | 
     judged = verdicts(study, tables, plan.setting)
     about = {claim.id for claim in study.claims if _is_about(claim, plan.table_ids)}
     console.print(terminal.claims([verdict for verdict in judged if verdict.id in about]))
-    write_results(session.results, study, tables, judged, formats)
+    _, problems = write_results(session.results, study, tables, judged, formats)
+    for problem in problems:
+        console.print(problem, highlight=False, markup=False, soft_wrap=True)
     console.print(f"\nTables, figures and claims: {session.results}", highlight=False, soft_wrap=True)
     console.print(f"Runs and checkpoints:       {session.workspace.root}", highlight=False, soft_wrap=True)
     shown = server_address(session.selection.mlflow_uri) or f"`{session.ui_hint}`, the MLflow UI"

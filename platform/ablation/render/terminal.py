@@ -13,6 +13,7 @@ from ablation.render import text
 from ablation.results.claims import Verdict, summary
 from ablation.results.statistics import UNKNOWN_SPREAD
 from ablation.results.table import FilledCell, FilledTable, Item, grid, num_heading_columns
+from ablation.wording import counted
 
 VERDICT_STYLE = {"supported": "green", "refuted": "red", "undecided": "yellow", "pending": "dim"}
 LONG_NAME = 30
@@ -73,11 +74,24 @@ def claims(judged: Sequence[Verdict]) -> RenderableType:
             text.paper_estimate(verdict),
             Text(text.estimate(verdict)),
         )
-    notes = [Text(summary(judged), style="bold")]
+    return Group(
+        drawn, Text(summary(judged), style="bold"), *(Text(tip, style="dim") for tip in _tips(judged))
+    )
+
+
+def _tips(judged: Sequence[Verdict]) -> list[str]:
+    """What would let more claims be decided."""
+    tips = []
     if any(UNKNOWN_SPREAD in verdict.detail for verdict in judged):
-        tip = "One seed of unknown spread decides nothing; three (--seeds 3) can."
-        notes.append(Text(tip, style="dim"))
-    return Group(drawn, *notes)
+        tips.append("One seed of unknown spread decides nothing; three (--seeds 3) can.")
+    if damaged := len({path for verdict in judged for path in verdict.unreadable}):
+        tips.append(f"{counted(damaged, 'bootstrap file')} cannot be read; claims.md names them.")
+    if earlier := len({path for verdict in judged for path in verdict.earlier}):
+        tips.append(
+            f"{counted(earlier, 'bootstrap file')} of an earlier version cannot be read (claims.md names "
+            "them), so that claims rest on the seeds alone; `ablation retry --stale` makes new ones."
+        )
+    return tips
 
 
 def _item(item: Item) -> Text:

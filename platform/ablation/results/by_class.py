@@ -74,7 +74,7 @@ def _by_class(filled: FilledTable, metric: Metric, measure: Measure) -> FilledTa
     table = replace(
         filled.table,
         title=f"{filled.table.title}: {metric.title} by class",
-        headers=(*filled.table.headers, *["Column"] * (len(rows) > len(filled.rows))),
+        headers=(*filled.table.headers, *[f"Column of {filled.name}"] * (len(rows) > len(filled.rows))),
         columns=classes,
         rows=tuple(rows),
         transposed=len(classes) > len(rows),

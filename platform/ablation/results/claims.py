@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
@@ -23,6 +23,7 @@ from ablation.errors import UserError
 from ablation.metric import Metric, SeedNoise
 from ablation.results.statistics import (
     EQUIVALENCE_LEVEL,
+    EarlierVersionError,
     Estimate,
     Outcome,
     Sample,
@@ -31,6 +32,7 @@ from ablation.results.statistics import (
     difference,
     judge_better,
     judge_within,
+    paired,
     read_replicates,
 )
 from ablation.results.table import FilledCell, FilledTable, Source
@@ -56,6 +58,8 @@ class Verdict:
         paper: the paper's own estimate.
         metric: of the cells that the claim rests on; None for a Statistic.
         signed: whether the estimate is a difference; False for a distance, which has no sign.
+        unreadable: paths of bootstrap files that are damaged.
+        earlier: paths of bootstrap files that an earlier version wrote, without the names of their columns.
     """
 
     id: str
@@ -68,6 +72,8 @@ class Verdict:
     paper: float | None = None
     metric: Metric | None = None
     signed: bool = True
+    unreadable: tuple[str, ...] = ()
+    earlier: tuple[str, ...] = ()
 
 
 def verdicts(study: Study, tables: Sequence[FilledTable], setting: Setting) -> list[Verdict]:
@@ -106,7 +112,8 @@ def _verdict(study: Study, claim: Claim, cells: Mapping[CellRef, FilledCell], se
     found = _find(claim, _samples(refs, cells, seeds, setting), metric)
     if any(cells[ref].imported for ref in refs):
         found = replace(found, caveats=("an evaluation server's numbers: no interval",))
-    notes = (found.detail, _partial(refs, cells, seeds), *found.caveats, _damaged(refs, cells, seeds))
+    files = _files(refs, cells, seeds)
+    notes = (found.detail, _partial(refs, cells, seeds), *found.caveats, *files.notes)
     return replace(
         pending,
         verdict=found.outcome,
@@ -114,6 +121,8 @@ def _verdict(study: Study, claim: Claim, cells: Mapping[CellRef, FilledCell], se
         estimate=found.estimate,
         interval=found.interval,
         detail="; ".join(note for note in notes if note),
+        unreadable=tuple(files.unreadable),
+        earlier=tuple(files.earlier),
     )
 
 
@@ -229,14 +238,13 @@ def _samples(
 
 
 def sample(cell: FilledCell, seeds: Sequence[int], seed_noise: Mapping[str, SeedNoise]) -> Sample:
-    """The measurements behind a cell at these seeds; replicates only where every seed kept them.
+    """The measurements behind a cell at these seeds; replicates only where every seed kept as many.
 
     Args:
         seed_noise: the spread over seeds to assume where there is only one (`Setting.seed_noise`).
     """
-    replicates = [_replicates(path, cell.metric.name) for path in _bootstraps(cell, seeds)]
-    known = [array for array in replicates if array is not None]
-    together = np.stack(known) if len(known) == len(replicates) else None
+    replicates = paired(_replicates(path, cell.metric.name) for path in _bootstraps(cell, seeds))
+    together = None if replicates is None else np.stack(replicates)
     assumed = seed_noise.get(cell.metric.name)
     return Sample(np.array([cell.values[seed] for seed in seeds]), together, assumed)
 
@@ -255,16 +263,42 @@ def _replicates(path: Path | None, metric: str) -> NDArray[np.float64] | None:
         return None
 
 
-def _damaged(refs: Sequence[CellRef], cells: Mapping[CellRef, FilledCell], seeds: Sequence[int]) -> str:
-    """Which files of replicates exist but cannot be read; "" where none."""
-    there = {
-        (path, cells[ref].metric.name)
-        for ref in refs
-        for path in _bootstraps(cells[ref], seeds)
-        if path is not None and path.is_file()
-    }
-    bad = sorted(str(path) for path, metric in there if _replicates(path, metric) is None)
-    return f"unreadable: {', '.join(bad)}" if bad else ""
+@dataclass(slots=True)
+class _Files:
+    """The bootstrap files behind a claim.
+
+    Attributes:
+        unreadable, earlier: see `Verdict`.
+        lengths: numbers of resamples of the others.
+    """
+
+    unreadable: list[str] = field(default_factory=list)
+    earlier: list[str] = field(default_factory=list)
+    lengths: set[int] = field(default_factory=set)
+
+    @property
+    def notes(self) -> list[str]:
+        """What keeps them from being used."""
+        notes = [f"unreadable: {', '.join(self.unreadable)}"] if self.unreadable else []
+        notes += [f"of an earlier version: {', '.join(self.earlier)}"] if self.earlier else []
+        if len(self.lengths) > 1:
+            lengths = ", ".join(map(str, sorted(self.lengths)))
+            notes.append(f"bootstraps of different lengths ({lengths} resamples) cannot be paired")
+        return notes
+
+
+def _files(refs: Sequence[CellRef], cells: Mapping[CellRef, FilledCell], seeds: Sequence[int]) -> _Files:
+    found, metric = _Files(), cells[refs[0]].metric.name
+    paths = {path for ref in refs for path in _bootstraps(cells[ref], seeds) if path is not None}
+    for path in sorted(path for path in paths if path.is_file()):
+        try:
+            if (replicates := read_replicates(path, metric)) is not None:
+                found.lengths.add(len(replicates))
+        except EarlierVersionError:
+            found.earlier.append(str(path))
+        except UserError:
+            found.unreadable.append(str(path))
+    return found
 
 
 def _waits_for(refs: Sequence[CellRef], cells: Mapping[CellRef, FilledCell]) -> str:

@@ -128,40 +128,55 @@ _OF_DAMAGE = (
 """Errors of reading a damaged .npz."""
 
 
-def read_replicates(path: Path, metric: str) -> NDArray[np.float64]:
+class EarlierVersionError(UserError):
+    """A bootstrap file that does not name its columns, as earlier versions wrote it."""
+
+
+def read_replicates(path: Path, metric: str) -> NDArray[np.float64] | None:
     """One column of a bootstrap file.
 
     Args:
-        path: an .npz with `replicates`, (R, M), and `metrics`, the M names of its columns.
+        path: an .npz with `replicates`, (R, M), R > 1, and `metrics`, the M names of its columns.
         metric: the column's name.
 
     Returns:
-        (R,) float64.
+        (R,) float64, NaN where a resample does not define the metric; None where the file has no such column.
 
     Raises:
-        UserError: it cannot be read, or has no such column.
+        EarlierVersionError: its columns have no names.
+        UserError: it cannot be read.
     """
     try:
         with np.load(path, allow_pickle=False) as archive:
             replicates = np.asarray(archive["replicates"], dtype=np.float64)
-            names = archive["metrics"].tolist()
-        return replicates[:, names.index(metric)]
+            names = archive["metrics"].tolist() if "metrics" in archive else None
+        if names is None:
+            raise EarlierVersionError(f"{path}: of an earlier version, which did not name the columns")
+        if replicates.ndim != 2 or len(replicates) < 2 or replicates.shape[1] != len(names):
+            raise ValueError(f"`replicates` has shape {replicates.shape}, and there are {len(names)} names")
+        return replicates[:, names.index(metric)] if metric in names else None
     except _OF_DAMAGE as error:
         raise UserError(
-            f"{path}: not a bootstrap file (an .npz with `replicates`, and `metrics` that name its columns, "
-            f"{metric!r} among them): {error}"
+            f"{path}: not a bootstrap file (an .npz with `replicates`, and `metrics` that name its columns): "
+            f"{error}"
         ) from error
+
+
+def paired(replicates: Iterable[NDArray[np.float64] | None]) -> list[NDArray[np.float64]] | None:
+    """Replicates of several values; None where one has none, or another number of resamples."""
+    arrays = list(replicates)
+    known = [array for array in arrays if array is not None]
+    return known if len(known) == len(arrays) and len({array.shape for array in known}) == 1 else None
 
 
 def average(samples: Sequence[Sample]) -> Sample:
     """The mean of several cells as a sample: seed by seed and resample by resample."""
-    replicates = [sample.replicates_SR for sample in samples]
-    known = [array for array in replicates if array is not None]
+    replicates = paired(sample.replicates_SR for sample in samples)
     points_S = np.mean([sample.points_S for sample in samples], axis=0)
     total = _combined([sample.assumed for sample in samples])
     return Sample(
         points_S,
-        np.mean(known, axis=0) if len(known) == len(replicates) else None,
+        None if replicates is None else np.mean(replicates, axis=0),
         None if total is None else SeedNoise(total.sd / len(samples), total.degrees_of_freedom),
     )
 
@@ -180,20 +195,15 @@ def difference(left: Sample, right: Sample) -> Estimate:
 
     Seeds are paired because a seed fixes the order of the training data and the initial weights that two
     configs share; where that pairing does nothing, the interval is wider by the lost degrees of freedom.
+    Bootstraps of different numbers of resamples cannot be paired and count as not kept.
 
     Raises:
-        ValueError: different numbers of seeds or resamples.
+        ValueError: different numbers of seeds.
     """
     if left.points_S.shape != right.points_S.shape:
         raise ValueError(f"samples need the same seeds, got {left.points_S.shape} and {right.points_S.shape}")
-    replicates = None
-    if left.replicates_SR is not None and right.replicates_SR is not None:
-        if left.replicates_SR.shape != right.replicates_SR.shape:
-            raise ValueError(
-                "samples need the same resamples, got replicates of shape "
-                f"{left.replicates_SR.shape} and {right.replicates_SR.shape}"
-            )
-        replicates = left.replicates_SR - right.replicates_SR
+    both = paired([left.replicates_SR, right.replicates_SR])
+    replicates = None if both is None else both[0] - both[1]
     return _estimate(left.points_S - right.points_S, replicates, _combined([left.assumed, right.assumed]))
 
 
@@ -201,13 +211,19 @@ def _estimate(
     points_S: NDArray[np.float64], replicates_SR: NDArray[np.float64] | None, assumed: SeedNoise | None
 ) -> Estimate:
     count = len(points_S)
-    tested = None if replicates_SR is None else float(np.nanvar(replicates_SR.mean(axis=0), ddof=1))
+    tested = None if replicates_SR is None else _variance(replicates_SR.mean(axis=0))
     value = float(points_S.mean())
     if count > 1:
         return Estimate(value, tested, float(np.var(points_S, ddof=1)) / count, count)
     if assumed is None:
         return Estimate(value, tested, None, count)
     return Estimate(value, tested, assumed.sd**2, count, assumed.degrees_of_freedom)
+
+
+def _variance(replicates_R: NDArray[np.float64]) -> float | None:
+    """Over the resamples that define the value; None where fewer than two do."""
+    defined_R = np.where(np.isfinite(replicates_R), replicates_R, np.nan)
+    return None if np.isfinite(defined_R).sum() < 2 else float(np.nanvar(defined_R, ddof=1))
 
 
 def judge_better(estimate: Estimate, metric: Metric, tests: int = 1) -> Outcome:

@@ -1,14 +1,17 @@
+from dataclasses import replace
+
 import pytest
 from PIL import Image
 
 from ablation.metric import SeedNoise
+from ablation.render import drawing
 from ablation.render.drawing import draw
 from ablation.render.figures import write_figures
 from ablation.results.table import assemble
 
 
 def test_every_table_with_a_number_gets_a_png_and_a_pdf(partial, tmp_path):
-    paths = write_figures(tmp_path / "figures", assemble(partial.study, partial.plan, partial.store))
+    paths, _ = write_figures(tmp_path / "figures", assemble(partial.study, partial.plan, partial.store))
     assert [path.name for path in paths] == ["table1.pdf", "table1.png"]
     with Image.open(paths[1]) as image:
         assert image.width > 800
@@ -18,13 +21,13 @@ def test_every_table_with_a_number_gets_a_png_and_a_pdf(partial, tmp_path):
 
 def test_equal_results_give_equal_files(full, tmp_path):
     tables = assemble(full.study, full.plan, full.store, ["table2"])
-    first, second = (write_figures(tmp_path / name, tables) for name in "ab")
+    first, second = (write_figures(tmp_path / name, tables)[0] for name in "ab")
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
 
 
 def test_a_figure_is_drawn_again_only_when_it_changed_or_a_file_is_missing(full, partial, tmp_path):
     tables = assemble(full.study, full.plan, full.store, ["table2"])
-    pdf, png = write_figures(tmp_path, tables)
+    (pdf, png), _ = write_figures(tmp_path, tables)
     before = pdf.stat().st_mtime_ns
     write_figures(tmp_path, tables)
     assert pdf.stat().st_mtime_ns == before
@@ -45,6 +48,31 @@ def test_numeric_rows_are_a_curve_and_named_rows_are_dots(full):
     assert list(ours.get_xticks()) == [3, 5, 7]
     assert list(papers.lines[0].get_ydata()) == [39.3, 39.5, 39.7]
     assert [label.get_text() for label in dots.axes[0].get_yticklabels()] == ["IoU", "SSC"]
+
+
+@pytest.mark.parametrize("heading", ["inf", "nan", "1e999", True])
+def test_headings_that_are_no_finite_numbers_are_names_of_rows(full, heading):
+    (filled,) = assemble(full.study, full.plan, full.store, ["table4"])
+    rows = (*filled.table.rows[:2], replace(filled.table.rows[2], headers=(heading,)))
+    figure = draw(replace(filled, table=replace(filled.table, rows=rows)))
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["k=3", "k=5", "k=7"]
+
+
+def test_a_table_that_cannot_be_drawn_is_named_and_the_others_have_their_figures(full, tmp_path, monkeypatch):
+    tables = assemble(full.study, full.plan, full.store, ["table2", "table4"])
+    write_figures(tmp_path, tables[1:])
+
+    def broken(filled):
+        if filled.table.id == "table4":
+            raise OverflowError("too large")
+        return draw(filled)
+
+    monkeypatch.setattr(drawing, "draw", broken)
+    monkeypatch.setattr("ablation.render.figures._source", lambda filled: "another")
+    paths, problems = write_figures(tmp_path, tables)
+    assert [path.name for path in paths] == ["table2.pdf", "table2.png"]
+    assert problems == ["Table 4 has no figure: OverflowError: too large"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["table2.pdf", "table2.png"]
 
 
 def test_bars_leave_out_the_noise_that_all_cells_share(full):

@@ -4,9 +4,11 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -273,14 +275,30 @@ def test_terminal_claims_end_with_the_summary(partial):
     assert shown.rstrip().splitlines()[-1] == "5 claims: 1 supported, 4 pending; 1 point the paper's way."
 
 
+@pytest.mark.parametrize(
+    ("content", "tip"),
+    [
+        ({"replicates": np.zeros((200, 2))}, "1 bootstrap file of an earlier version cannot be read"),
+        ({"AP": np.zeros(200)}, "1 bootstrap file cannot be read"),
+    ],
+)
+def test_terminal_claims_say_that_a_bootstrap_file_cannot_be_read(make_workspace, content, tip):
+    workspace = make_workspace()
+    for method in ("other", "base"):
+        workspace.measure(method, 42.5)
+    np.savez(workspace.root / "artifacts" / workspace.trial_key("other") / "bootstrap.npz", **content)
+    assert tip in " ".join(printed(terminal.claims(judged_of(workspace))).split())
+
+
 # --- the results folder -------------------------------------------------------------------------------
 
 
 def test_results_hold_every_format_and_no_half_written_file(full, tmp_path):
     directory = tmp_path / "results"
-    paths = write_results(directory, full.study, tables_of(full), judged_of(full))
+    paths, problems = write_results(directory, full.study, tables_of(full), judged_of(full))
     names = {path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file()}
     assert names == {path.relative_to(directory).as_posix() for path in paths}
+    assert problems == []
     assert {"tables.md", "tables.tex", "tables.html", "claims.md", "manifest.json"} <= names
     assert {f"table{n}.csv" for n in (1, 2, 3, 4)} <= names
     assert {f"figures/table{n}.{kind}" for n in (1, 2, 3, 4) for kind in ("png", "pdf")} <= names
@@ -305,10 +323,17 @@ def test_the_manifest_leads_from_a_cell_to_what_it_rests_on(full, tmp_path):
 
 def test_equal_results_write_equal_files(full, tmp_path):
     first, second = (
-        write_results(tmp_path / name, full.study, tables_of(full, ["table4"]), judged_of(full))
+        write_results(tmp_path / name, full.study, tables_of(full, ["table4"]), judged_of(full))[0]
         for name in "ab"
     )
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
+
+
+def test_the_tables_are_written_even_where_nothing_can_be_drawn(full, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ablation.render.drawing", None)  # as without matplotlib
+    paths, problems = write_results(tmp_path, full.study, tables_of(full), judged_of(full))
+    assert {"tables.md", "claims.md"} <= {path.name for path in paths}
+    assert len(problems) == len(full.study.tables)
 
 
 def test_an_unknown_format_is_refused_with_those_there_are(full, tmp_path):
@@ -324,6 +349,8 @@ def test_a_folder_that_cannot_be_written_is_named(full, tmp_path):
 
 def test_an_empty_store_still_makes_results(make_workspace, tmp_path):
     workspace = make_workspace()
-    paths = write_results(tmp_path / "results", workspace.study, tables_of(workspace), judged_of(workspace))
+    paths, _ = write_results(
+        tmp_path / "results", workspace.study, tables_of(workspace), judged_of(workspace)
+    )
     assert "waiting" in (tmp_path / "results" / "tables.md").read_text(encoding="utf-8")
     assert not [path for path in paths if path.suffix == ".png"]

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 
 from ablation.metric import SeedNoise
@@ -97,6 +98,42 @@ def test_damaged_artifacts_block_no_report_and_are_named(make_workspace):
     verdict = judge(workspace)["better"]
     assert verdict.verdict == "supported"
     assert verdict.detail == f"no bootstrap kept; unreadable: {damaged}"
+
+
+def test_bootstraps_of_different_lengths_count_as_not_kept(make_workspace):
+    """Between rows, and between the seeds of one row."""
+    workspace = make_workspace((0, 1))
+    for seed in (0, 1):
+        workspace.measure("other", 47.8 + seed / 10, seed=seed)
+        workspace.measure("base", 42.5, seed=seed)
+    for seed in (1, 0):
+        path = workspace.root / "artifacts" / workspace.trial_key("other", seed) / "bootstrap.npz"
+        np.savez(path, replicates=np.zeros((100, 2)), metrics=["AP", "APS"])
+        verdict = judge(workspace)["better"]
+        assert verdict.verdict == "supported"
+        note = "no bootstrap kept; bootstraps of different lengths (100, 200 resamples) cannot be paired"
+        assert verdict.detail == note
+
+
+def test_bootstraps_of_an_earlier_version_are_named_as_such(make_workspace):
+    workspace = make_workspace()
+    for method in ("other", "base"):
+        workspace.measure(method, 42.5)
+    path = workspace.root / "artifacts" / workspace.trial_key("other") / "bootstrap.npz"
+    np.savez(path, replicates=np.zeros((200, 2)))
+    verdict = judge(workspace)["better"]
+    assert (verdict.earlier, verdict.unreadable) == ((str(path),), ())
+    assert verdict.detail.endswith(f"; of an earlier version: {path}")
+
+
+def test_a_bootstrap_without_a_metric_is_no_damage(make_workspace):
+    workspace = make_workspace()
+    for method in ("other", "base"):
+        workspace.measure(method, 42.5)
+        path = workspace.root / "artifacts" / workspace.trial_key(method) / "bootstrap.npz"
+        np.savez(path, replicates=np.zeros((200, 1)), metrics=["APS"])
+    verdict = judge(workspace)["better"]
+    assert verdict.detail == "no bootstrap kept; one seed: spread over seeds taken from the profile"
 
 
 def test_the_summary_counts_verdicts_and_directions(full, make_workspace):

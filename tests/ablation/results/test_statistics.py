@@ -7,6 +7,7 @@ from ablation.errors import UserError
 from ablation.metric import Metric, SeedNoise
 from ablation.results.statistics import (
     Bounds,
+    EarlierVersionError,
     Estimate,
     Sample,
     apart,
@@ -142,21 +143,38 @@ def test_the_average_of_cells_is_taken_seed_by_seed_and_resample_by_resample():
 def test_samples_that_cannot_be_paired_are_refused():
     with pytest.raises(ValueError, match="same seeds"):
         difference(sample([1.0, 2.0]), sample([1.0]))
-    with pytest.raises(ValueError, match="same resamples"):
-        difference(sample([1.0], np.zeros(10)), sample([1.0], np.zeros(11)))
+
+
+def test_bootstraps_of_different_lengths_count_as_not_kept():
+    short, long = sample([1.0], np.zeros(10)), sample([1.0], np.zeros(11))
+    assert "no bootstrap kept" in difference(short, long).caveats
+    assert average([short, long]).replicates_SR is None
+
+
+def test_resamples_that_do_not_define_a_value_are_left_out():
+    noise = np.array([1.0, np.nan, -1.0, np.inf])
+    assert difference(sample([1.0], noise), sample([0.0], np.zeros(4))).sample_variance == pytest.approx(2.0)
+    one = np.array([1.0, np.nan, np.nan, np.nan])
+    assert difference(sample([1.0], one), sample([0.0], np.zeros(4))).sample_variance is None
 
 
 def test_replicates_are_read_by_metric(tmp_path):
     path = tmp_path / "bootstrap.npz"
     np.savez_compressed(path, replicates=np.arange(6.0).reshape(3, 2), metrics=["loss", "accuracy"])
     assert read_replicates(path, "accuracy").tolist() == [1.0, 3.0, 5.0]
-    with pytest.raises(UserError, match="'AP' among them"):
-        read_replicates(path, "AP")
+    assert read_replicates(path, "AP") is None
 
 
 def test_replicates_whose_columns_have_no_names_are_refused(tmp_path):
     np.savez(tmp_path / "bootstrap.npz", replicates=np.zeros((2, 6)))
-    with pytest.raises(UserError, match=r"bootstrap\.npz.*`metrics` that name its columns"):
+    with pytest.raises(EarlierVersionError, match=r"bootstrap\.npz: of an earlier version"):
+        read_replicates(tmp_path / "bootstrap.npz", "AP")
+
+
+@pytest.mark.parametrize("shape", [(2,), (1, 1), (0, 1), (2, 2), (2, 1, 1)])
+def test_replicates_of_another_shape_than_the_names_say_are_refused(tmp_path, shape):
+    np.savez(tmp_path / "bootstrap.npz", replicates=np.zeros(shape), metrics=["AP"])
+    with pytest.raises(UserError, match=r"bootstrap\.npz: .*has shape"):
         read_replicates(tmp_path / "bootstrap.npz", "AP")
 
 
