@@ -38,7 +38,7 @@ class Metric:
     Attributes:
         name: its key in `Evaluated.metrics` or `Progress.metrics`, and what a `Cell` cites.
         unit: of its values; "" for a count or a ratio.
-        better: the direction of improvement.
+        better: the direction of improvement; "neither" for what describes a row, as a number of parameters.
         digits: decimals that tables show. Cells that show the same digits are equally good; statistics
             show one decimal more.
         label: what people read; the name when "".
@@ -46,6 +46,8 @@ class Metric:
             number is reproduced, in the metric's unit; None leaves that open.
         rescore_tolerance: how much a number that `Study.rescore` computes anew may differ from the stored
             one; None for a number that stored predictions do not give, such as a measured time.
+        comparable: whether the paper's number and ours are of one kind. A speed on another machine is not:
+            the paper's stands beside ours, without a difference.
 
     Raises:
         ValueError: an empty name, a direction that is none, or a negative number of digits.
@@ -53,17 +55,18 @@ class Metric:
 
     name: str
     unit: str = PERCENT
-    better: Literal["higher", "lower"] = "higher"
+    better: Literal["higher", "lower", "neither"] = "higher"
     digits: int = 1
     label: str = ""
     tolerance: float | None = None
     rescore_tolerance: float | None = 0.0
+    comparable: bool = True
 
     def __post_init__(self) -> None:
         if not self.name:
             raise ValueError("a metric needs a name")
-        if self.better not in ("higher", "lower"):
-            raise ValueError(f"{self.name}: better must be 'higher' or 'lower', got {self.better!r}")
+        if self.better not in ("higher", "lower", "neither"):
+            raise ValueError(f"{self.name}: better must be higher, lower or neither, got {self.better!r}")
         if self.digits < 0:
             raise ValueError(f"{self.name}: digits must be >= 0, got {self.digits}")
 
@@ -93,7 +96,8 @@ class Metric:
             differences: name the unit of differences instead.
         """
         unit = self.difference_unit if differences else self.unit
-        return f"{self.title}{f' in {unit}' if unit else ''}, {self.better} is better"
+        direction = "" if self.better == "neither" else f", {self.better} is better"
+        return f"{self.title}{f' in {unit}' if unit else ''}{direction}"
 
     def rounded(self, value: float) -> float:
         """The value as tables show it; never minus zero."""
@@ -117,15 +121,17 @@ class Metric:
 
     def improvement(self, difference: float) -> float:
         """A difference as a gain: positive where the first of two values is better than the second."""
-        return difference if self.better == "higher" else -difference
+        return -difference if self.better == "lower" else difference
 
-    def best(self, values: Iterable[float]) -> float:
-        """The best of the values. ValueError when there is none."""
+    def best(self, values: Iterable[float]) -> float | None:
+        """The best of the values; None where neither is better. ValueError when there is none."""
+        if self.better == "neither":
+            return None
         return max(values) if self.better == "higher" else min(values)
 
     def reproduces(self, ours: float, papers: float) -> bool | None:
         """Whether ours, as shown, lies within the tolerance of the paper's; None without a tolerance."""
-        if self.tolerance is None:
+        if self.tolerance is None or not self.comparable:
             return None
         return abs(self.rounded(ours) - papers) < self.tolerance + 1e-6
 

@@ -70,7 +70,7 @@ class PlannedTrial:
         return tuple(dict.fromkeys(row.partition("/")[0] for row in self.rows))
 
 
-_Cells = Mapping[tuple[Variant, int], tuple[PlannedTrial, PlannedEvaluation]]
+_Cells = Mapping[tuple[Variant | None, int], tuple[PlannedTrial, PlannedEvaluation]]
 """What each variant is at each seed, before it is known who cites it."""
 
 
@@ -111,9 +111,18 @@ class Plan:
         return tuple(table.id for table in self.tables)
 
     def lookup(self, cell: Cell, seed: int) -> tuple[str, str]:
-        """(trial key, evaluation key) of a cell of any table of the study; KeyError for another seed."""
+        """(trial key, evaluation key) of a cell of any table of the study that is trained.
+
+        Raises:
+            KeyError: another seed, or a cell that is reported alone.
+        """
         trial, evaluation = self._cells[cell.variant, seed]
         return trial.key, evaluation.key
+
+    def configs(self, cell: Cell, seed: int) -> tuple[Any, Any]:
+        """(trial config, evaluation config) of such a cell; KeyError as `lookup`."""
+        trial, evaluation = self._cells[cell.variant, seed]
+        return trial.config, evaluation.config
 
     def row_keys(self, row: Row, seed: int) -> list[str]:
         """Keys of the different trials of a row's cells, in the order of the cells."""
@@ -140,7 +149,7 @@ class Plan:
 
     def counts(self) -> Counts:
         """How much there is, and in which state."""
-        rows = [row for table in self.tables for row in table.rows]
+        rows = [row for table in self.tables for row in table.trained]
         states = [trial.state for trial in self.trials]
         return Counts(
             rows=len(rows),
@@ -220,11 +229,11 @@ def _chosen(study: Study, table_ids: Sequence[str] | None) -> tuple[Table, ...]:
 
 def _resolve(study: Study, setting: Setting, seeds: Sequence[int]) -> _Cells:
     """The config and key of every variant of the study at every seed."""
-    cells: dict[tuple[Variant, int], tuple[PlannedTrial, PlannedEvaluation]] = {}
+    cells: dict[tuple[Variant | None, int], tuple[PlannedTrial, PlannedEvaluation]] = {}
     for table, row, cell in study.cells():
         try:
             for seed in seeds:
-                if (cell.variant, seed) not in cells:
+                if cell.variant and (cell.variant, seed) not in cells:
                     cells[cell.variant, seed] = _resolve_one(setting, cell.variant, seed)
         except Exception as error:
             error.add_note(f"in {table.id}, row {row.label!r}")
@@ -246,7 +255,7 @@ def _cited(study: Study, seeds: Sequence[int], tables: Sequence[Table], cells: _
     trials: dict[str, PlannedTrial] = {}
     for seed in seeds:
         for table in study.tables:
-            for row in table.rows:
+            for row in table.trained:
                 several = len(_row_keys(cells, row, seed)) > 1
                 for column, cell in zip(table.columns, row.cells, strict=True):
                     trial, evaluation = cells[cell.variant, seed]
@@ -274,7 +283,7 @@ def _row_name(table: Table, row: Row) -> str:
 
 
 def _row_keys(cells: _Cells, row: Row, seed: int) -> list[str]:
-    return list(dict.fromkeys(cells[cell.variant, seed][0].key for cell in row.cells))
+    return list(dict.fromkeys(cells[cell.variant, seed][0].key for cell in row.cells if cell.variant))
 
 
 def _check_overrides(study: Study, cells: _Cells, overrides: Iterable[ResourceOverride]) -> None:

@@ -54,7 +54,7 @@ def _table_lines(plan: Plan) -> Iterator[str]:
         cited = {k for row in table.rows for seed in plan.seeds for k in plan.row_keys(row, seed)}
         own = [states[trial_key] for trial_key in cited]
         yield (
-            f"{table.id:<12}{len(table.rows):>6}{len(cited):>11}{len(cited - seen):>6}"
+            f"{table.id:<12}{len(table.trained):>6}{len(cited):>11}{len(cited - seen):>6}"
             f"{own.count('COMPLETE'):>10}{own.count('RUNNING'):>9}"
             f"{own.count('WAITING'):>9}{own.count('FAILED'):>8}"
             + (f"{own.count('CANCELLED'):>11}" if some_cancelled else "")

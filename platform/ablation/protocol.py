@@ -7,7 +7,7 @@ When it is closed at a report it may save its state.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -143,6 +143,46 @@ class DeviceError(Exception):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return partial(DeviceError, usable=self.usable), self.args
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """One trained row of a joint measurement.
+
+    Attributes:
+        key: of the evaluation that the row cites.
+        name: of the row, with its seed.
+        trial, evaluation: the resolved configs.
+        directory: holds what the trial left, as its `Request` had it.
+    """
+
+    key: str
+    name: str
+    trial: Any
+    evaluation: Any
+    directory: Path
+
+
+@dataclass(frozen=True, slots=True)
+class JointRequest:
+    """The trained rows that are to be measured together, and the setting's context."""
+
+    rows: tuple[Trained, ...]
+    context: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class JointResult:
+    """What a joint measurement found.
+
+    Attributes:
+        machine: what computed, for captions, as "NVIDIA H200" or "AMD EPYC 9V74, 2 threads".
+        rounds: by key of each row, for each metric its values round by round; all rows have as many, and
+            those of one round were measured one after another.
+    """
+
+    machine: str
+    rounds: Mapping[str, Mapping[str, Sequence[float]]]
 
 
 Report = Progress | Checkpointed | Evaluated | Noticed | Described

@@ -8,14 +8,14 @@ trained once and cited by many cells.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ablation.claim import CellRef, Claim, Statistic, comparisons, references
 from ablation.metric import Metric
 from ablation.options import NoOptions, given, named
-from ablation.protocol import TrainFunction
+from ablation.protocol import JointRequest, JointResult, TrainFunction
 from ablation.setting import PlainSetting, Setting
 
 
@@ -37,11 +37,12 @@ class Cell:
     """One number of a table.
 
     Attributes:
+        variant: what is trained and tested for it; None for a number that is reported alone.
         metric: name of one of the study's metrics.
         paper: the reported number, in the metric's unit, or None.
     """
 
-    variant: Variant
+    variant: Variant | None
     metric: str
     paper: float | None = None
 
@@ -52,11 +53,32 @@ class Row:
 
     Attributes:
         label: names the row within its table, as claims and run names do.
+        source: of a row that is reported and not trained, where its numbers come from, as "Redmon et al.,
+            CVPR 2016"; "" for a row that is trained.
+
+    Raises:
+        ValueError: a row without a source has a cell without a variant, or the reverse.
     """
 
     label: str
     headers: tuple[str | bool, ...]
     cells: tuple[Cell, ...]
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        if any((cell.variant is None) != bool(self.source) for cell in self.cells):
+            raise ValueError(
+                f"row {self.label!r}: either each cell has a variant to train, or none has and the row names "
+                "the source of its numbers"
+            )
+
+    @staticmethod
+    def reported(
+        label: str, headers: tuple[str | bool, ...], numbers: Mapping[str, float | None], source: str
+    ) -> Row:
+        """A row that is not trained: the paper's numbers by metric, None where it reports none."""
+        cells = tuple(Cell(None, metric, number) for metric, number in numbers.items())
+        return Row(label, headers, cells, source)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +109,11 @@ class Table:
                     f"{self.id}, row {row.label!r}: needs {len(self.headers)} headers and "
                     f"{len(self.columns)} cells, got {len(row.headers)} and {len(row.cells)}"
                 )
+
+    @property
+    def trained(self) -> tuple[Row, ...]:
+        """The rows that are not reported alone."""
+        return tuple(row for row in self.rows if not row.source)
 
     def row(self, label: str) -> Row:
         """The row of that label; KeyError with the labels there are."""
@@ -138,6 +165,26 @@ class ByClass:
 
 
 @dataclass(frozen=True, slots=True)
+class JointMeasurement:
+    """Numbers that trained rows get together, on one machine in turns: their speed.
+
+    Numbers that a machine decides mean something beside each other alone, so all rows are measured in one
+    run, in rounds. In a table such a cell is the mean over the rounds with their standard deviation, and a
+    claim compares two rows round by round. With several seeds the first is measured.
+
+    Attributes:
+        metrics: names of those that it gives, of the study's.
+        conditions: under which it measures, for captions, as "Batch 1, postprocessing included".
+        measure: measures all rows of the request; raises ablation.errors.UserError. Called on the machine of
+            the driver, when the trials have ended.
+    """
+
+    metrics: tuple[str, ...]
+    conditions: str
+    measure: Callable[[JointRequest], JointResult]
+
+
+@dataclass(frozen=True, slots=True)
 class Study:
     """A paper: what it measures, its tables, its claims, its profiles, and what trains a trial.
 
@@ -155,14 +202,17 @@ class Study:
             NaN for an undefined one; raises ablation.errors.UserError, which names the source. None where
             no evaluation needs a server.
         by_class: None where the study has no numbers by class.
+        computed: metrics that no evaluation reports, because a row's configs decide them (boxes, parameters):
+            by name a function of the resolved trial config and evaluation config.
+        joint: metrics that trained rows get together; None where there are none.
         sources: names of the packages whose modules decide what a training computes, as "detector".
         packages: installed packages whose version can change a result; recorded with every attempt.
         folder: where its modules lie, for the processes of trials; None where they are installed.
 
     Raises:
         ValueError: two metrics, tables or claims of one name, a profile under another name than its own, a
-            cell of an undeclared metric, or a claim on a cell that does not exist, on cells of several
-            metrics, or on fewer than two cells.
+            cell of an undeclared metric, or a claim on a cell that does not exist or is not measured here, on
+            cells of several metrics, on fewer than two cells, or on a metric without direction.
     """
 
     name: str
@@ -181,6 +231,8 @@ class Study:
     rescore: Callable[[Setting, Any, Any, Path], Mapping[str, float]] | None = None
     read_scores: Callable[[str, str], Mapping[str, float]] | None = None
     by_class: ByClass | None = None
+    computed: Mapping[str, Callable[[Any, Any], float]] = field(default_factory=dict)
+    joint: JointMeasurement | None = None
     sources: tuple[str, ...] = ()
     packages: tuple[str, ...] = ("torch", "numpy")
     folder: Path | None = None
@@ -200,6 +252,8 @@ class Study:
             self._require(cell.metric, f"{table.id}, row {row.label!r}")
         if self.by_class:
             self._require(self.by_class.metric, "by_class")
+        for name in (*self.computed, *self.jointly):
+            self._require(name, "computed and joint metrics")
         for claim in self.claims:
             self._check_claim(claim)
 
@@ -210,16 +264,31 @@ class Study:
             raise ValueError(f"{self.name}: {where}: {error.args[0]}") from None
 
     def _check_claim(self, claim: Claim) -> None:
+        if isinstance(claim, Statistic):
+            return
+        where = f"{self.name}: claim {claim.id!r}"
         try:
-            names = {self.cell(ref).metric for ref in references(claim)}
+            cells = [self.cell(ref) for ref in references(claim)]
         except KeyError as error:
-            raise ValueError(f"{self.name}: claim {claim.id!r}: {error.args[0]}") from None
-        if len(names) != 1 and not isinstance(claim, Statistic):
-            raise ValueError(
-                f"{self.name}: claim {claim.id!r} must compare cells of one metric, got {sorted(names)}"
-            )
+            raise ValueError(f"{where}: {error.args[0]}") from None
+        names = {cell.metric for cell in cells}
+        if len(names) != 1:
+            raise ValueError(f"{where} must compare cells of one metric, got {sorted(names)}")
         if any(len(set(group)) < 2 for group in comparisons(claim)):
-            raise ValueError(f"{self.name}: claim {claim.id!r} must compare at least two different cells")
+            raise ValueError(f"{where} must compare at least two different cells")
+        if any(cell.variant is None for cell in cells):
+            raise ValueError(f"{where} rests on a row that is reported and not trained")
+        if (name := names.pop()) in self.computed or self.metric(name).better == "neither":
+            raise ValueError(f"{where}: {name!r} has no better direction or no error; take a Statistic")
+
+    @property
+    def jointly(self) -> tuple[str, ...]:
+        """Names of the metrics that rows get together."""
+        return self.joint.metrics if self.joint else ()
+
+    def evaluated(self, cell: Cell) -> bool:
+        """Whether an evaluation gives the number of a cell."""
+        return cell.variant is not None and cell.metric not in (*self.computed, *self.jointly)
 
     def metric(self, name: str) -> Metric:
         """The metric of that name; KeyError with the names there are."""

@@ -48,7 +48,7 @@ def test_a_number_is_reproduced_when_it_is_within_the_tolerance_as_shown() -> No
 def test_a_metric_that_makes_no_sense_is_refused() -> None:
     with pytest.raises(ValueError, match="needs a name"):
         Metric("")
-    with pytest.raises(ValueError, match="'higher' or 'lower', got 'smaller'"):
+    with pytest.raises(ValueError, match="higher, lower or neither, got 'smaller'"):
         Metric("error", better="smaller")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="digits must be >= 0, got -1"):
         Metric("error", digits=-1)

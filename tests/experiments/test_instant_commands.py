@@ -29,7 +29,7 @@ sys.exit(f"{{found}} imported" if found else code)
 
 COMMANDS = (
     *("plan", "run", "status", "tables", "logs", "pause", "resume", "cancel", "retry", "prioritise", "gc"),
-    *("check-data", "verify", "import-scores", "sync", "ui"),
+    *("check-data", "verify", "measure", "import-scores", "sync", "ui"),
 )
 NUMBERS = dict.fromkeys(("AP", "AP50", "AP75", "APS", "APM", "APL"), 25.0)
 

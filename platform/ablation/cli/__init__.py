@@ -2,7 +2,7 @@
 
 inspect     plan, status, logs
 run         run
-results     tables, verify, import-scores
+results     tables, verify, measure, import-scores
 control     pause, resume, cancel, retry, prioritise, gc
 data        check-data
 mlflow      sync, ui

@@ -52,7 +52,8 @@ def status_command(arguments: argparse.Namespace) -> int:
     elif arguments.json:
         print(json.dumps(_status_data(session, stale=arguments.stale), indent=2, allow_nan=False))
     elif arguments.stale:
-        print(staleness.describe(staleness.find(session.plan, session.store), session.plan))
+        joint = staleness.joint_changes(session.plan, session.store)
+        print(staleness.describe(staleness.find(session.plan, session.store), session.plan, joint))
     else:
         print(_status_text(session))
     return 0

@@ -1,4 +1,4 @@
-"""Commands about the numbers: tables, verify, import-scores."""
+"""Commands about the numbers: tables, verify, measure, import-scores."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ from ablation.cli.arguments import (
     add,
     add_format,
     add_study,
+    driving,
     locations_of,
     locations_parser,
     selection_of,
     selection_parser,
 )
+from ablation.driver import joint
+from ablation.provenance.record import collect
 from ablation.provenance.verify import summary, verify
 from ablation.render.report import print_by_class, print_report
 from ablation.results.scores import import_scores
@@ -49,6 +52,15 @@ def verify_command(arguments: argparse.Namespace) -> int:
     return 0 if all(verdict.ok for verdict in verdicts) else EXIT_DIFFERENT
 
 
+def measure_command(arguments: argparse.Namespace) -> int:
+    """Measure on this machine what trained rows measure together, as their speed, and make the tables."""
+    with driving(arguments) as session:
+        facts = collect(arguments.command_line, packages=session.study.packages)
+        print(joint.measure(session, facts))
+        print_report(session, arguments.format)
+    return 0
+
+
 def import_scores_command(arguments: argparse.Namespace) -> int:
     """Import the numbers that an evaluation server returned."""
     locations = locations_of(arguments)
@@ -72,6 +84,7 @@ def add_commands(commands: Commands) -> None:
         "--by-class", action="store_true", help="a number for every class in place of the paper's columns"
     )
     add(commands, "verify", verify_command, [selection_parser()], "--tables 3")
+    add_format(add(commands, "measure", measure_command, [selection_parser()], "--study refinedet"))
     _add_import_scores(commands)
 
 

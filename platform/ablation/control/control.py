@@ -73,7 +73,7 @@ def trial_of(plan: Plan, word: str) -> PlannedTrial:
 def _citations(plan: Plan) -> Iterator[tuple[str, str]]:
     """(name, trial key) of every planned row at every seed, named as `PlannedTrial.name` is."""
     for table in plan.tables:
-        for row in table.rows:
+        for row in table.trained:
             for seed in plan.seeds:
                 keys = [plan.lookup(cell, seed)[0] for cell in row.cells]
                 for column, trial_key in zip(table.columns, keys, strict=True):

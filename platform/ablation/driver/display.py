@@ -125,7 +125,7 @@ class Board:
         self._ended = 0.0
         self.failed = sum(trial.state == "FAILED" for trial in plan.trials)
         self._results = dict(results or {})
-        self._metrics, self._cells = _first_metrics(plan), _cells(plan)
+        self._cells = _cells(plan)
         self.study = plan.study
 
     def start(self, trial: PlannedTrial) -> Active:
@@ -172,8 +172,8 @@ class Board:
         test data holds nothing to measure, or only an evaluation server can give it.
         """
         return {
-            table: " ".join(self._cell(self._metrics[table], keys) for keys in cells)
-            for table, cells in self._cells.items()
+            table: " ".join(self._cell(metric, keys) for keys in cells)
+            for table, (metric, cells) in self._cells.items()
         }
 
     def _cell(self, metric: Metric, evaluations: Sequence[str]) -> str:
@@ -194,22 +194,16 @@ class Board:
         return max(0.0, self._to_do - moved) * (self._clock() - self._began) / moved
 
 
-def _first_metrics(plan: Plan) -> dict[str, Metric]:
-    """The metric of the first cell of each planned table."""
-    return {table.id: plan.study.metric(table.rows[0].cells[0].metric) for table in plan.tables}
-
-
-def _cells(plan: Plan) -> dict[str, list[list[str]]]:
-    """The evaluations behind each cell that has the first metric of its table."""
-    return {
-        table.id: [
-            [plan.lookup(cell, seed)[1] for seed in plan.seeds]
-            for row in table.rows
-            for cell in row.cells
-            if cell.metric == table.rows[0].cells[0].metric
-        ]
-        for table in plan.tables
-    }
+def _cells(plan: Plan) -> dict[str, tuple[Metric, list[list[str]]]]:
+    """The first metric of each planned table that evaluations give, and those behind each of its cells."""
+    tables = {}
+    for table in plan.tables:
+        cells = [cell for row in table.rows for cell in row.cells if plan.study.evaluated(cell)]
+        first = [cell for cell in cells if cell.metric == cells[0].metric]
+        keys = [[plan.lookup(cell, seed)[1] for seed in plan.seeds] for cell in first]
+        if first:
+            tables[table.id] = (plan.study.metric(first[0].metric), keys)
+    return tables
 
 
 # --- words --------------------------------------------------------------------------------------------

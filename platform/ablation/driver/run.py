@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection
+import traceback
+from collections.abc import Collection, Mapping
+from typing import Any
 
 from rich.console import Console
 
 from ablation.calibration import calibrate, measured, seconds_left
-from ablation.driver import launch
+from ablation.driver import joint, launch
 from ablation.driver.display import display
 from ablation.driver.launch import Summary
-from ablation.errors import last_line
+from ablation.errors import UserError, last_line
 from ablation.plan import register
 from ablation.plan_text import describe_plan
 from ablation.provenance import record as provenance
@@ -69,7 +71,9 @@ def run_study(
                 f"The next run copies it, or `{session.command('sync')}`.",
                 markup=False,
             )
-    return _conclude(session.replanned(), summary, formats, console)
+    session = session.replanned()
+    unmeasured = "" if summary.interrupted else _measure_jointly(session, options, facts)
+    return _conclude(session, summary, formats, console, unmeasured)
 
 
 def _registered(session: Session, retry_failed: bool) -> Session:
@@ -85,8 +89,14 @@ def _registered(session: Session, retry_failed: bool) -> Session:
     return session.replanned()
 
 
-def _conclude(session: Session, summary: Summary, formats: Collection[str], console: Console) -> int:
-    """Tables and parting words."""
+def _conclude(
+    session: Session,
+    summary: Summary,
+    formats: Collection[str],
+    console: Console,
+    unmeasured: str = "",
+) -> int:
+    """Tables and parting words; `unmeasured` says why rows were not measured together."""
     if summary.interrupted:
         console.print("\nStopped. The same command goes on where this one was.")
         return EXIT_INTERRUPTED
@@ -97,4 +107,26 @@ def _conclude(session: Session, summary: Summary, formats: Collection[str], cons
         print(f"{trial.state.lower()}: {trial.name}{reason}", file=sys.stderr)
     if num_failed := session.plan.counts().failed:
         print(f"{num_failed} failed; `--retry-failed` runs them again.", file=sys.stderr)
-    return EXIT_FAILED if incomplete else 0
+    if unmeasured:
+        print(unmeasured, file=sys.stderr)
+    return EXIT_FAILED if incomplete or unmeasured else 0
+
+
+def _measure_jointly(session: Session, options: Options, facts: Mapping[str, Any]) -> str:
+    """Measures rows together where that is due; returns why it could not, "" otherwise.
+
+    Not after a run on a cluster, whose driver may be on a machine that nobody means to measure.
+    """
+    if session.study.joint is None or not joint.due(session):
+        return ""
+    names, command = " and ".join(session.study.jointly), session.command("measure", study=True)
+    if options.cluster:
+        print(f"`{command}`, on the machine that is meant, measures {names}.")
+        return ""
+    try:
+        print(joint.measure(session, facts), flush=True)
+    except UserError as error:
+        return f"not measured ({names}): {error} `{command}` tries again."
+    except Exception:  # of the study: its numbers are in the store, and the tables are still to be written
+        return f"not measured ({names}); `{command}` tries again.\n{traceback.format_exc()}"
+    return ""

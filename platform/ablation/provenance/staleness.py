@@ -25,6 +25,7 @@ from ablation.store import CHECKPOINT, AttemptRow, EvaluationRow, Store, TrialRo
 
 SUPERSEDED = "Rows whose results have another config than today's; a run trains them again:"
 STALE = "Results whose code, packages or data have changed; `ablation retry --stale` trains them again:"
+JOINT = "Measured together under other code or packages than today's; `ablation measure` measures again:"
 
 Kind = Literal["stale", "unrecorded", "superseded"]
 
@@ -66,9 +67,24 @@ def find(plan: Plan, store: Store) -> list[Finding]:
     return [finding for cited in _cited_results(plan) if (finding := comparison.finding(cited))]
 
 
-def describe(findings: Sequence[Finding], plan: Plan) -> str:
-    """The findings as text: rows grouped by their changes, then those that cannot be compared."""
-    parts = [_section(findings, "stale", STALE), _section(findings, "superseded", SUPERSEDED)]
+def joint_changes(plan: Plan, store: Store) -> tuple[str, ...]:
+    """What has changed since the newest joint measurement, a clause each; none where there is none."""
+    newest = store.joint(plan.study.name, plan.setting.profile, data_id(plan.setting))
+    if newest is None:
+        return ()
+    return tuple(dict(_Today().changes(newest.provenance["environment"], newest.provenance)).values())
+
+
+def describe(findings: Sequence[Finding], plan: Plan, joint: Sequence[str] = ()) -> str:
+    """The findings as text: rows grouped by their changes, then those that cannot be compared.
+
+    Args:
+        findings: on the results of the plan's tables.
+        plan: the plan.
+        joint: see `joint_changes`.
+    """
+    parts = [grouped(JOINT, [(" and ".join(plan.study.jointly), tuple(joint))] if joint else [])]
+    parts += [_section(findings, "stale", STALE), _section(findings, "superseded", SUPERSEDED)]
     unrecorded = [finding.name for finding in findings if finding.kind == "unrecorded"]
     if unrecorded:
         parts.append(
@@ -103,7 +119,7 @@ def _listed(names: Sequence[str], most: int = 3) -> str:
 def _cited_results(plan: Plan) -> Iterator[Finding]:
     """A finding of kind "unrecorded" for each different result of a row at a seed."""
     for table in plan.tables:
-        for row in table.rows:
+        for row in table.trained:
             for seed in plan.seeds:
                 columns: dict[tuple[str, str], str] = {}
                 for column, cell in zip(table.columns, row.cells, strict=True):

@@ -35,7 +35,7 @@ def write_figures(directory: Path, tables: Sequence[FilledTable]) -> tuple[list[
     directory.mkdir(parents=True, exist_ok=True)
     paths, problems = list[Path](), list[str]()
     for filled in tables:
-        if any(cell.values for cell in filled.cells):
+        if any(cell.values for cell in filled.cells if cell.metric == filled.cells[0].metric):
             files = [directory / f"{filled.table.id}.{kind}" for kind in KINDS]
             try:
                 _write(filled, files)

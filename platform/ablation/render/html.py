@@ -33,9 +33,10 @@ tbody th:first-child { position: sticky; left: 0; background: var(--page); }
 td.wrap { white-space: normal; min-width: 16rem; }
 td.best { background: var(--best); } td small { display: block; color: var(--soft); font-size: .78rem; }
 td i { font-size: .75rem; font-style: normal; color: var(--soft); }
-.complete { color: inherit; } .waiting, .undefined, .pending { color: var(--soft); font-style: italic; }
+.complete { color: inherit; } .waiting, .undefined, .pending, .reported, .unreported { color: var(--soft);
+  font-style: italic; }
 .running { color: var(--busy); font-style: italic; } .failed, .unreadable, .refuted { color: var(--bad); }
-.supported { color: var(--good); } .undecided, .submit { color: var(--open); }
+.supported { color: var(--good); } .undecided, .submit, .unmeasured { color: var(--open); }
 """
 
 

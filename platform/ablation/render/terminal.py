@@ -17,7 +17,7 @@ from ablation.wording import counted
 
 VERDICT_STYLE = {"supported": "green", "refuted": "red", "undecided": "yellow", "pending": "dim"}
 LONG_NAME = 30
-_STATE_STYLE = {"failed": "red", "running": "cyan", "submit": "yellow"}
+_STATE_STYLE = {"failed": "red", "running": "cyan", "submit": "yellow", "unmeasured": "yellow"}
 
 
 def tables(filled: Sequence[FilledTable]) -> RenderableType:

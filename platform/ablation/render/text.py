@@ -34,7 +34,7 @@ def reference(cell: FilledCell, separator: str = ", ") -> str:
     if cell.paper is None:
         return ""
     metric, shown = cell.metric, cell.metric.text(cell.paper)
-    if cell.mean is None:
+    if cell.mean is None or not metric.comparable:
         return shown
     return f"{shown}{separator}{metric.signed(metric.rounded(cell.mean) - cell.paper)}"
 
@@ -42,7 +42,8 @@ def reference(cell: FilledCell, separator: str = ", ") -> str:
 def provenance(cell: FilledCell) -> str:
     """The origin of each seed's value, a line per seed."""
     lines = [
-        f"seed {source.seed}: {source.state if source.value is None else cell.metric.text(source.value, 2)}, "
+        f"seed {source.seed}{'' if source.round is None else f', round {source.round}'}: "
+        f"{source.state if source.value is None else cell.metric.text(source.value, 2)}, "
         f"trial {source.trial_key}, evaluation {source.evaluation_key}"
         for source in cell.sources
     ]

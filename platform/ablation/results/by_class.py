@@ -12,7 +12,8 @@ from dataclasses import replace
 from ablation.errors import UserError
 from ablation.metric import Metric
 from ablation.plan import Plan, make_plan
-from ablation.results.table import FilledCell, FilledTable, Source, assemble, mark_best
+from ablation.results.sources import Source
+from ablation.results.table import FilledCell, FilledTable, assemble, mark_best
 from ablation.store import Store
 from ablation.study import ByClass, Cell, Row, Study
 
@@ -38,7 +39,7 @@ def by_class(study: Study, plan: Plan, store: Store) -> tuple[list[FilledTable],
     tables = assemble(study, whole, store)
     # Reads the store after `assemble`, so that it finds every evaluation that the tables hold.
     measure, metric = _measure(whole, store, study.by_class, problems), study.metric(study.by_class.metric)
-    return [_by_class(filled, metric, measure) for filled in tables], problems
+    return [_by_class(study, filled, metric, measure) for filled in tables], problems
 
 
 def _measure(plan: Plan, store: Store, declared: ByClass, problems: list[str]) -> Measure:
@@ -62,8 +63,8 @@ def _measure(plan: Plan, store: Store, declared: ByClass, problems: list[str]) -
     return measure
 
 
-def _by_class(filled: FilledTable, metric: Metric, measure: Measure) -> FilledTable:
-    firsts = _firsts(filled)
+def _by_class(study: Study, filled: FilledTable, metric: Metric, measure: Measure) -> FilledTable:
+    firsts = _firsts(filled, study.evaluated)
     sources = [source for _, first in firsts for source in first.sources]
     classes = tuple(dict.fromkeys(name for source in sources for name in measure(source) or ()))
     cells = [tuple(_cell(row, first, metric, name, measure) for name in classes) for row, first in firsts]
@@ -82,11 +83,12 @@ def _by_class(filled: FilledTable, metric: Metric, measure: Measure) -> FilledTa
     return FilledTable(table, mark_best(cells), replace(filled.heading, paper_note=None))
 
 
-def _firsts(filled: FilledTable) -> list[tuple[Row, FilledCell]]:
+def _firsts(filled: FilledTable, tested: Callable[[Cell], bool]) -> list[tuple[Row, FilledCell]]:
     """The first cell of each training and test that a row cites, and its new row, which is still empty."""
     cited = [
-        (row, list({cell.cell.variant: cell for cell in reversed(cells)}.values())[::-1])
+        (row, list({cell.cell.variant: cell for cell in reversed(cells) if tested(cell.cell)}.values())[::-1])
         for row, cells in zip(filled.table.rows, filled.rows, strict=True)
+        if any(tested(cell.cell) for cell in cells)
     ]
     if all(len(cells) == 1 for _, cells in cited):
         return [(row, first) for row, (first,) in cited]

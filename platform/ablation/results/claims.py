@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from ablation.claim import Better, CellRef, Chain, Claim, Equivalent, Range, Statistic, references
 from ablation.errors import UserError
 from ablation.metric import Metric, SeedNoise
+from ablation.results.sources import Source
 from ablation.results.statistics import (
     EQUIVALENCE_LEVEL,
     EarlierVersionError,
@@ -35,7 +36,7 @@ from ablation.results.statistics import (
     paired,
     read_replicates,
 )
-from ablation.results.table import FilledCell, FilledTable, Source
+from ablation.results.table import FilledCell, FilledTable
 from ablation.setting import Setting
 from ablation.study import Study
 
@@ -112,6 +113,8 @@ def _verdict(study: Study, claim: Claim, cells: Mapping[CellRef, FilledCell], se
     found = _find(claim, _samples(refs, cells, seeds, setting), metric)
     if any(cells[ref].imported for ref in refs):
         found = replace(found, caveats=("an evaluation server's numbers: no interval",))
+    if any(cells[ref].joint for ref in refs):
+        found = replace(found, caveats=(f"{len(seeds)} rounds in turns, of one training each",))
     files = _files(refs, cells, seeds)
     notes = (found.detail, _partial(refs, cells, seeds), *found.caveats, *files.notes)
     return replace(
@@ -250,8 +253,8 @@ def sample(cell: FilledCell, seeds: Sequence[int], seed_noise: Mapping[str, Seed
 
 
 def _bootstraps(cell: FilledCell, seeds: Sequence[int]) -> list[Path | None]:
-    """Paths of a cell's replicates, seed by seed."""
-    by_seed = {source.seed: source.bootstrap for source in cell.sources}
+    """Paths of a cell's replicates, seed by seed; none for rounds."""
+    by_seed = {source.repetition: source.bootstrap for source in cell.sources}
     return [by_seed[seed] for seed in seeds]
 
 
@@ -319,7 +322,7 @@ def _why(cell: FilledCell | None) -> str:
 
 def _partial(refs: Sequence[CellRef], cells: Mapping[CellRef, FilledCell], seeds: Sequence[int]) -> str:
     planned: set[Source] = {source for ref in refs for source in cells[ref].sources}
-    total = len({source.seed for source in planned})
+    total = len({source.repetition for source in planned})
     return "" if len(seeds) == total else f"{len(seeds)} of {total} seeds so far"
 
 

@@ -8,15 +8,15 @@ from __future__ import annotations
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from statistics import fmean, stdev
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ablation.metric import PERCENT, Metric, SeedNoise
+from ablation.results.sources import Source, Sources
 from ablation.setting import Setting
-from ablation.store import SUBMISSION, AttemptRow, EvaluationRow, Store, TrialRow
+from ablation.store import JointRow, Store
 from ablation.study import Cell, Row, Study, Table
 
 if TYPE_CHECKING:
@@ -27,39 +27,13 @@ IMPORTED_MARK = "†"
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
-    """The value of one seed for a cell.
-
-    Attributes:
-        value: in the metric's unit; None while there is none.
-        state: "complete", "imported" (complete, with an evaluation server's number), "waiting", "running",
-            "failed", "cancelled", "submit" where only an evaluation server can give the value, "undefined"
-            where the evaluation has run and the test data holds nothing to measure, or "unreadable" where
-            the value comes from a file that is damaged or missing.
-        fraction: share of the training done, 0..1.
-        commit: of the code that evaluated it, "+changes" behind it when not all was committed; "" where
-            unknown.
-        bootstrap: path of its bootstrap replicates; None where there are none.
-        submission: what to upload, relative to the workspace; "" where there is nothing.
-    """
-
-    seed: int
-    trial_key: str
-    evaluation_key: str
-    value: float | None = None
-    state: str = "waiting"
-    fraction: float = 0.0
-    commit: str = ""
-    bootstrap: Path | None = None
-    submission: str = ""
-
-
-@dataclass(frozen=True, slots=True)
 class FilledCell:
-    """One cell: what is declared, and the value of each seed.
+    """One cell: what is declared, and its values.
 
     Attributes:
         metric: the one that the cell names.
+        sources: its value at each seed or in each round, or the one that its configs give; none where the
+            number is reported alone.
     """
 
     cell: Cell
@@ -71,17 +45,17 @@ class FilledCell:
 
     @property
     def values(self) -> dict[int, float]:
-        """The values there are, by seed."""
-        return {source.seed: source.value for source in self.sources if source.value is not None}
+        """The values there are, by seed or round."""
+        return {source.repetition: source.value for source in self.sources if source.value is not None}
 
     @property
     def mean(self) -> float | None:
-        """Mean over the seeds that have a value."""
+        """Mean over the values there are."""
         return fmean(self.values.values()) if self.values else None
 
     @property
     def spread(self) -> float | None:
-        """Sample standard deviation over seeds; None below two."""
+        """Sample standard deviation over seeds or rounds; None below two."""
         return stdev(self.values.values()) if len(self.values) > 1 else None
 
     @property
@@ -91,9 +65,11 @@ class FilledCell:
 
     @property
     def difference(self) -> float | None:
-        """Ours minus the paper's."""
+        """Ours minus the paper's; None where the two are of different kinds (`Metric.comparable`)."""
         mean = self.mean
-        return None if mean is None or self.paper is None else mean - self.paper
+        if mean is None or self.paper is None or not self.metric.comparable:
+            return None
+        return mean - self.paper
 
     @property
     def reproduced(self) -> bool | None:
@@ -104,7 +80,7 @@ class FilledCell:
 
     @property
     def complete(self) -> bool:
-        """Whether every seed has its value."""
+        """Whether every seed or round has its value."""
         return len(self.values) == len(self.sources)
 
     @property
@@ -113,8 +89,18 @@ class FilledCell:
         return any(source.state == "imported" for source in self.sources)
 
     @property
+    def joint(self) -> bool:
+        """Whether its values are rounds of a joint measurement."""
+        return any(source.round is not None for source in self.sources)
+
+    @property
     def state(self) -> str:
-        """State of the missing seeds, a failure first; "complete" or "imported" where none is missing."""
+        """State of the missing seeds, a failure first; "complete" or "imported" where none is missing.
+
+        "reported" for a number that is the paper's alone, "unreported" where the paper has none either.
+        """
+        if self.cell.variant is None:
+            return "unreported" if self.paper is None else "reported"
         missing = [source for source in self.sources if source.value is None]
         states = {source.state for source in missing}
         if not missing:
@@ -122,11 +108,11 @@ class FilledCell:
         if "running" in states and "failed" not in states:
             share = fmean(source.fraction for source in missing if source.state == "running")
             return f"running {math.floor(100 * share)} %"
-        return next(
-            state
-            for state in ("failed", "cancelled", "waiting", "submit", "unreadable", "undefined")
-            if state in states
-        )
+        return next(state for state in _STATES if state in states)
+
+
+_STATES = ("failed", "cancelled", "waiting", "submit", "unmeasured", "unreadable", "undefined")
+"""Of missing values, the one that a cell shows first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +123,7 @@ class Heading:
         note: the setting's caption.
         paper_note: of the paper's own numbers; None where a table holds none.
         seed_noise: of the setting, by name of the metric.
+        joint_note: under which conditions, and on which machine, jointly measured numbers were measured.
     """
 
     profile: str
@@ -147,6 +134,7 @@ class Heading:
     seeds: tuple[int, ...]
     commits: tuple[str, ...]
     seed_noise: Mapping[str, SeedNoise]
+    joint_note: str = ""
 
     @property
     def conditions(self) -> str:
@@ -194,8 +182,12 @@ class FilledTable:
 
     @property
     def notes(self) -> list[str]:
-        """Sentences of this table alone: units, reproduced cells, numbers of an evaluation server."""
-        notes = _units(self.cells)
+        """Sentences of this table alone: units, numbers that are measured or reported in another way."""
+        notes = [*_units(self.cells), *_apart(self.cells)]
+        if self.heading.joint_note and any(cell.joint for cell in self.cells):
+            notes.append(self.heading.joint_note)
+        if reported := [f"{row.label} ({row.source})" for row in self.table.rows if row.source]:
+            notes.append(f"Reported, not trained here: {', '.join(reported)}.")
         compared = [cell.reproduced for cell in self.cells if cell.reproduced is not None]
         if self.heading.at_paper_scale and compared:
             share = f"{compared.count(True)} of {len(compared)} cells"
@@ -219,6 +211,12 @@ def _units(cells: Sequence[FilledCell]) -> list[str]:
     metrics = dict.fromkeys(cell.metric for cell in cells)
     special = [metric.legend() for metric in metrics if (metric.unit, metric.better) != (PERCENT, "higher")]
     return [f"Units: {'; '.join(dict.fromkeys(special))}."] if special else []
+
+
+def _apart(cells: Sequence[FilledCell]) -> list[str]:
+    """The metrics whose numbers in the paper are not compared with ours."""
+    names = dict.fromkeys(cell.metric.title for cell in cells if cell.paper and not cell.metric.comparable)
+    return [f"The paper's {' and '.join(names)} stand beside ours and are not compared."] if names else []
 
 
 def _to_submit(cells: Sequence[FilledCell]) -> list[str]:
@@ -268,57 +266,10 @@ def assemble(
 ) -> list[FilledTable]:
     """Fill the named tables (all that are planned when None) with what the store holds now."""
     tables = [table for table in study.tables if table.id in (table_ids or plan.table_ids)]
-    keys = {plan.lookup(cell, seed) for table in tables for cell in _cells(table) for seed in plan.seeds}
-    reader = _Reader(
-        store.trial_states(sorted({trial for trial, _ in keys})),
-        store.evaluations(sorted({evaluation for _, evaluation in keys})),
-        {attempt.id: attempt for attempt in store.attempts(sorted({trial for trial, _ in keys}))},
-        store.root,
+    sources = Sources.read(
+        plan, store, [cell for table in tables for row in table.rows for cell in row.cells]
     )
-    return [_fill(study, plan, table, reader) for table in tables]
-
-
-@dataclass(frozen=True, slots=True)
-class _Reader:
-    """The rows of the store behind some tables."""
-
-    trials: Mapping[str, TrialRow]
-    evaluations: Mapping[str, EvaluationRow]
-    attempts: Mapping[int, AttemptRow]
-    root: Path
-
-    def source(self, seed: int, trial_key: str, evaluation_key: str, metric: str) -> Source:
-        """The value of a trial and evaluation for a cell of that metric."""
-        source = Source(seed, trial_key, evaluation_key)
-        evaluation = self.evaluations.get(evaluation_key)
-        if evaluation is not None and evaluation.awaits_scores:
-            submission = evaluation.artifacts[SUBMISSION]
-            return replace(source, state="submit", fraction=1.0, submission=submission)
-        if evaluation is not None:
-            return self._measured(source, evaluation, evaluation.metrics.get(metric, math.nan))
-        trial = self.trials.get(trial_key)
-        if trial is None or trial.state not in ("RUNNING", "FAILED", "CANCELLED"):
-            return source
-        fraction = min(1.0, trial.step / trial.total) if trial.total else 0.0
-        return replace(source, state=trial.state.lower(), fraction=fraction)
-
-    def _measured(self, source: Source, evaluation: EvaluationRow, value: float) -> Source:
-        if not math.isfinite(value):
-            return replace(source, state="undefined", fraction=1.0)
-        attempt = self.attempts.get(evaluation.attempt_id)
-        bootstrap = evaluation.artifacts.get("bootstrap")
-        return replace(
-            source,
-            value=value,
-            state="imported" if evaluation.imported else "complete",
-            fraction=1.0,
-            commit="" if attempt is None else _commit(attempt.provenance),
-            bootstrap=None if bootstrap is None else self.root / bootstrap,
-        )
-
-
-def _commit(provenance: Mapping[str, Any]) -> str:
-    return f"{provenance.get('commit') or ''}{'+changes' if provenance.get('dirty') else ''}"
+    return [_fill(study, plan, table, sources) for table in tables]
 
 
 def _short(commit: str) -> str:
@@ -326,20 +277,15 @@ def _short(commit: str) -> str:
     return f"{name[:10]}{plus}{changes}"
 
 
-def _cells(table: Table) -> Iterable[Cell]:
-    return (cell for row in table.rows for cell in row.cells)
-
-
-def _fill(study: Study, plan: Plan, table: Table, reader: _Reader) -> FilledTable:
+def _fill(study: Study, plan: Plan, table: Table, sources: Sources) -> FilledTable:
     def filled(row: Row, cell: Cell, column: str) -> FilledCell:
-        sources = tuple(reader.source(seed, *plan.lookup(cell, seed), cell.metric) for seed in plan.seeds)
-        return FilledCell(cell, study.metric(cell.metric), row.label, column, sources)
+        return FilledCell(cell, study.metric(cell.metric), row.label, column, sources.of(cell))
 
     rows = [
         tuple(filled(row, cell, column) for cell, column in zip(row.cells, table.columns, strict=True))
         for row in table.rows
     ]
-    return FilledTable(table, mark_best(rows), _heading(study, plan, rows))
+    return FilledTable(table, mark_best(rows), _heading(study, plan, rows, sources.joint))
 
 
 def mark_best(rows: Sequence[Sequence[FilledCell]]) -> tuple[tuple[FilledCell, ...], ...]:
@@ -364,7 +310,9 @@ def _is_best(cell: FilledCell, best: float | None) -> bool:
     return cell.mean is not None and cell.complete and cell.metric.rounded(cell.mean) == best
 
 
-def _heading(study: Study, plan: Plan, rows: Sequence[Sequence[FilledCell]]) -> Heading:
+def _heading(
+    study: Study, plan: Plan, rows: Sequence[Sequence[FilledCell]], joint: JointRow | None
+) -> Heading:
     setting: Setting = plan.setting
     commits = {source.commit for row in rows for cell in row for source in cell.sources if source.commit}
     reported = any(cell.paper is not None for row in rows for cell in row)
@@ -377,4 +325,15 @@ def _heading(study: Study, plan: Plan, rows: Sequence[Sequence[FilledCell]]) -> 
         tuple(plan.seeds),
         tuple(sorted(commits)),
         setting.seed_noise,
+        _joint_note(study, joint) if joint else "",
     )
+
+
+def _joint_note(study: Study, joint: JointRow) -> str:
+    """How the newest joint measurement measured."""
+    if study.joint is None:
+        return ""
+    names = " and ".join(study.metric(name).title for name in study.joint.metrics)
+    how = f"all rows in turns, mean of {joint.num_rounds} rounds ± sample standard deviation"
+    day = f"{joint.time:%Y-%m-%d}"
+    return f"{names[:1].upper()}{names[1:]}: {study.joint.conditions}, on {joint.machine}, {day}; {how}."

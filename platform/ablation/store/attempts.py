@@ -46,6 +46,31 @@ class Attempts(Artifacts):
         i = schema.invocations
         t.execute(i.update().where(i.c.id == invocation_id).values(ended=t.now))
 
+    @write
+    def add_joint(
+        self,
+        t: Transaction,
+        setting: tuple[str, str, str],
+        machine: str,
+        provenance: Mapping[str, Any],
+        attempts: Mapping[str, int],
+        rounds: Mapping[str, Mapping[str, Sequence[float]]],
+    ) -> None:
+        """Records a joint measurement; `JointRow` has its parts.
+
+        Args:
+            setting: study, profile and data name.
+        """
+        values = {
+            **dict(zip(("study", "profile", "data_name"), setting, strict=True)),
+            "machine": machine,
+            "provenance": _without_diff(t, provenance),
+            "attempts": dict(attempts),
+            "rounds": {key: {m: list(v) for m, v in row.items()} for key, row in rounds.items()},
+            "time": t.now,
+        }
+        t.insert(schema.joint_measurements, values)
+
     # --- attempts --------------------------------------------------------------------------------
 
     @write_async

@@ -23,6 +23,7 @@ from ablation.store.records import (
     DesiredStates,
     EvaluationRow,
     InvocationRow,
+    JointRow,
     MetricRow,
     PaceRow,
     Start,
@@ -157,6 +158,14 @@ class Reader:
         f = schema.artifacts
         query = select(*_columns(f, ArtifactRow)).where(f.c.trial_key == trial_key).order_by(f.c.id)
         return [ArtifactRow(**row) for row in t.rows(query)]
+
+    @read
+    def joint(self, t: Transaction, study: str, profile: str, data_name: str) -> JointRow | None:
+        """The newest joint measurement of a study at a profile on a data set; None where there is none."""
+        j = schema.joint_measurements
+        of = (j.c.study == study, j.c.profile == profile, j.c.data_name == data_name)
+        newest = select(*_columns(j, JointRow)).where(*of).order_by(j.c.id.desc()).limit(1)
+        return next((JointRow(**row) for row in t.rows(newest)), None)
 
     # --- invocations and the mirror ----------------------------------------------------------------
 

@@ -208,6 +208,33 @@ class PaceRow:
 
 
 @dataclass(frozen=True, slots=True)
+class JointRow:
+    """A joint measurement of trained rows.
+
+    Attributes:
+        machine: what computed, for people.
+        provenance: of the command that measured, as an attempt's.
+        attempts: id of the attempt that gave each row's result, by evaluation key.
+        rounds: by evaluation key, for each metric its values round by round.
+    """
+
+    machine: str
+    time: datetime
+    provenance: dict[str, Any]
+    attempts: dict[str, int]
+    rounds: dict[str, dict[str, list[float]]]
+
+    @property
+    def num_rounds(self) -> int:
+        """How often each row was measured."""
+        return max((len(values) for row in self.rounds.values() for values in row.values()), default=0)
+
+    def measured(self, evaluation: EvaluationRow) -> bool:
+        """Whether it measured the training that gave the evaluation's present result."""
+        return self.attempts.get(evaluation.key) == evaluation.attempt_id
+
+
+@dataclass(frozen=True, slots=True)
 class DesiredState:
     """What people want of a trial. `state` is as stored: RUNNING also when the driver is dead."""
 

@@ -3,6 +3,7 @@
     studies 1-n trials 1-n attempts 1-n metrics, notices
                 trials 1-n evaluations (at most one attempt each) 1-n earlier_results (of one attempt each)
                 trials 1-n artifacts (each of one attempt, some of one evaluation)
+    studies 1-n joint_measurements (of trained rows together)
     invocations 1-n attempts
 
 Times are UTC. The text of a diff is stored once, under its hash. `config` columns are text, not JSON: a key
@@ -38,7 +39,7 @@ from sqlalchemy import (
     or_,
 )
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 """Raised whenever a table below changes."""
 
 TrialState = Literal["WAITING", "RUNNING", "COMPLETE", "FAILED", "CANCELLED"]
@@ -231,6 +232,24 @@ artifacts = Table(
     Column("sha256", String(64)),
     Column("step", Integer),
     Column("time", UtcTime, nullable=False),
+)
+
+joint_measurements = Table(
+    "joint_measurements",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("study", String(200), nullable=False),
+    Column("profile", String(200), nullable=False),
+    Column("data_name", String(200), nullable=False),
+    Column("machine", PlainText, nullable=False),
+    Column("provenance", JSON, nullable=False),
+    Column("attempts", JSON, nullable=False),  # by evaluation key, that of the result which was there
+    Column("rounds", JSON, nullable=False),  # by evaluation key and metric
+    Column("time", UtcTime, nullable=False),
+    ForeignKeyConstraint(
+        ["study", "profile", "data_name"], ["studies.name", "studies.profile", "studies.data_name"]
+    ),
+    Index("ix_joint_setting", "study", "profile", "data_name"),
 )
 
 writers = Table(

@@ -171,7 +171,7 @@ def test_several_programs_may_upgrade_at_once(old: Path | str, tmp_path: Path) -
 
 def test_a_view_of_an_old_store_says_how_to_upgrade_it(old: Path | str, tmp_path: Path) -> None:
     with pytest.raises(
-        UserError, match=r"version [12]; this program writes version 3\. `ablation run` upgrades"
+        UserError, match=r"version [12]; this program writes version 4\. `ablation run` upgrades"
     ):
         Store.open(old, root=tmp_path, read_only=True)
 
@@ -179,7 +179,7 @@ def test_a_view_of_an_old_store_says_how_to_upgrade_it(old: Path | str, tmp_path
 def test_a_newer_store_names_both_versions(opened: Store, place: Path) -> None:
     with opened._transaction(writes=True) as t:
         t.execute(schema.meta.update().values(value="7"))
-    with pytest.raises(UserError, match=r"version 7; this program knows version 3\. Update"):
+    with pytest.raises(UserError, match=r"version 7; this program knows version 4\. Update"):
         Store.open(place)
 
 

@@ -737,3 +737,21 @@ def test_runs_that_mlflow_has_lost_are_forgotten_and_not_mirrored_again(opened: 
     opened.forget_mlflow_runs(["run", "unknown"])
     assert opened.attempts()[0].mlflow_run_id is None
     assert opened.attempts_to_mirror() == []
+
+
+# --- joint measurements ----------------------------------------------------------------------------------
+
+
+def test_the_newest_joint_measurement_of_a_setting_counts(opened: Store) -> None:
+    assert opened.joint(*SETTING) is None
+    for machine, speed in (("first", 10.0), ("second", 12.0)):
+        facts = {"commit": "c0ffee", "diff": "a change", "diff_sha256": "d" * 64}
+        opened.add_joint(SETTING, machine, facts, {EVALUATION: 1}, {EVALUATION: {"speed": [speed, 11.0]}})
+    newest = opened.joint(*SETTING)
+    assert newest is not None
+    assert (newest.machine, newest.num_rounds) == ("second", 2)
+    assert newest.rounds == {EVALUATION: {"speed": [12.0, 11.0]}}
+    assert newest.provenance == {"commit": "c0ffee", "diff_sha256": "d" * 64}
+    assert opened.diff("d" * 64) == "a change"
+    opened.add_study("atss", "smoke", "shapes-1")
+    assert opened.joint("atss", "smoke", "shapes-1") is None
