@@ -16,7 +16,7 @@ from detector.objectives.assigners import Assigner, ATSSAssigner, MaxIoUAssigner
 from detector.objectives.losses import DetectionLoss
 
 
-def build_detector(config: cfg.Detector) -> DenseDetector:
+def build_detector(config: cfg.AnyDetector) -> DenseDetector:
     """A detector with random weights from torch's global generator, on torch's default device.
 
     Args:
@@ -25,6 +25,8 @@ def build_detector(config: cfg.Detector) -> DenseDetector:
     Returns:
         The detector, in training mode and in the channels-last memory format, the fastest.
     """
+    if isinstance(config, cfg.SingleShot):
+        raise NotImplementedError("SingleShot")
     coder = build_coder(config.regression)
     backbone = Backbone(config.backbone)
     head = Head(

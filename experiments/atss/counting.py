@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from detector.config import Anchors, Assigner, Trial
+from detector.config import Anchors, Assigner, Detector, Trial
 from detector.data.coco import read_split
 from detector.data.dataset import open_split
 from detector.geometry.anchors import AnchorGrid, anchor_grid, feature_sizes
@@ -36,6 +36,7 @@ def count_positives(
     boxes = [images.boxes_at(index) for index in range(min(most, len(images)))]
     corners = np.concatenate(boxes).astype(np.float64)
     areas = (corners[:, 2] - corners[:, 0]) * (corners[:, 3] - corners[:, 1])
+    assert isinstance(trial.detector, Detector)
     strides = trial.detector.strides
     counts: dict[str, list[NDArray[np.int64]]] = {name: [] for name in rules}
     for own, size in zip(boxes, images.sizes, strict=False):

@@ -9,7 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
 
-from detector.config import Data, Detector, Evaluation, MultiScale, ResNet, SingleScale, Trial
+from detector.config import Data, Detector, Evaluation, MultiScale, ResNet, SingleScale, SingleShot, Trial
+from experiments.detection.cost_single_shot import multiply_adds
 
 TRAINING = 3.0
 """Multiply-adds of a training step for each of its forward pass; frozen stages have no backward pass."""
@@ -31,10 +32,17 @@ def trial_cost(trial: Trial, evaluations: Sequence[Evaluation], images: Mapping[
     Args:
         images: in each split that is tested on.
     """
-    schedule, forward = trial.schedule, _forward(trial.detector)
-    seen = schedule.iterations * schedule.total_batch * _training_pixels(trial.data)
-    tested = sum(images[e.split] * _tested_pixels(e, trial.data) for e in evaluations)
-    return (seen * (TRAINING * forward.trained + forward.frozen) + tested * forward.total) / 1e12
+    schedule, detector, data = trial.schedule, trial.detector, trial.data
+    seen = schedule.iterations * schedule.total_batch
+    if isinstance(detector, SingleShot):
+        tested = sum(images[e.split] for e in evaluations)
+        return multiply_adds(detector) * (TRAINING * seen + tested) / 1e12
+    forward = _forward(detector)
+    seen_pixels = seen * _training_pixels(data)
+    tested_pixels = sum(images[e.split] * _tested_pixels(e, data) for e in evaluations)
+    return (
+        seen_pixels * (TRAINING * forward.trained + forward.frozen) + tested_pixels * forward.total
+    ) / 1e12
 
 
 # --- pixels ------------------------------------------------------------------------------------------

@@ -9,13 +9,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from detector.config.checks import require
+from detector.config.single_shot import VGG as VGG
+from detector.config.single_shot import AnchorRefinement as AnchorRefinement
+from detector.config.single_shot import Extra as Extra
+from detector.config.single_shot import Level as Level
+from detector.config.single_shot import SingleShot as SingleShot
+from detector.config.single_shot import Source as Source
+from detector.config.single_shot import TransferConnection as TransferConnection
+
 RECIPE_VERSION = 1
 """To be raised when the code changes what a config computes; part of every trial's key."""
-
-
-def _require(ok: bool, message: str) -> None:
-    if not ok:
-        raise ValueError(message)
 
 
 # --- anchors and positives -------------------------------------------------------------------------
@@ -36,10 +40,10 @@ class Anchors:
     ratios: tuple[float, ...] = (1.0,)
 
     def __post_init__(self) -> None:
-        _require(self.scale > 0, f"scale must be > 0, got {self.scale}")
-        _require(self.scales_per_octave >= 1, f"scales_per_octave must be >= 1, got {self.scales_per_octave}")
-        _require(len(self.ratios) >= 1, "ratios must have at least one aspect ratio, got none")
-        _require(all(r > 0 for r in self.ratios), f"ratios must be > 0, got {self.ratios}")
+        require(self.scale > 0, f"scale must be > 0, got {self.scale}")
+        require(self.scales_per_octave >= 1, f"scales_per_octave must be >= 1, got {self.scales_per_octave}")
+        require(len(self.ratios) >= 1, "ratios must have at least one aspect ratio, got none")
+        require(all(r > 0 for r in self.ratios), f"ratios must be > 0, got {self.ratios}")
 
     @property
     def num_per_location(self) -> int:
@@ -62,7 +66,7 @@ class MaxIoU:
     inside_gt: bool = False
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             0 < self.negative <= self.positive <= 1,
             f"need 0 < negative <= positive <= 1, got negative={self.negative}, positive={self.positive}",
         )
@@ -81,7 +85,7 @@ class SpatialScale:
 
     def __post_init__(self) -> None:
         radius = self.center_radius
-        _require(radius is None or radius > 0, f"center_radius must be > 0 or None, got {radius}")
+        require(radius is None or radius > 0, f"center_radius must be > 0 or None, got {radius}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +98,7 @@ class ATSS:
     topk: int = 9
 
     def __post_init__(self) -> None:
-        _require(self.topk >= 1, f"topk must be >= 1, got {self.topk}")
+        require(self.topk >= 1, f"topk must be >= 1, got {self.topk}")
 
 
 Assigner = MaxIoU | SpatialScale | ATSS
@@ -125,7 +129,7 @@ class SmoothL1:
     beta: float = 0.11
 
     def __post_init__(self) -> None:
-        _require(self.beta > 0, f"beta must be > 0, got {self.beta}")
+        require(self.beta > 0, f"beta must be > 0, got {self.beta}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,9 +194,9 @@ class ResNet:
     frozen_stages: int = 2
 
     def __post_init__(self) -> None:
-        _require(0 <= self.frozen_stages <= 5, f"frozen_stages must be 0..5, got {self.frozen_stages}")
-        _require(min(self.depths[1:]) >= 1, f"C3, C4 and C5 need at least one block, got {self.depths}")
-        _require(
+        require(0 <= self.frozen_stages <= 5, f"frozen_stages must be 0..5, got {self.frozen_stages}")
+        require(min(self.depths[1:]) >= 1, f"C3, C4 and C5 need at least one block, got {self.depths}")
+        require(
             self.stem != "imagenet" or self.stem_stride == 4,
             f"the imagenet stem has stride 4, got stem_stride={self.stem_stride}",
         )
@@ -231,7 +235,7 @@ class Head:
 
 @dataclass(frozen=True, slots=True)
 class Detector:
-    """The detector. RetinaNet, FCOS and ATSS are three values of this class.
+    """The dense detector. RetinaNet, FCOS and ATSS are three values of this class.
 
     Attributes:
         num_classes: foreground classes; label c of 0..num_classes-1 is output channel c.
@@ -251,9 +255,9 @@ class Detector:
     pixel_std: tuple[float, float, float] = (58.395, 57.12, 57.375)
 
     def __post_init__(self) -> None:
-        _require(self.num_classes >= 1, f"num_classes must be >= 1, got {self.num_classes}")
+        require(self.num_classes >= 1, f"num_classes must be >= 1, got {self.num_classes}")
         points = isinstance(self.regression, PointRegression)
-        _require(
+        require(
             not points or self.anchors.num_per_location == 1,
             f"PointRegression needs one anchor per location, got {self.anchors.num_per_location}",
         )
@@ -265,6 +269,10 @@ class Detector:
         c4 = s * self.backbone.stage_strides[2]
         c5 = c4 * self.backbone.stage_strides[3]
         return s, c4, c5, 2 * c5, 4 * c5
+
+
+AnyDetector = Detector | SingleShot
+"""The config of a detector of any family."""
 
 
 # --- training --------------------------------------------------------------------------------------
@@ -313,7 +321,7 @@ class OneCycle:
     warmup: float = 0.1
 
     def __post_init__(self) -> None:
-        _require(0 <= self.warmup <= 1, f"warmup must be in 0..1, got {self.warmup}")
+        require(0 <= self.warmup <= 1, f"warmup must be in 0..1, got {self.warmup}")
 
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -337,8 +345,8 @@ class Schedule:
     precision: Precision = "fp32"
 
     def __post_init__(self) -> None:
-        _require(self.iterations >= 1, f"iterations must be >= 1, got {self.iterations}")
-        _require(self.total_batch >= 1, f"total_batch must be >= 1, got {self.total_batch}")
+        require(self.iterations >= 1, f"iterations must be >= 1, got {self.iterations}")
+        require(self.total_batch >= 1, f"total_batch must be >= 1, got {self.total_batch}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -369,16 +377,16 @@ class Data:
     medium_side: float = 96.0
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             1 <= self.short_side <= self.max_long_side,
             f"need 1 <= short_side <= max_long_side, got {self.short_side} and {self.max_long_side}",
         )
         least = self.min_short_side
-        _require(
+        require(
             least is None or 1 <= least <= self.short_side,
             f"min_short_side must be in 1..short_side ({self.short_side}) or None, got {least}",
         )
-        _require(0 <= self.flip <= 1, f"flip must be in 0..1, got {self.flip}")
+        require(0 <= self.flip <= 1, f"flip must be in 0..1, got {self.flip}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -395,7 +403,7 @@ class Weights:
 
     def __post_init__(self) -> None:
         digits = len(self.sha256)
-        _require(
+        require(
             8 <= digits <= 64 and set(self.sha256) <= set("0123456789abcdef"),
             f"sha256 must be 8 to 64 lower-case hex digits, got {self.sha256!r}",
         )
@@ -409,7 +417,7 @@ class Trial:
         weights: pretrained weights of the backbone; None for random weights from the seed.
     """
 
-    detector: Detector
+    detector: AnyDetector
     schedule: Schedule
     data: Data
     seed: int
@@ -417,7 +425,7 @@ class Trial:
     recipe_version: int = RECIPE_VERSION
 
     def __post_init__(self) -> None:
-        _require(self.seed >= 0, f"seed must be >= 0, got {self.seed}")
+        require(self.seed >= 0, f"seed must be >= 0, got {self.seed}")
 
 
 # --- testing ---------------------------------------------------------------------------------------
@@ -459,7 +467,7 @@ class MultiScale:
     max_detections: int = 1000
 
     def __post_init__(self) -> None:
-        _require(len(self.passes) >= 1, "passes must have at least one size, got none")
+        require(len(self.passes) >= 1, "passes must have at least one size, got none")
 
 
 @dataclass(frozen=True, slots=True)
@@ -484,7 +492,7 @@ class Evaluation:
     max_detections: int = 100
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             0 <= self.score_threshold < 1, f"score_threshold must be in [0, 1), got {self.score_threshold}"
         )
-        _require(self.pre_nms_topk >= 1, f"pre_nms_topk must be >= 1, got {self.pre_nms_topk}")
+        require(self.pre_nms_topk >= 1, f"pre_nms_topk must be >= 1, got {self.pre_nms_topk}")

@@ -1,0 +1,58 @@
+"""Multiply-adds of a `SingleShot`, counted from its config. Imports no torch."""
+
+from __future__ import annotations
+
+from detector.config import VGG, Extra, SingleShot
+
+
+def multiply_adds(detector: SingleShot) -> int:
+    """Of all convolutions, for one image."""
+    return sum(
+        (
+            _vgg(detector.backbone, detector.input_size),
+            _extras(detector),
+            _transfer(detector),
+            _heads(detector),
+        )
+    )
+
+
+def _vgg(vgg: VGG, side: int) -> int:
+    """Blocks, fc6 and fc7."""
+    total, channels, of = 0, 3, vgg.sides(side)
+    for block, (depth, width) in enumerate(zip(vgg.depths, vgg.widths, strict=True)):
+        side = side if block < 3 else of[f"conv{block + 1}"]
+        for _ in range(depth):
+            total += 9 * channels * width * side**2
+            channels = width
+        side = -(-side // 2) if depth else side
+    return total + (9 * channels + vgg.fc_channels) * vgg.fc_channels * of["fc7"] ** 2
+
+
+def _extras(detector: SingleShot) -> int:
+    total = 0
+    channels, sides = (0, *detector.channels), (0, *detector.sides)
+    for before, level in enumerate(detector.levels):
+        if isinstance(extra := level.source, Extra):
+            total += channels[before] * extra.squeeze * sides[before] ** 2
+            total += extra.kernel**2 * extra.squeeze * extra.channels * sides[before + 1] ** 2
+    return total
+
+
+def _transfer(detector: SingleShot) -> int:
+    """Three 3x3 a level; and the deconvolution, which is a 1x1 at each cell of the finer level."""
+    if detector.transfer is None:
+        return 0
+    out, sides = detector.transfer.channels, detector.sides
+    convolutions = sum(9 * (c + 2 * out) * out * s**2 for c, s in zip(detector.channels, sides, strict=True))
+    return convolutions + sum(out * out * side**2 for side in sides[:-1])
+
+
+def _heads(detector: SingleShot) -> int:
+    total = 0
+    for level, channels, side in zip(detector.levels, detector.channels, detector.sides, strict=True):
+        read = detector.transfer.channels if detector.transfer else channels
+        total += 9 * read * level.num_per_location * (detector.num_classes + 1 + 4) * side**2
+        if detector.refinement:
+            total += 9 * channels * level.num_per_location * (2 + 4) * side**2
+    return total
