@@ -1,4 +1,4 @@
-"""Commands about the numbers: tables, verify, measure, import-scores."""
+"""Commands about the numbers: tables, export, verify, measure, import-scores."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ from ablation.cli.arguments import (
 from ablation.driver import joint
 from ablation.provenance.record import collect
 from ablation.provenance.verify import summary, verify
+from ablation.render.export import DATA_FORMATS, export
 from ablation.render.report import print_by_class, print_report
+from ablation.results.frames import Results
 from ablation.results.scores import import_scores
 from ablation.session import Session, existing_store
 from ablation.tracking.mirror import Mirror
@@ -36,6 +38,15 @@ def tables_command(arguments: argparse.Namespace) -> int:
         print_by_class(session, arguments.format)
     else:
         print_report(session, arguments.format)
+    return 0
+
+
+def export_command(arguments: argparse.Namespace) -> int:
+    """Write trials, attempts, curves, numbers, cells and claims as data files."""
+    for path in export(
+        Results(Session.of_results(selection_of(arguments))), arguments.folder, arguments.format
+    ):
+        print(path)
     return 0
 
 
@@ -83,9 +94,21 @@ def add_commands(commands: Commands) -> None:
     tables.add_argument(
         "--by-class", action="store_true", help="a number for every class in place of the paper's columns"
     )
+    _add_export(commands)
     add(commands, "verify", verify_command, [selection_parser()], "--tables 3")
     add_format(add(commands, "measure", measure_command, [selection_parser()], "--study refinedet"))
     _add_import_scores(commands)
+
+
+def _add_export(commands: Commands) -> None:
+    data = add(commands, "export", export_command, [selection_parser()], "numbers --format parquet")
+    data.add_argument("folder", type=Path, metavar="DIR", help="folder to write to; made where there is none")
+    data.add_argument(
+        "--format",
+        choices=DATA_FORMATS,
+        default=DATA_FORMATS[0],
+        help="of the files (default: %(default)s)",
+    )
 
 
 def _add_import_scores(commands: Commands) -> None:
