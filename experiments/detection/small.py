@@ -18,15 +18,12 @@ from ablation.options import named
 from ablation.resources import Resources
 from ablation.study import Profile
 from detector.config import (
-    FPN,
     AdamW,
     Data,
-    Detector,
     Evaluation,
     MultiScale,
     OneCycle,
     Precision,
-    ResNet,
     ScalePass,
     Schedule,
     SingleScale,
@@ -35,6 +32,7 @@ from detector.config import (
 from detector.data.shapes import ShapesSpec, draw_dataset
 from experiments.detection.cost import trial_cost
 from experiments.detection.data import Context, DataSet, open_data
+from experiments.detection.networks import SmallDense
 from experiments.detection.options import DetectionOptions
 from experiments.detection.recipe import Recipe
 
@@ -49,9 +47,8 @@ class Scale:
         own_short_side, own_max_long_side: what the user's own images are resized to, in pixels.
             Photographs hold smaller things than the drawings do: on blood cells RetinaNet (#A=1) with
             the five improvements has AP50 74.6 at 128 and 86.7 at 192 (seed 100).
-        widths, stem_channels, stem_stride, stage_strides: of the small backbone.
-        channels: of the FPN and the head.
-        num_convs: of each tower of the head.
+        finest_anchor: side of the smallest anchor on the drawings, in pixels: it scales COCO's areas.
+        networks: makes the paper's detectors small.
         report_every, checkpoint_every: in iterations.
         seed_noise: see `ablation.setting.Setting`.
     """
@@ -63,11 +60,8 @@ class Scale:
     own_short_side: int
     own_max_long_side: int
     schedule: Schedule
-    widths: tuple[int, int, int, int]
-    stem_channels: int
-    stem_stride: int
-    channels: int
-    num_convs: int
+    finest_anchor: float
+    networks: SmallDense
     report_every: int
     checkpoint_every: int
     seed_noise: Mapping[str, SeedNoise] = field(default_factory=dict)
@@ -81,11 +75,8 @@ SHAPES = Scale(
     own_short_side=192,
     own_max_long_side=320,
     schedule=Schedule(iterations=750, total_batch=16, optimizer=AdamW(lr=3e-3), decay=OneCycle()),
-    widths=(16, 32, 64, 96),
-    stem_channels=16,
-    stem_stride=4,
-    channels=32,
-    num_convs=2,
+    finest_anchor=32.0,
+    networks=SmallDense(widths=(16, 32, 64, 96), stem_channels=16, stem_stride=4, channels=32, num_convs=2),
     report_every=20,
     checkpoint_every=250,
 )
@@ -98,11 +89,8 @@ SMOKE = replace(
     own_short_side=64,
     own_max_long_side=107,
     schedule=replace(SHAPES.schedule, iterations=10, total_batch=4),
-    widths=(16, 16, 16, 16),
-    stem_channels=16,
-    stem_stride=2,
-    channels=16,
-    num_convs=1,
+    finest_anchor=16.0,
+    networks=SmallDense(widths=(16, 16, 16, 16), stem_channels=16, stem_stride=2, channels=16, num_convs=1),
     report_every=5,
     checkpoint_every=5,
 )
@@ -158,7 +146,7 @@ class ScaledSetting:
 
     def trial(self, training: Recipe, seed: int) -> Trial:
         """The row at this scale. The paper's 1x and 2x schedules are one here."""
-        detector = shrink(training.detector, self.scale, self.num_classes)
+        detector = self.scale.networks.small(training.detector, self.num_classes)
         schedule = replace(self.scale.schedule, precision=self.precision)
         return Trial(detector, schedule, self.data, seed)
 
@@ -188,40 +176,6 @@ SMALL_PASSES = (
     ScalePass(1.5, max_scale=3.75, max_side=0.32),
 )
 """Multi-scale testing of small images: large objects from small images, small objects from large."""
-
-
-def shrink(detector: Detector, scale: Scale, num_classes: int) -> Detector:
-    """The same detector with a small backbone, few channels and the data set's classes."""
-    return replace(
-        detector,
-        num_classes=num_classes,
-        backbone=small_backbone(detector.backbone, scale),
-        fpn=FPN(scale.channels, detector.fpn.p6_from),
-        head=replace(detector.head, num_convs=scale.num_convs, deformable=False),
-    )
-
-
-def small_backbone(paper: ResNet, scale: Scale) -> ResNet:
-    """A small analogue, from scratch: deeper where the paper's is, grouped and deformable likewise.
-
-    ResNet-50 becomes one block in each of C3 to C5, and the 101-layer networks two in C3 and C4; 32 and 64
-    groups become 4 and 8. Deformable convolutions stay in C5 alone, and out of the head: on a CPU one
-    of them at C5 costs as much as the rest of the step, and at P3 ten times that.
-    """
-    deep = sum(paper.depths) > sum((3, 4, 6, 3))
-    return ResNet(
-        block="basic",
-        depths=(0, 2, 2, 1) if deep else (0, 1, 1, 1),
-        widths=scale.widths,
-        stem="patch",
-        stem_channels=scale.stem_channels,
-        stem_stride=scale.stem_stride,
-        stage_strides=(1, 1, 2, 2),
-        groups={1: 1, 32: 4, 64: 8}[paper.groups],
-        deformable=(False, False, False, paper.deformable[3]),
-        norm="group_norm",
-        frozen_stages=0,
-    )
 
 
 # --- preparing a setting -----------------------------------------------------------------------------
@@ -298,7 +252,7 @@ def size(scale: Scale, *, own: bool) -> Data:
     if own:
         return Data("", scale.own_short_side, scale.own_max_long_side)
     # COCO's limits of 32 and 96 px are 0.83 and 2.5 sides of the finest anchor at the paper's size.
-    finest = 8.0 * scale.stem_stride
+    finest = scale.finest_anchor
     return Data(
         "",
         short_side=scale.shapes.image_size,

@@ -12,7 +12,7 @@ from detector.config import Data, Detector, Evaluation, Schedule, SingleScale, T
 from detector.model.build import build_detector
 from experiments.atss import presets
 from experiments.detection.cost import DEFORMABLE, FLIPPED, TRAINING, trial_cost
-from experiments.detection.small import SHAPES, shrink
+from experiments.detection.small import SHAPES
 
 SIDE = 256
 SQUARE = Data("0" * 12, SIDE, SIDE)
@@ -45,8 +45,8 @@ def counted(detector: Detector) -> float:
         presets.atss(),
         presets.retinanet(presets.NINE_ANCHORS),
         presets.large(presets.RESNET_101).detector,
-        shrink(presets.atss(), SHAPES, 5),
-        shrink(presets.large(presets.RESNET_101).detector, SHAPES, 5),
+        SHAPES.networks.small(presets.atss(), 5),
+        SHAPES.networks.small(presets.large(presets.RESNET_101).detector, 5),
     ],
 )
 def test_plain_networks_cost_what_torch_counts(detector: Detector) -> None:

@@ -24,7 +24,6 @@ from experiments.detection.small import (
     SMOKE,
     Scale,
     ScaledSetting,
-    small_backbone,
     supported_precision,
 )
 from experiments.detection.train_trial import train_trial
@@ -56,7 +55,7 @@ def test_the_paper_switches_survive_and_the_sizes_shrink(setting: ScaledSetting)
     assert detector.assigner == presets.fcos(1.5).assigner
     assert detector.head.group_norm
     assert detector.num_classes == 6
-    assert detector.fpn.channels == SMOKE.channels
+    assert detector.fpn.channels == SMOKE.networks.channels
 
 
 def test_the_six_backbones_of_table_8_stay_six() -> None:
@@ -68,9 +67,10 @@ def test_the_six_backbones_of_table_8_stay_six() -> None:
         presets.RESNEXT_101_32X8D_DCN,
         presets.RESNEXT_101_64X4D_DCN,
     )
-    small = {small_backbone(paper, SHAPES) for paper in papers}
+    shrunk = SHAPES.networks.backbone
+    small = {shrunk(paper) for paper in papers}
     assert len(small) == 6
-    assert all(sum(b.depths) > sum(small_backbone(presets.RESNET_50, SHAPES).depths) for b in small)
+    assert all(sum(b.depths) > sum(shrunk(presets.RESNET_50).depths) for b in small)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,56 @@
+"""A detector made small: few channels and layers, from scratch, with every switch that a row turns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from detector.config import FPN, Detector, ResNet
+
+
+@dataclass(frozen=True, slots=True)
+class SmallDense:
+    """Numbers of the small network of a dense detector.
+
+    Attributes:
+        widths, stem_channels, stem_stride: of the backbone.
+        channels: of the FPN and the head.
+        num_convs: of each tower of the head.
+    """
+
+    widths: tuple[int, int, int, int]
+    stem_channels: int
+    stem_stride: int
+    channels: int
+    num_convs: int
+
+    def small(self, detector: Detector, num_classes: int) -> Detector:
+        """The same detector with a small backbone, few channels and the data set's classes."""
+        return replace(
+            detector,
+            num_classes=num_classes,
+            backbone=self.backbone(detector.backbone),
+            fpn=FPN(self.channels, detector.fpn.p6_from),
+            head=replace(detector.head, num_convs=self.num_convs, deformable=False),
+        )
+
+    def backbone(self, paper: ResNet) -> ResNet:
+        """A small analogue, from scratch: deeper where the paper's is, grouped and deformable likewise.
+
+        ResNet-50 becomes one block in each of C3 to C5, and the 101-layer networks two in C3 and C4; 32 and
+        64 groups become 4 and 8. Deformable convolutions stay in C5 alone, and out of the head: on a CPU one
+        of them at C5 costs as much as the rest of the step, and at P3 ten times that.
+        """
+        deep = sum(paper.depths) > sum((3, 4, 6, 3))
+        return ResNet(
+            block="basic",
+            depths=(0, 2, 2, 1) if deep else (0, 1, 1, 1),
+            widths=self.widths,
+            stem="patch",
+            stem_channels=self.stem_channels,
+            stem_stride=self.stem_stride,
+            stage_strides=(1, 1, 2, 2),
+            groups={1: 1, 32: 4, 64: 8}[paper.groups],
+            deformable=(False, False, False, paper.deformable[3]),
+            norm="group_norm",
+            frozen_stages=0,
+        )
