@@ -282,6 +282,7 @@ def _waits(work: Callable[[], None]) -> str:
 def _detectors(tiny: bool) -> dict[str, Detector]:
     r50 = replace(presets.atss(), backbone=ResNet())
     large = presets.large(presets.RESNEXT_101_64X4D_DCN).detector
+    assert isinstance(large, Detector)
     found = {"ATSS R-50": r50, "ATSS X-101-64x4d-DCN": large}
     if tiny:
         return {

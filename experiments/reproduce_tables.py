@@ -1,6 +1,6 @@
-"""Reproduce the ATSS paper's tables: `python experiments/reproduce_tables.py --help`.
+"""Reproduce the tables of a paper, `python experiments/reproduce_tables.py --study refinedet`, or of ATSS.
 
-The same as `ablation run --study atss`, for those who look for a script.
+The same as `ablation run`, for those who look for a script.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ def main() -> None:
             f"This needs the project's package, and {error.name!r} is not installed here. "
             "Run `make install`, then `.venv/bin/python experiments/reproduce_tables.py`."
         )
-    ablation(["run", "--study", "atss", *sys.argv[1:]])
+    ablation(["run", *sys.argv[1:]])
 
 
 if __name__ == "__main__":

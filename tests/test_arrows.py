@@ -11,8 +11,9 @@ ROOT = Path(__file__).resolve().parents[1]
 FORBIDDEN = {
     "detector": ("ablation", "experiments", "dashboards"),
     "platform/ablation": ("detector", "experiments", "dashboards"),
-    "experiments/detection": ("experiments.atss", "dashboards"),
-    "experiments/atss": ("dashboards",),
+    "experiments/detection": ("experiments.atss", "experiments.refinedet", "dashboards"),
+    "experiments/atss": ("experiments.refinedet", "dashboards"),
+    "experiments/refinedet": ("experiments.atss", "dashboards"),
     "dashboards": ("detector", "experiments"),
 }
 

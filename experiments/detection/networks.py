@@ -3,8 +3,45 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import assert_never
 
-from detector.config import FPN, Detector, ResNet
+from detector.config import FPN, AnyDetector, Detector, ResNet, SingleShot
+from detector.presets import shrunk
+
+
+@dataclass(frozen=True, slots=True)
+class SmallNetworks:
+    """The small networks of a scale, one for each family of detectors."""
+
+    dense: SmallDense
+    single_shot: SmallSingleShot
+
+    def small(self, detector: AnyDetector, num_classes: int) -> AnyDetector:
+        """The same detector made small, with the data set's classes."""
+        match detector:
+            case Detector():
+                return self.dense.small(detector, num_classes)
+            case SingleShot():
+                return self.single_shot.small(detector, num_classes)
+            case _:
+                assert_never(detector)
+
+
+@dataclass(frozen=True, slots=True)
+class SmallSingleShot:
+    """Numbers of the small network of a single-shot detector.
+
+    Attributes:
+        halvings, thinner: see `detector.presets.shrunk`. Cells and anchors are as many as in the paper, so
+            that input sizes keep their ratio and boxes their number.
+    """
+
+    halvings: int
+    thinner: int
+
+    def small(self, detector: SingleShot, num_classes: int) -> SingleShot:
+        """The same detector for smaller images, with few channels and the data set's classes."""
+        return replace(shrunk(detector, self.halvings, self.thinner), num_classes=num_classes)
 
 
 @dataclass(frozen=True, slots=True)

@@ -118,6 +118,7 @@ class PaperSetting:
 
     def trial(self, training: Recipe, seed: int) -> Trial:
         """The row as the paper trains it."""
+        assert isinstance(training.detector, Detector)
         detector = replace(training.detector, num_classes=len(self.dataset.class_names))
         weights = self.weights.get(backbone_name(detector.backbone) or "")
         data = self.dataset.data

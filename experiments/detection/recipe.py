@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from detector.config import Detector
+from detector.config import AnyDetector
 
 Schedules = Literal["1x", "2x"]
 SCHEDULES: tuple[Schedules, ...] = get_args(Schedules)
@@ -20,5 +20,5 @@ class Recipe:
             A profile gives both in iterations.
     """
 
-    detector: Detector
+    detector: AnyDetector
     schedule: Schedules = "1x"

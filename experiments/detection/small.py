@@ -32,7 +32,7 @@ from detector.config import (
 from detector.data.shapes import ShapesSpec, draw_dataset
 from experiments.detection.cost import trial_cost
 from experiments.detection.data import Context, DataSet, open_data
-from experiments.detection.networks import SmallDense
+from experiments.detection.networks import SmallDense, SmallNetworks, SmallSingleShot
 from experiments.detection.options import DetectionOptions
 from experiments.detection.recipe import Recipe
 
@@ -61,7 +61,7 @@ class Scale:
     own_max_long_side: int
     schedule: Schedule
     finest_anchor: float
-    networks: SmallDense
+    networks: SmallNetworks
     report_every: int
     checkpoint_every: int
     seed_noise: Mapping[str, SeedNoise] = field(default_factory=dict)
@@ -76,7 +76,10 @@ SHAPES = Scale(
     own_max_long_side=320,
     schedule=Schedule(iterations=750, total_batch=16, optimizer=AdamW(lr=3e-3), decay=OneCycle()),
     finest_anchor=32.0,
-    networks=SmallDense(widths=(16, 32, 64, 96), stem_channels=16, stem_stride=4, channels=32, num_convs=2),
+    networks=SmallNetworks(
+        SmallDense(widths=(16, 32, 64, 96), stem_channels=16, stem_stride=4, channels=32, num_convs=2),
+        SmallSingleShot(halvings=2, thinner=16),
+    ),
     report_every=20,
     checkpoint_every=250,
 )
@@ -90,7 +93,10 @@ SMOKE = replace(
     own_max_long_side=107,
     schedule=replace(SHAPES.schedule, iterations=10, total_batch=4),
     finest_anchor=16.0,
-    networks=SmallDense(widths=(16, 16, 16, 16), stem_channels=16, stem_stride=2, channels=16, num_convs=1),
+    networks=SmallNetworks(
+        SmallDense(widths=(16, 16, 16, 16), stem_channels=16, stem_stride=2, channels=16, num_convs=1),
+        SmallSingleShot(halvings=2, thinner=32),
+    ),
     report_every=5,
     checkpoint_every=5,
 )

@@ -15,10 +15,12 @@ from pathlib import Path
 
 from ablation.claim import Claim
 from ablation.errors import UserError
-from ablation.protocol import Report, Request
-from ablation.study import ByClass, Profile, Study, Table
+from ablation.metric import Metric
+from ablation.protocol import JointRequest, JointResult, Report, Request
+from ablation.study import ByClass, JointMeasurement, Profile, Study, Table
 from detector.errors import DataError
-from experiments.detection.metrics import COCO_METRICS, PROGRESS
+from experiments.detection.counts import boxes, input_side
+from experiments.detection.metrics import BOXES, COCO_METRICS, INPUT, PROGRESS, SPEED
 from experiments.detection.options import DetectionOptions
 from experiments.detection.rescore import by_class, rescore
 from experiments.detection.server_scores import read_scores
@@ -31,13 +33,22 @@ def detection_study(
     claims: tuple[Claim, ...],
     profiles: Iterable[Profile],
     paper_note: str = "",
+    metrics: tuple[Metric, ...] = COCO_METRICS,
 ) -> Study:
-    """A study of detection from what it has of its own; the first profile is the default."""
+    """A study of detection from what it has of its own; the first profile is the default.
+
+    Args:
+        name, title, tables, claims, profiles, paper_note: see `Study`.
+        metrics: those that evaluations report, the study's main one first. Speed, boxes and input size are
+            there besides where a table cites them.
+    """
+    cited = {cell.metric for table in tables for row in table.rows for cell in row.cells}
+    counted = {BOXES.name: boxes, INPUT.name: input_side}
     by_name = {profile.name: profile for profile in profiles}
     return Study(
         name=name,
         title=title,
-        metrics=COCO_METRICS,
+        metrics=(*metrics, *(metric for metric in (SPEED, BOXES, INPUT) if metric.name in cited)),
         tables=tables,
         claims=claims,
         profiles=by_name,
@@ -51,6 +62,8 @@ def detection_study(
         rescore=rescore,
         read_scores=read_scores,
         by_class=ByClass("AP", by_class),
+        computed={name: count for name, count in counted.items() if name in cited},
+        joint=JOINT if SPEED.name in cited else None,
         sources=("detector", "experiments"),
         packages=PACKAGES,
     )
@@ -65,6 +78,16 @@ def train(request: Request) -> Generator[Report, None, None]:
     from experiments.detection.train_trial import train_trial
 
     yield from train_trial(request)
+
+
+def speed(request: JointRequest) -> JointResult:
+    """The speed of all rows in turns, by `experiments.detection.speed`."""
+    from experiments.detection.speed import measure
+
+    return measure(request)
+
+
+JOINT = JointMeasurement((SPEED.name,), "batch 1, warm, postprocessing included, images in memory", speed)
 
 
 def check_data(options: DetectionOptions, folder: Path) -> str:

@@ -55,7 +55,7 @@ def test_the_paper_switches_survive_and_the_sizes_shrink(setting: ScaledSetting)
     assert detector.assigner == presets.fcos(1.5).assigner
     assert detector.head.group_norm
     assert detector.num_classes == 6
-    assert detector.fpn.channels == SMOKE.networks.channels
+    assert detector.fpn.channels == SMOKE.networks.dense.channels
 
 
 def test_the_six_backbones_of_table_8_stay_six() -> None:
@@ -67,7 +67,7 @@ def test_the_six_backbones_of_table_8_stay_six() -> None:
         presets.RESNEXT_101_32X8D_DCN,
         presets.RESNEXT_101_64X4D_DCN,
     )
-    shrunk = SHAPES.networks.backbone
+    shrunk = SHAPES.networks.dense.backbone
     small = {shrunk(paper) for paper in papers}
     assert len(small) == 6
     assert all(sum(b.depths) > sum(shrunk(presets.RESNET_50).depths) for b in small)

@@ -45,7 +45,7 @@ def collect(command: str, source: Path | None = None, packages: Sequence[str] = 
         "command": hidden(command),
         "host": socket.gethostname(),
         "platform": platform.platform(),
-        "cpu": _cpu_model(),
+        "cpu": cpu_model(),
         "python": platform.python_version(),
         "versions": {name: version(name) for name in (*packages, *PLATFORM_PACKAGES)},
         **_checkout(source or Path(__file__).resolve().parent),
@@ -115,7 +115,8 @@ def git(folder: Path, *arguments: str) -> str | None:
     return done.stdout.decode(errors="replace")
 
 
-def _cpu_model() -> str:
+def cpu_model() -> str:
+    """The processor's name."""
     try:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:

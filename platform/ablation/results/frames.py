@@ -109,7 +109,11 @@ class Results:
         return _frame(rows, ["trial_key", "name", "seed", "evaluation_key", "metric", "value"])
 
     def cells(self) -> pd.DataFrame:
-        """One row a cell and seed: table, row, column, metric, seed, value, paper, state, heading cells."""
+        """One row a cell and seed: table, row, column, metric, seed, value, paper, state, heading cells.
+
+        A number that rows measure together has a row for each round; one that is reported and not trained
+        has a row without seed and value, with its `source`.
+        """
         return _frame(
             _cell_records(self._tables()),
             ["table", "row", "column", "metric", "seed", "value", "paper", "state"],
@@ -219,17 +223,21 @@ def _cell_records(tables: Iterable[FilledTable]) -> list[dict[str, Any]]:
             "table": filled.table.id,
             **dict(zip(filled.table.headers, row.headers, strict=True)),
             **_of_cell(cell),
-            "seed": source.seed,
-            "value": source.value,
-            "state": source.state,
-            "trial_key": source.trial_key,
-            "evaluation_key": source.evaluation_key,
+            "source": row.source or None,
+            **observed,
         }
         for filled in tables
         for row, cells in zip(filled.table.rows, filled.rows, strict=True)
         for cell in cells
-        for source in cell.sources
+        for observed in _observed(cell)
     ]
+
+
+def _observed(cell: FilledCell) -> list[dict[str, Any]]:
+    """What a cell holds, for each seed or round."""
+    names = ("seed", "round", "value", "state", "trial_key", "evaluation_key")
+    known = [{name: getattr(source, name) for name in names} for source in cell.sources]
+    return known or [{**dict.fromkeys(names), "state": cell.state}]
 
 
 def _of_cell(cell: FilledCell) -> dict[str, Any]:

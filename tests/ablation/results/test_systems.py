@@ -19,6 +19,7 @@ from ablation.render.drawing import draw
 from ablation.render.files import write_results
 from ablation.results.by_class import by_class
 from ablation.results.claims import Verdict, verdicts
+from ablation.results.frames import _cell_records
 from ablation.results.table import FilledTable, assemble
 from ablation.study import ByClass, Cell, Row
 from dashboards.report import page
@@ -130,6 +131,14 @@ def test_by_class_a_reported_row_is_left_out(workspace: Workspace) -> None:
     study = replace(SYSTEMS, by_class=ByClass("AP", lambda *_: {}))
     (made,), problems = by_class(study, workspace.plan, workspace.store)
     assert (problems, [row.label for row in made.table.rows]) == ([], ["Slow", "Fast"])
+
+
+def test_as_data_a_reported_number_has_its_source_and_a_joint_one_its_rounds(workspace: Workspace) -> None:
+    records = _cell_records([table(measured(workspace))])
+    shown = [(r["row"], r["round"], r["value"], r["paper"], r["state"], r["source"]) for r in records
+             if r["column"] == "Speed"]  # fmt: skip
+    assert shown[0] == ("Old", None, None, 400.0, "reported", "Someone, 2016")
+    assert [one[:3] for one in shown[1:4]] == [("Slow", 0, 10.0), ("Slow", 1, 11.0), ("Slow", 2, 9.0)]
 
 
 # --- numbers of configs ----------------------------------------------------------------------------------

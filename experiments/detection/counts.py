@@ -1,0 +1,32 @@
+"""What a config alone says of a detector: how many boxes it predicts, and from how large an image."""
+
+from __future__ import annotations
+
+from math import ceil
+
+from detector.config import AnyDetector, Data, Detector, Evaluation, SingleShot, Trial
+
+PHOTOGRAPH = 4 / 3
+"""Sides of an ordinary photograph, for detectors that keep the shape of an image."""
+
+
+def boxes(trial: Trial, evaluation: Evaluation) -> float:
+    """Anchors of an image, before any is discarded: of the square input, or of a photograph."""
+    detector = trial.detector
+    if isinstance(detector, SingleShot):
+        return detector.num_anchors
+    return detector.anchors.num_per_location * _locations(detector, trial.data)
+
+
+def _locations(detector: Detector, data: Data) -> int:
+    short, long = data.short_side, min(data.max_long_side, round(PHOTOGRAPH * data.short_side))
+    return sum(ceil(short / stride) * ceil(long / stride) for stride in detector.strides)
+
+
+def input_side(trial: Trial, evaluation: Evaluation) -> float:
+    """The side of the square that every image is warped to, or the short side; pixels."""
+    return _side(trial.detector, trial.data)
+
+
+def _side(detector: AnyDetector, data: Data) -> int:
+    return detector.input_size if isinstance(detector, SingleShot) else data.short_side
