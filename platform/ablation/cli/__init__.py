@@ -3,6 +3,7 @@
 inspect     plan, status, logs
 run         run
 results     tables, verify, measure, import-scores
+compare     best, compare
 control     pause, resume, cancel, retry, prioritise, gc
 data        check-data
 mlflow      sync, ui
@@ -18,7 +19,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from ablation.cli import control, data, inspect, mlflow, results, run
+from ablation.cli import compare, control, data, inspect, mlflow, results, run
 from ablation.cli.arguments import add_study_options, selection_of, selection_parser
 from ablation.credentials import hidden
 from ablation.driver.run import EXIT_INTERRUPTED
@@ -64,7 +65,7 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
         description="Reproduce the tables of a paper: plan what they need, train it, and put them together.",
     )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for module in (inspect, run, results, control, data, mlflow):
+    for module in (inspect, run, results, compare, control, data, mlflow):
         module.add_commands(commands)
     if words and words[0] in commands.choices:
         add_study_options(commands.choices[words[0]], words[1:])

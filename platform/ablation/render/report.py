@@ -8,9 +8,11 @@ from rich.console import Console
 
 from ablation.claim import Claim, references
 from ablation.render import terminal
+from ablation.render.answer import answer
 from ablation.render.files import write_results, write_tables
 from ablation.results.by_class import by_class
 from ablation.results.claims import verdicts
+from ablation.results.ranking import rank
 from ablation.results.table import assemble
 from ablation.session import Session
 from ablation.tracking.client import server_address
@@ -37,6 +39,11 @@ def print_report(session: Session, formats: Collection[str], console: Console | 
     judged = verdicts(study, tables, plan.setting)
     about = {claim.id for claim in study.claims if _is_about(claim, plan.table_ids)}
     console.print(terminal.claims([verdict for verdict in judged if verdict.id in about]))
+    if plan.setting.own_data:  # the paper's claims are about its own data; which row is best here?
+        for filled in tables:
+            if filled.table.id in plan.table_ids and filled.table.columns:
+                lines = answer(rank(filled, plan.setting))
+                console.print(*lines, "", sep="\n", markup=False, highlight=False)
     _, problems = write_results(session.results, study, tables, judged, formats)
     for problem in problems:
         console.print(problem, highlight=False, markup=False, soft_wrap=True)

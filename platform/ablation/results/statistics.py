@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Literal
@@ -36,6 +36,9 @@ UNKNOWN_SPREAD = "one seed: spread over seeds unknown"
 """The caveat of an interval that decides nothing."""
 MOST_DEGREES_OF_FREEDOM = 1000.0
 """Of the bootstrap's part of the error; Student's t is nearly normal there."""
+
+MOST_SEEDS = 20
+"""The most seeds that anybody is told to train."""
 
 Outcome = Literal["supported", "refuted", "undecided"]
 
@@ -90,6 +93,16 @@ class Estimate:
         variance = (self.sample_variance or 0.0) + (self.seed_variance or 0.0)
         half = float(stdtrit(self._degrees_of_freedom(variance), (1 + level) / 2)) * variance**0.5
         return self.value - half, self.value + half
+
+    @property
+    def p_value(self) -> float | None:
+        """Two-sided p-value of no difference; None where the error is not known (`known`)."""
+        from scipy.special import stdtr
+
+        if not self.known:
+            return None
+        variance = (self.sample_variance or 0.0) + (self.seed_variance or 0.0)
+        return 2 * float(stdtr(self._degrees_of_freedom(variance), -abs(self.value) / variance**0.5))
 
     def _degrees_of_freedom(self, variance: float) -> float:
         if not self.seed_variance:
@@ -224,6 +237,39 @@ def _variance(replicates_R: NDArray[np.float64]) -> float | None:
     """Over the resamples that define the value; None where fewer than two do."""
     defined_R = np.where(np.isfinite(replicates_R), replicates_R, np.nan)
     return None if np.isfinite(defined_R).sum() < 2 else float(np.nanvar(defined_R, ddof=1))
+
+
+def holm(p_values: Sequence[float | None]) -> list[float | None]:
+    """The p-values adjusted for their number by Holm's step-down method (Holm 1979).
+
+    Those at most 0.05 are decided with at most 5 % probability of any false decision among all of them. An
+    unknown one counts as a test and stays unknown.
+    """
+    known = sorted((p, index) for index, p in enumerate(p_values) if p is not None)
+    adjusted: list[float | None] = [None] * len(p_values)
+    largest = 0.0
+    for rank, (p, index) in enumerate(known):
+        largest = max(largest, min(1.0, p * (len(p_values) - rank)))
+        adjusted[index] = largest
+    return adjusted
+
+
+def seeds_to_decide(estimate: Estimate, most: int = MOST_SEEDS) -> int | None:
+    """How many seeds would show a difference as large as this one, if their spread stays as it is.
+
+    Returns:
+        The smallest number above those that it rests on; None where the spread is unknown, or not even
+        `most` seeds would suffice: the test samples do not become more with seeds.
+    """
+    if estimate.seed_variance is None:
+        return None
+    each = estimate.seed_variance * estimate.num_seeds
+    for seeds in range(estimate.num_seeds + 1, most + 1):
+        more = replace(estimate, seed_variance=each / seeds, num_seeds=seeds, assumed_degrees_of_freedom=None)
+        interval = more.interval()
+        if interval is not None and (interval[0] > 0 or interval[1] < 0):
+            return seeds
+    return None
 
 
 def judge_better(estimate: Estimate, metric: Metric, tests: int = 1) -> Outcome:
