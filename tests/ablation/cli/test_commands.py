@@ -46,7 +46,7 @@ def _run(*arguments: str) -> int:
 
 COMMANDS = (
     *("plan", "run", "status", "tables", "logs", "pause", "resume", "cancel", "retry", "prioritise", "gc"),
-    *("check-data", "verify", "measure", "import-scores", "sync", "ui"),
+    *("check-data", "verify", "measure", "import-scores", "export", "best", "compare", "sync", "ui"),
 )
 
 
