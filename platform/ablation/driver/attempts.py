@@ -31,7 +31,8 @@ class Attempt:
         began: seconds on the driver's clock.
         folder: of the trial's directory; see `store.TrialRow`.
         done: keys of the planned evaluations that have a result.
-        losses: processes lost in a row without a new checkpoint, over all attempts of this run at the trial.
+        losses: processes lost in a row without a new checkpoint, over all attempts of this run at the trial
+            since a person last retried it.
         started: whether its process has reported.
         stop_requested: whether it has been asked to stop at a checkpoint.
     """
@@ -51,9 +52,9 @@ class Attempt:
         return self.trial.key
 
     @property
-    def is_done(self) -> bool:
-        """Whether all planned evaluations have a result."""
-        return {evaluation.key for evaluation in self.trial.missing} <= self.done
+    def lacks(self) -> set[str]:
+        """Keys of the planned evaluations without a result."""
+        return {evaluation.key for evaluation in self.trial.missing} - self.done
 
 
 @dataclass(slots=True)
@@ -97,10 +98,9 @@ class AttemptManager:
         id = self.store.claim(trial.key, owner, facts, self.invocation_id)
         if id is None:
             return None
-        before = self.ended.pop(trial.key, None)
-        attempt = Attempt(id, trial, now, losses=before.losses if before else 0)
+        before, retried = self.ended.pop(trial.key, None), self.failed.pop(trial.key, None) is not None
+        attempt = Attempt(id, trial, now, losses=before.losses if before and not retried else 0)
         self.running[trial.key] = attempt
-        self.failed.pop(trial.key, None)
         start = self.store.start_of(trial.key)  # it does not change while the attempt runs
         attempt.folder = start.folder
         attempt.done = {evaluation.key for evaluation in trial.missing} & start.done
@@ -180,7 +180,7 @@ class AttemptManager:
     def _on_end(self, attempt: Attempt, end: End, reports: Sequence[Report]) -> None:
         match end:
             case Ended():
-                self._finish(attempt, reports)
+                self._on_ended(attempt, reports)
             case Stopped():
                 self._release(attempt, "stopped at a checkpoint", reports)
             case Failed(error):
@@ -191,6 +191,17 @@ class AttemptManager:
                 self._on_device_failure(attempt, end, reports)
             case _:
                 assert_never(end)
+
+    def _on_ended(self, attempt: Attempt, reports: Sequence[Report]) -> None:
+        """The trial is done, unless its train function left a result out: another attempt would too."""
+        if lacking := attempt.lacks - {report.key for report in reports if isinstance(report, Evaluated)}:
+            error = (
+                f"The training ended without a result of the evaluation {', '.join(sorted(lacking))}: the "
+                "train function must report an Evaluated for each of Request.evaluations"
+            )
+            self.fail(attempt, error, reports)
+        else:
+            self._finish(attempt, reports)
 
     def _finish(self, attempt: Attempt, reports: Sequence[Report]) -> None:
         self.store.finish(attempt.id, reports)
@@ -245,7 +256,7 @@ class AttemptManager:
             reason = f"{reason}\nIt hung and was ended; the trial's log.txt says where"
         attempt.losses += 1
         with self._unless_taken_over(attempt):
-            if attempt.is_done:
+            if not attempt.lacks:
                 self._finish(attempt, [Noticed(reason)])
             elif attempt.losses > self.max_retries:
                 self.fail(attempt, reason)
@@ -266,13 +277,15 @@ class AttemptManager:
 
     def close(self) -> None:
         """Ends all running attempts as interrupted; their trials wait for the next run."""
-        for attempt in self.running.values():
+        ended = list(self.running.values())
+        for attempt in ended:
             with suppress(AttemptOverError):
                 self.store.release(attempt.id)
-            if attempt.stop_requested:
-                with suppress(StorageError):  # the next attempt removes it
-                    self.storage.clear_stop(attempt.key)
         self.running.clear()
+        with suppress(StorageError):  # the next attempts remove what is left
+            for attempt in ended:
+                if attempt.stop_requested:
+                    self.storage.clear_stop(attempt.key)
 
     @contextmanager
     def _unless_taken_over(self, attempt: Attempt) -> Iterator[None]:

@@ -23,7 +23,7 @@ from ablation.setting import data_id
 from ablation.storage import StorageError
 from ablation.store import DesiredStates
 from ablation.wording import counted
-from ablation.worker.messages import Message
+from ablation.worker.messages import End, Message
 
 POLL_EVERY_S = 2.0
 """How often the store is asked for the desired states: control commands work through it."""
@@ -93,7 +93,8 @@ class Dispatcher:
         while self._storage_answers() and (entry := self.scheduler.next(self.clock())):
             if attempt := self._claim(entry.id):
                 return attempt, self._request(attempt)
-            self._release_ended()
+            self.scheduler.release(entry.id)
+            self._polled = None
         return None
 
     def _claim(self, key: str) -> Attempt | None:
@@ -137,16 +138,19 @@ class Dispatcher:
     # --- what processes tell --------------------------------------------------------------------------
 
     def on_messages(self, key: str, id: int, messages: Sequence[Message]) -> bool:
-        """Takes messages of an attempt's process; False when the attempt is no longer running here.
+        """Takes messages of an attempt's process; False where the process goes on and the attempt does not.
 
         Such a process must be killed: another attempt may work in the trial's directory. The first list is
         empty and says that the process is there; the workers of a group may still have no node.
         """
         attempt = self.manager.find(key, id)
-        if attempt and (messages or self.resources[key].workers == 1):
+        if attempt is None:
+            return False
+        if messages or self.resources[key].workers == 1:
             self.manager.on_messages(attempt, messages)
             self._release_ended()
-        return attempt is not None
+        says_end = bool(messages) and isinstance(messages[-1], End)
+        return says_end or self.manager.find(key, id) is not None
 
     def on_worker_lost(self, key: str, id: int, reason: str) -> None:
         """The process of an attempt died."""
@@ -261,7 +265,7 @@ class Dispatcher:
         if self.desired.trials[trial.key].first_attempt != self._first_attempts[trial.key]:
             return False
         last = self.manager.ended.get(trial.key)
-        return last is None or not last.is_done
+        return last is None or bool(last.lacks)
 
     # --- what cannot start ----------------------------------------------------------------------------
 

@@ -33,21 +33,20 @@ class Heartbeat:
     patient_until: float = 0.0
 
     def send(self) -> None:
-        """To the store."""
-        self.manager.store.heartbeat([attempt.id for attempt in list(self.manager.running.values())])
-        self.sent = time.monotonic()
-
-    def reclaim(self) -> None:
-        """Frees the trials of drivers that are gone.
+        """To the store.
 
         Where this driver could not reach the store for a while, others could not either: they get as long
         to send a heartbeat.
         """
-        now = time.monotonic()
-        if now - self.sent > LATE_S:
-            self.patient_until = now + SILENCE.total_seconds()
+        self.manager.store.heartbeat([attempt.id for attempt in list(self.manager.running.values())])
+        before, self.sent = self.sent, time.monotonic()
+        if self.sent - before > LATE_S:
+            self.patient_until = self.sent + SILENCE.total_seconds()
+
+    def reclaim(self) -> None:
+        """Frees the trials of drivers that are gone."""
         self.send()
-        if now >= self.patient_until:
+        if time.monotonic() >= self.patient_until:
             self.manager.store.reclaim_silent()
 
 

@@ -82,7 +82,10 @@ class Storage(Protocol):
         ...
 
     def stop_asked(self, trial_key: str) -> bool:
-        """Whether the stop marker is there. Cheap; a remote answer may be `remote.STOP_POLL_S` old."""
+        """Whether the stop marker is there; False where that cannot be told.
+
+        Cheap; a remote no may be `remote.STOP_POLL_S` old.
+        """
         ...
 
     def clear_stop(self, trial_key: str) -> None:

@@ -38,8 +38,13 @@ def write(fs: Any, root: str, path: str, content: bytes) -> None:
     """Writes a whole small file or none. An object store would need no renaming; a file system does."""
     folder, _, name = path.rpartition("/")
     beside = f"{folder}/.{name}.{uuid.uuid4().hex}"
-    in_folder(fs, root, beside, lambda target: fs.pipe_file(target, content))
-    fs.mv(beside, path)
+    try:
+        in_folder(fs, root, beside, lambda target: fs.pipe_file(target, content))
+        fs.mv(beside, path)
+    except BaseException:
+        with suppress(Exception):
+            fs.rm_file(beside)
+        raise
 
 
 def in_folder(fs: Any, root: str, path: str, action: Callable[[str], Any]) -> None:

@@ -14,6 +14,7 @@ leaves the trial's directory.
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import shutil
 import socket
@@ -56,7 +57,7 @@ class Remote:
     """
 
     url: str
-    _stops: dict[str, tuple[float, bool]] = field(default_factory=dict, compare=False)
+    _not_stopped: dict[str, float] = field(default_factory=dict, compare=False)
 
     def __repr__(self) -> str:
         return f"Remote({self.shown!r})"
@@ -158,24 +159,27 @@ class Remote:
     # --- the stop marker
 
     def ask_to_stop(self, trial_key: str) -> None:
-        """Writes the stop marker."""
+        """Writes the stop marker; tries once, because the driver asks again."""
         path = f"{checked_key(trial_key)}/{STOP}"
-        self._retried("write to", lambda fs, root: filesystem.write(fs, root, f"{root}/{path}", b"stop\n"))
+        self._retried(
+            "write to", lambda fs, root: filesystem.write(fs, root, f"{root}/{path}", b"stop\n"), for_s=0.0
+        )
 
     def stop_asked(self, trial_key: str) -> bool:
         """Whether the stop marker is there; False while the storage cannot be read."""
-        asked_at, stop = self._stops.get(checked_key(trial_key), (-STOP_POLL_S, False))
-        if time.monotonic() - asked_at >= STOP_POLL_S:
-            with suppress(Exception):
-                fs, root = filesystem.opened(self.url)
-                stop = bool(fs.exists(f"{root}/{trial_key}/{STOP}"))
-            self._stops[trial_key] = (time.monotonic(), stop)
-        return stop
+        # Only a no is remembered: after a yes another attempt may follow in this process.
+        if time.monotonic() - self._not_stopped.get(checked_key(trial_key), -math.inf) < STOP_POLL_S:
+            return False
+        with suppress(Exception):
+            fs, root = filesystem.opened(self.url)
+            if fs.exists(f"{root}/{trial_key}/{STOP}"):
+                return True
+        self._not_stopped[trial_key] = time.monotonic()
+        return False
 
     def clear_stop(self, trial_key: str) -> None:
         """Deletes the stop marker."""
         path = f"{checked_key(trial_key)}/{STOP}"
-        self._stops.pop(trial_key, None)
         self._retried("delete from", lambda fs, root: filesystem.delete(fs, f"{root}/{path}"))
 
     def probe(self) -> None:

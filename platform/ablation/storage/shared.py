@@ -57,8 +57,11 @@ class SharedFolder:
             (self.directory(trial_key) / STOP).touch()
 
     def stop_asked(self, trial_key: str) -> bool:
-        """Whether the stop marker is there."""
-        return (self.root / checked_key(trial_key) / STOP).exists()
+        """Whether the stop marker is there; False while the folder cannot be read."""
+        try:
+            return (self.root / checked_key(trial_key) / STOP).exists()
+        except OSError:  # of a network file system, for example
+            return False
 
     def clear_stop(self, trial_key: str) -> None:
         """Deletes the stop marker."""

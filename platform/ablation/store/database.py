@@ -35,8 +35,8 @@ PAUSES_S = (0.1, 0.3, 1, 2, 4, 8, 15)
 """Pauses between tries to reach a lost server: half a minute in all."""
 SCHEMA_LOCK = 0x61626C61
 """Number of the PostgreSQL advisory lock under which tables are made and upgraded."""
-ROLLED_BACK = {"40001", "40P01"}
-"""SQLSTATE of serialization failures and deadlocks, after which a transaction may be repeated."""
+ROLLED_BACK = {"40001", "40P01", "55P03"}
+"""SQLSTATE of serialization failures, deadlocks and lock timeouts: the transaction may be repeated."""
 
 _ADVICE = (
     ("disk is full", "Free some space there, or move the workspace with --workspace."),
@@ -95,8 +95,9 @@ class Database:
     def run(self, work: Callable[[Transaction], T], *, writes: bool, durable: bool = True) -> T:
         """Does work in a transaction; a durable one that writes is on disk when this returns.
 
-        When the connection breaks, the work is repeated after a pause (`PAUSES_S`). When only the answer to a
-        commit was lost, the transaction's mark shows that it was committed, and the work is not repeated.
+        When the connection breaks, or another program holds the lock for long, the work is repeated after a
+        pause (`PAUSES_S`). When only the answer to a commit was lost, the transaction's mark shows that it
+        was committed, and the work is not repeated.
 
         Raises:
             UserError: the database cannot be used, or the server did not come back.
@@ -134,9 +135,10 @@ class Database:
                 yield Transaction(connection)
 
     def _is_transient(self, error: DBAPIError) -> bool:
-        """Whether a repetition may succeed: the connection broke, or the server rolled it back."""
-        rolled_back = getattr(error.orig, "sqlstate", None) in ROLLED_BACK
-        return self.shared and (_is_disconnect(error) or rolled_back)
+        """Whether a repetition may succeed: the connection broke, or nothing of the transaction was kept."""
+        if not self.shared:
+            return "locked" in str(error.orig)
+        return _is_disconnect(error) or getattr(error.orig, "sqlstate", None) in ROLLED_BACK
 
     def _explained(self, error: DBAPIError) -> Exception:
         """A UserError with advice; the error itself where it is a bug."""

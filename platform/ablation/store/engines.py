@@ -14,8 +14,8 @@ from sqlalchemy.exc import ArgumentError
 
 from ablation.errors import UserError
 
-BUSY_TIMEOUT_MS = 10_000
-"""How long a transaction waits for another's lock."""
+BUSY_TIMEOUT_MS = 5_000
+"""How long a transaction waits for another's lock before it is repeated (`database.PAUSES_S`)."""
 
 IDLE_TIMEOUT_MS = 60_000
 """After this a server ends a transaction without statements: the driver's machine may be gone."""

@@ -158,7 +158,7 @@ def _run_rank(config: WorkerConfig, request: Request, told: Any) -> None:
         for report in reports(config, request, stop, writes=rank == 0):
             if rank == 0:
                 told.put(report)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         told.put(RankFailed(rank, failure_of(error, get_context().get_local_world_size())))
         raise
 

@@ -74,20 +74,26 @@ def batches(messages: Iterator[Message], request: Request) -> Iterator[list[Mess
     """The messages in lists that travel together: one that is followed by another at once waits for it.
 
     The first list is empty, and comes before anything is done: the driver can end a process that it gave up.
-    In a group the first report waits for no other, because it says that the workers run.
+    In a group the first report waits for no other, because it says that the workers run. What waits when an
+    error ends the messages comes before the error.
     """
     yield []
     if request.workers > 1:
         yield [next(messages)]
     batch: list[Message] = []
     evaluations = len(request.evaluations)
-    for message in messages:
-        batch.append(message)
-        evaluations -= isinstance(message, Evaluated)
-        if isinstance(message, Described) or (isinstance(message, Evaluated) and evaluations == 0):
-            continue
-        yield batch
-        batch = []
+    try:
+        for message in messages:
+            batch.append(message)
+            evaluations -= isinstance(message, Evaluated)
+            if isinstance(message, Described) or (isinstance(message, Evaluated) and evaluations == 0):
+                continue
+            yield batch
+            batch = []
+    except (WorkersLostError, StorageError):
+        if batch:
+            yield batch
+        raise
     if batch:
         yield batch
 
@@ -120,5 +126,5 @@ def messages(
             yield Ended()
     except (WorkersLostError, StorageError):
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         yield failure_of(error)

@@ -55,7 +55,7 @@ End = Ended | Stopped | Failure
 Message = Report | End
 
 
-def failure_of(error: Exception, workers: int = 1) -> Failure:
+def failure_of(error: BaseException, workers: int = 1) -> Failure:
     """The message for an exception that is being handled, without passwords of addresses in it.
 
     Args:

@@ -14,7 +14,7 @@ from pathlib import Path
 from ablation.protocol import Checkpointed, Described, Noticed, Report, Request, TrainFunction
 from ablation.provenance.environment import describe
 from ablation.storage import Storage
-from ablation.storage.names import HANG, LOG, STOP
+from ablation.storage.names import HANG, LOG
 from ablation.storage.reports import files_of, moved
 from ablation.worker.messages import Stopped
 from ablation.worker.watchdog import Watch, guarded, hang_of, logged
@@ -72,7 +72,8 @@ def reports(
                     _store(storage, key, here, report)
                 yield moved(report, here, driver_directory)
                 if stop():
-                    training.close()  # writes a checkpoint of the step that was reported
+                    with watch.armed():
+                        training.close()  # writes a checkpoint of the step that was reported
                     if writes:
                         storage.upload(key, here, _files(here))
                     log("stopped")
@@ -94,5 +95,5 @@ def _store(storage: Storage, key: str, here: Path, report: Report) -> None:
 
 def _files(directory: Path) -> list[Path]:
     """The files of a trial's directory that a later attempt may need: all but those of this process alone."""
-    own = (HANG, STOP, ".")
+    own = (HANG, ".")
     return [path for path in directory.rglob("*") if path.is_file() and not path.name.startswith(own)]

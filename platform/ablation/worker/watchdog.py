@@ -38,7 +38,13 @@ def logged(directory: Path, *, writes: bool = True) -> Iterator[Callable[[Report
         directory: the trial's.
         writes: False for ranks but the first: only what they print is written.
     """
-    with (directory / LOG).open("a", buffering=1) as file, redirect_stdout(file), redirect_stderr(file):
+    path = directory / LOG
+    with (
+        # A training may print what no encoding has, such as the name of a file.
+        path.open("a", buffering=1, encoding="utf-8", errors="backslashreplace") as file,
+        redirect_stdout(file),
+        redirect_stderr(file),
+    ):
 
         def log(what: Report | str) -> None:
             if writes and (text := what if isinstance(what, str) else _line(what)):
@@ -47,7 +53,7 @@ def logged(directory: Path, *, writes: bool = True) -> Iterator[Callable[[Report
         log(f"started on {socket.gethostname()}, process {os.getpid()}")
         try:
             yield log
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             log(f"failed: {type(error).__name__}: {error}")
             raise
 
@@ -99,16 +105,23 @@ class Watch:
         """The same reports; time counts only while the next one is being made."""
         while True:
             began = time.monotonic()
-            self.arm()
             try:
-                report = next(reports)
+                with self.armed():
+                    report = next(reports)
             except StopIteration:
                 return
-            finally:
-                self._disarm()
             if isinstance(report, Progress):
                 self._paces.append(time.monotonic() - began)
             yield report
+
+    @contextmanager
+    def armed(self) -> Iterator[None]:
+        """Counts while the block runs."""
+        self.arm()
+        try:
+            yield
+        finally:
+            self._disarm()
 
     def arm(self) -> None:
         """Starts counting anew."""

@@ -238,7 +238,7 @@ def test_an_interrupted_run_ends_when_its_grace_is_over(manager: AttemptManager,
         Shutdown(grace=-1.0).poll(manager)
 
 
-@pytest.mark.parametrize("message", [Ended(), Failed("boom"), Progress(1, 4)])
+@pytest.mark.parametrize("message", [Ended(), Failed("boom"), Stopped(), Progress(1, 4)])
 def test_an_end_that_the_store_did_not_take_leaves_the_attempt_to_be_released(
     store: Store,
     manager: AttemptManager,
@@ -247,7 +247,8 @@ def test_an_end_that_the_store_did_not_take_leaves_the_attempt_to_be_released(
     message: Message,
 ) -> None:
     with monkeypatch.context() as broken:
-        for name in ("finish", "fail", "record"):
+        one.done = one.lacks
+        for name in ("finish", "fail", "release", "record"):
             broken.setattr(store, name, lambda *_: (_ for _ in ()).throw(UserError("disk is full")))
         with pytest.raises(UserError, match="disk is full"):
             manager.on_messages(one, [message])
@@ -299,6 +300,23 @@ def test_a_storage_that_is_away_at_the_start_of_an_attempt_does_not_leave_it_run
     assert again.losses == 0
 
 
+def test_closing_while_the_storage_is_away_asks_it_once(
+    store: Store, plan: Plan, manager: AttemptManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempts = [claimed(manager, trial) for trial in plan.trials]
+    manager.ask_to_stop(*attempts)
+    asked: list[str] = []
+
+    def away(_: object, key: str) -> None:
+        asked.append(key)
+        raise StorageError("the bucket does not answer")
+
+    monkeypatch.setattr(type(manager.storage), "clear_stop", away)
+    manager.close()
+    assert len(asked) == 1
+    assert {state(store, attempt)[0] for attempt in attempts} == {"WAITING"}
+
+
 def test_a_driver_that_could_not_reach_the_store_gives_others_time_to_come_back(
     store: Store, manager: AttemptManager, one: Attempt, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -306,6 +324,7 @@ def test_a_driver_that_could_not_reach_the_store_gives_others_time_to_come_back(
     monkeypatch.setattr(store, "reclaim_silent", lambda: reclaimed.append(True))
     heartbeat = Heartbeat(manager)
     heartbeat.sent -= 60
+    heartbeat.send()  # the thread that sends them may be the first to come back
     heartbeat.reclaim()
     assert not reclaimed
     heartbeat.patient_until = 0.0

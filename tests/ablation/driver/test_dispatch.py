@@ -117,7 +117,9 @@ def fail(dispatcher: Dispatcher, name: str) -> None:
 
 
 def end(dispatcher: Dispatcher, name: str, how: End = Ended()) -> None:  # noqa: B008
-    assert tell(dispatcher, name, how)
+    """With all its results where that is how it ends."""
+    lacking = sorted(attempt_of(dispatcher, name).lacks) if isinstance(how, Ended) else []
+    assert tell(dispatcher, name, *(Evaluated(key, {"AP": 4.0}) for key in lacking), how)
 
 
 def mark_started(dispatcher: Dispatcher) -> None:
@@ -172,6 +174,42 @@ def test_a_process_that_dies_after_its_last_result_has_finished_its_trial(world:
     assert dispatcher.manager.finished == [attempt.key]
     assert states(world, dispatcher) == {"a": "COMPLETE"}
     assert world.store.notices(attempt.key) == ["killed"]
+
+
+def test_a_training_that_leaves_a_result_out_has_failed_and_is_not_repeated(world: World) -> None:
+    dispatcher = world.dispatcher([Toy("a")])
+    assert started(dispatcher) == ["a"]
+    wanted, key = dispatcher.plan.trials[0].evaluations[0].key, key_of(dispatcher, "a")
+    world.later()
+    assert tell(dispatcher, "a", Noticed("almost"), Ended())
+    world.later()
+    assert started(dispatcher) == []
+    assert states(world, dispatcher) == {"a": "FAILED"}
+    assert f"ended without a result of the evaluation {wanted}" in dispatcher.manager.failed[key]
+    assert world.store.notices(key) == ["almost"]
+
+
+@pytest.mark.parametrize(
+    "fault", [StorageError("the bucket does not answer"), ValueError("no such evaluation")]
+)
+def test_a_process_that_goes_on_after_its_attempt_has_ended_is_not_kept(
+    fault: Exception, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another attempt may work in its folder: that the storage or the store failed is not known to it."""
+    dispatcher = world.dispatcher([Toy("a")])
+    assert started(dispatcher) == ["a"]
+    report = Evaluated(dispatcher.plan.trials[0].evaluations[0].key, {"AP": 4.0})
+
+    def refused(*_: object) -> None:
+        raise fault
+
+    monkeypatch.setattr(AttemptManager, "_record", refused)
+    assert not tell(dispatcher, "a", report)
+    assert dispatcher.manager.running == {}
+    world.later()
+    if isinstance(fault, StorageError):
+        assert started(dispatcher) == ["a"]
+        assert tell(dispatcher, "a", report, Stopped()), "it ends by itself, and may be used again"
 
 
 def test_an_attempt_whose_process_is_there_is_not_given_up_however_slow_its_first_steps(
@@ -306,6 +344,19 @@ def test_a_failed_trial_that_a_person_retries_starts_in_the_run_that_is_going_on
     assert started(dispatcher) == ["a"]
 
 
+def test_a_person_who_retries_a_trial_gives_it_its_retries_back(world: World) -> None:
+    dispatcher = world.dispatcher([Toy("a")])
+    for _ in range(2):
+        assert started(dispatcher) == ["a"]
+        attempt = lose(dispatcher, "a")
+    assert states(world, dispatcher) == {"a": "FAILED"}
+    world.store.retry([attempt.key])
+    world.later()
+    assert started(dispatcher) == ["a"]
+    lose(dispatcher, "a")
+    assert states(world, dispatcher) == {"a": "WAITING"}
+
+
 def test_a_run_is_over_when_nothing_runs_waits_or_is_paused(world: World) -> None:
     dispatcher = world.dispatcher([Toy("a")])
     started(dispatcher)
@@ -388,6 +439,23 @@ def test_a_trial_under_which_one_gpu_after_the_other_fails_is_the_one_at_fault(
     assert reason.startswith("On GPU 3 of host (10.0.0.1): CUDA error: ECC")
     assert ("a new process can use it" in reason) == usable
     assert dispatcher.over
+
+
+def test_a_device_is_quarantined_once_where_another_driver_is_first_at_its_trial(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.nodes = (Node("a", 8, 2, 0),)
+    dispatcher = world.dispatcher([Toy("a", workers=1, gpus=1.0), Toy("b", workers=1, gpus=1.0)])
+    dispatcher.manager.max_retries = 9
+    assert started(dispatcher) == ["a", "b"]
+    world.later()
+    end(dispatcher, "b")
+    device_fails(dispatcher, "a", usable=False)
+    with monkeypatch.context() as another:
+        another.setattr(dispatcher.manager.store, "claim", lambda *_: None)
+        assert started(dispatcher) == []
+    world.later()
+    assert started(dispatcher) == ["a"], "on the GPU that is left"
 
 
 @pytest.mark.parametrize("joins", [True, False])

@@ -460,6 +460,39 @@ def test_the_remote_stop_marker_is_not_looked_for_at_every_step(remote: Remote, 
     assert faults.calls == 1
 
 
+def test_a_stop_is_over_for_a_process_that_saw_it_once_the_driver_has_taken_it_back(place: Path) -> None:
+    """It may begin the trial's next attempt within moments."""
+    driver, worker = storage_at(f"file://{place}"), storage_at(f"file://{place}")
+    driver.ask_to_stop(KEY)
+    assert worker.stop_asked(KEY)
+    driver.clear_stop(KEY)
+    assert not worker.stop_asked(KEY)
+
+
+def test_a_stop_is_asked_for_once_because_the_driver_asks_again(remote: Remote, faults: Faults) -> None:
+    faults.inject("pipe_file", ConnectionError("away"), times=1_000)
+    with pytest.raises(StorageError):
+        remote.ask_to_stop(KEY)
+    assert faults.calls == 1
+
+
+def test_a_shared_folder_that_cannot_be_looked_into_asks_nobody_to_stop(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stale(_: Path) -> bool:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    monkeypatch.setattr(Path, "exists", stale)
+    assert not storage_at(place).stop_asked(KEY)
+
+
+def test_a_write_that_fails_leaves_nothing_behind(remote: Remote, place: Path, faults: Faults) -> None:
+    faults.inject("mv", ConnectionError("away"), times=1)
+    with pytest.raises(StorageError):
+        remote.ask_to_stop(KEY)
+    assert [path for path in place.rglob("*") if path.is_file()] == []
+
+
 def test_readers_never_see_a_half_written_list(remote: Remote, here: Path, tmp_path: Path) -> None:
     files = [_write(here, f"file_{number}", str(number)) for number in range(20)]
     over, problems = threading.Event(), []

@@ -10,7 +10,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import ExitStack, closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -255,12 +255,32 @@ def test_a_full_disk_loses_nothing_and_says_what_to_do(opened: Store) -> None:
 
 def test_a_locked_store_says_so(opened: Store, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engines, "BUSY_TIMEOUT_MS", 50)
+    monkeypatch.setattr(database, "PAUSES_S", (0.1,))
     impatient = Store.open(place)
     with (
         opened._transaction(writes=True),
         pytest.raises(UserError, match=r"locked\. Another program holds the lock"),
     ):
         impatient.retry([KEY])
+
+
+def test_a_store_that_is_locked_for_a_moment_is_waited_for(
+    opened: Store, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engines, "BUSY_TIMEOUT_MS", 50)
+    patient = Store.open(place)
+    held, pauses = ExitStack(), list[float]()
+    held.enter_context(opened._transaction(writes=True))
+
+    def pause(seconds: float) -> None:
+        pauses.append(seconds)
+        if len(pauses) == 3:
+            held.close()
+
+    monkeypatch.setattr(database.time, "sleep", pause)
+    patient.cancel([KEY])
+    assert pauses == list(database.PAUSES_S[:3])
+    assert patient.trial_states()[KEY].state == "CANCELLED"
 
 
 def test_a_bug_in_a_statement_is_not_taken_for_the_users_fault(opened: Store) -> None:

@@ -1,6 +1,8 @@
 """What a trial's process tells; with several workers it is run in tests/faults."""
 
+import faulthandler
 import queue
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from importlib import import_module
@@ -23,7 +25,7 @@ from ablation.protocol import (
 )
 from ablation.resources import Resources
 from ablation.storage import Storage, StorageError, storage_at
-from ablation.worker import group
+from ablation.worker import group, training
 from ablation.worker.group import RankFailed, RankPreempted, WorkersLostError
 from ablation.worker.harness import batches, messages, trial_process
 from ablation.worker.messages import DeviceFailed, Ended, Failed, Failure, Message, OutOfMemory, Stopped
@@ -116,6 +118,18 @@ def test_an_exception_is_a_message_with_its_traceback_and_does_not_escape(attemp
     assert "in breaks" in said[-1].error
 
 
+def test_a_training_that_leaves_its_process_has_failed_with_its_reason(attempt: Attempt) -> None:
+    def leaves(request: Request) -> Iterator[Report]:
+        yield Progress(1, 2)
+        sys.exit("no weights at weights.pth")
+
+    said = attempt.messages(leaves)
+    assert kinds(said) == [Described, Progress, Failed]
+    assert isinstance(said[-1], Failed)
+    assert said[-1].error.endswith("SystemExit: no weights at weights.pth\n")
+    assert "SystemExit: no weights" in (attempt.config.artifacts / KEY / "log.txt").read_text()
+
+
 def test_out_of_memory_is_told_with_what_to_try_next(attempt: Attempt) -> None:
     def full(request: Request) -> Iterator[Report]:
         yield Progress(1, 2)
@@ -151,6 +165,44 @@ def test_an_asked_for_stop_closes_the_training_at_a_report_so_that_it_can_save(a
     said = attempt.messages(endless)
     assert kinds(said) == [Described, Progress, Progress, Progress, Stopped]
     assert closed == [2]
+
+
+def test_the_watchdog_looks_on_while_a_training_saves_its_state(
+    attempt: Attempt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits: list[float] = []
+    monkeypatch.setattr(faulthandler, "dump_traceback_later", lambda limit, **_: limits.append(limit))
+    monkeypatch.setattr(faulthandler, "cancel_dump_traceback_later", lambda: limits.append(0))
+    monkeypatch.setattr(training, "guarded", lambda *_: None)  # a process
+    attempt.config = replace(attempt.config, hang_after=10.0)
+    seen: list[float] = []
+
+    def saves(request: Request) -> Iterator[Report]:
+        try:
+            yield Progress(1, 2)
+        finally:
+            seen.append(limits[-1])
+
+    attempt.config.storage.ask_to_stop(KEY)
+    assert kinds(attempt.messages(saves))[-1] is Stopped
+    assert seen == [60.0]
+    assert limits[-1] == 0
+
+
+def test_a_stopped_training_keeps_its_files_whatever_their_names(attempt: Attempt, tmp_path: Path) -> None:
+    (bucket := tmp_path / "bucket").mkdir()
+    storage = storage_at(f"file://{bucket}")
+    attempt.config = replace(attempt.config, storage=storage)
+
+    def saves(request: Request) -> Iterator[Report]:
+        try:
+            yield Progress(1, 2)
+        finally:
+            (request.directory / "stopped_at.json").write_text("1")
+
+    storage.ask_to_stop(KEY)
+    assert kinds(attempt.messages(saves))[-1] is Stopped
+    assert storage.download(KEY, "stopped_at.json", tmp_path / "driver").read_text() == "1"
 
 
 def test_a_process_that_must_go_stops_its_training_too(attempt: Attempt) -> None:
@@ -210,6 +262,20 @@ def test_messages_travel_together_where_nothing_long_lies_between_them(request_:
         [Evaluated],
         [Evaluated, Described, Ended],
     ]
+
+
+@pytest.mark.parametrize("error", [WorkersLostError("killed"), StorageError("away")])
+def test_a_result_that_waits_for_what_follows_is_told_before_an_error(
+    error: Exception, request_: Request
+) -> None:
+    def told() -> Iterator[Message]:
+        yield from (Evaluated("a", {}), Evaluated("b", {}))
+        raise error
+
+    travelling = batches(told(), request_)
+    assert [kinds(next(travelling)) for _ in range(3)] == [[], [Evaluated], [Evaluated]]
+    with pytest.raises(type(error)):
+        next(travelling)
 
 
 def test_a_group_starts_after_the_driver_has_heard_of_its_process(

@@ -46,6 +46,12 @@ def test_the_log_has_what_was_reported_and_what_was_printed(tmp_path: Path) -> N
     assert not any("host" in line for line in lines)
 
 
+def test_the_log_takes_whatever_a_training_prints(tmp_path: Path) -> None:
+    with logged(tmp_path):
+        print("a name of no encoding: \udcff, and one of several: ✓")
+    assert r"a name of no encoding: \udcff, and one of several: ✓" in (tmp_path / LOG).read_text("utf-8")
+
+
 def test_the_log_says_why_an_attempt_failed_and_the_next_attempt_adds_to_it(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="broken"), logged(tmp_path):
         raise ValueError("broken")
