@@ -200,7 +200,7 @@ class Ours:
         image, size = self._batch.images_N3HW[:1], self._sizes_N2[:1]
         with torch.inference_mode(), self._setting.autocast():
             outputs = self.forward(image, size)
-        detect(outputs, size, Evaluation(), self.model.coder)
+        detect(self.model.candidates(outputs, Evaluation()), size, Evaluation())
 
 
 class TorchvisionFCOS:

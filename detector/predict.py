@@ -27,8 +27,9 @@ from detector.evaluation.postprocess import Detections, detect
 from detector.files import write_and_rename
 from detector.geometry.transforms import resized_size
 from detector.model.build import build_detector
-from detector.model.dense_detector import DenseDetector
+from detector.model.detector import AnyModel
 from detector.pictures import draw_by_class, write_png
+from detector.presets import usual_test
 from detector.serialization import from_dict
 from detector.training import checkpoint as checkpoints
 
@@ -59,7 +60,7 @@ class LoadedDetector:
         notices: messages to the user about the checkpoint.
     """
 
-    model: DenseDetector
+    model: AnyModel
     trial: Trial
     class_names: tuple[str, ...]
     category_ids: tuple[int, ...]
@@ -143,7 +144,7 @@ def predict_image(loaded: LoadedDetector, image: Decoded, evaluation: Evaluation
     Args:
         loaded: the result of `load_detector`.
         image: an upright image of any size.
-        evaluation: thresholds, single scale; None for `Evaluation()`.
+        evaluation: thresholds, single scale; None for those of the detector's paper.
 
     Returns:
         Detections, best first, on the CPU; boxes in pixels of `image`.
@@ -153,8 +154,8 @@ def predict_image(loaded: LoadedDetector, image: Decoded, evaluation: Evaluation
     size = resized_size(width, height, data.short_side, data.max_long_side)
     device = next(loaded.model.parameters()).device
     image_13HW = torch.from_numpy(np.array(image.at(size))).permute(2, 0, 1)[None].to(device)
-    outputs = loaded.model(image_13HW)
-    found = detect(outputs, [size], evaluation or Evaluation(), loaded.model.coder)[0]
+    test = evaluation or usual_test(loaded.trial.detector)
+    found = detect(loaded.model.candidates(loaded.model(image_13HW), test), [size], test)[0]
     back = torch.tensor([width / size[1], height / size[0]]).repeat(2)
     return Detections(found.boxes.cpu() * back, found.scores.cpu(), found.labels.cpu())
 
@@ -302,8 +303,7 @@ def _parser() -> argparse.ArgumentParser:
         "--min-score",
         type=_score,
         default=0.3,
-        help=f"detections below are left out (default: %(default)s; none is below "
-        f"{Evaluation().score_threshold})",
+        help="detections below are left out (default: %(default)s)",
     )
     parser.add_argument("--device", type=_device, default="cpu", help="cpu or cuda (default: %(default)s)")
     return parser

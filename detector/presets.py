@@ -12,6 +12,7 @@ from typing import Literal
 from detector.config import (
     VGG,
     AnchorRefinement,
+    AnyDetector,
     Evaluation,
     Extra,
     Level,
@@ -66,6 +67,17 @@ REFINEDET320 = SingleShot(
 )
 REFINEDET512 = replace(REFINEDET320, input_size=512)
 REFINEDET_TEST = Evaluation(score_threshold=0.01, pre_nms_topk=1000, nms_iou=0.45, max_detections=500)
+
+
+def usual_test(detector: AnyDetector) -> Evaluation:
+    """The test that the paper of a detector uses, at one size."""
+    match detector:
+        case SingleShot(refinement=None):
+            return SSD_TEST
+        case SingleShot():
+            return REFINEDET_TEST
+        case _:
+            return Evaluation()
 
 
 def shrunk(detector: SingleShot, halvings: int, thinner: int) -> SingleShot:

@@ -398,7 +398,7 @@ class Weights:
         sha256: hex digest of the file, or its first digits (at least 8, as torchvision's names have).
     """
 
-    layout: Literal["torchvision", "detectron"]
+    layout: Literal["torchvision", "detectron", "vgg_reduced"]
     sha256: str
 
     def __post_init__(self) -> None:

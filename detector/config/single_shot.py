@@ -164,7 +164,9 @@ class SingleShot:
         require(self.num_classes >= 1, f"num_classes must be >= 1, got {self.num_classes}")
         require(len(self.levels) >= 1, "levels must have at least one, got none")
         require(0 < self.match_iou <= 1, f"match_iou must be in (0, 1], got {self.match_iou}")
-        require(not isinstance(self.levels[0].source, Extra), "the first level must be of the backbone")
+        extra = [isinstance(level.source, Extra) for level in self.levels]
+        in_order = not extra[0] and extra == sorted(extra)
+        require(in_order, "levels of the backbone must stand before extra ones")
         sides = self.sides
         require(min(sides) >= 1, f"input_size {self.input_size} is too small: cells per side are {sides}")
         doubled = all(fine == 2 * coarse for fine, coarse in pairwise(sides))

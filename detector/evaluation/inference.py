@@ -21,7 +21,7 @@ from detector.data.dataset import Batch, SplitImages, load_batch
 from detector.data.loader import prefetched
 from detector.evaluation.coco_eval import Results
 from detector.evaluation.postprocess import Detections, detect, multi_scale_detect
-from detector.model.dense_detector import DenseDetector
+from detector.model.detector import AnyModel
 from detector.training.precision import autocast
 from detector.training.ranks import Ranks
 
@@ -31,7 +31,7 @@ BATCH_PIXELS = 32 * 128 * 128
 
 @torch.no_grad()
 def detect_split(
-    model: DenseDetector,
+    model: AnyModel,
     images: SplitImages,
     split: CheckedSplit,
     evaluation: Evaluation,
@@ -89,14 +89,12 @@ def _original_sizes(images: SplitImages, indices: range) -> list[tuple[int, int]
     return [(images.records[i].height, images.records[i].width) for i in indices]
 
 
-def _detections(
-    model: DenseDetector, batch: Batch, evaluation: Evaluation, short_side: int
-) -> list[Detections]:
+def _detections(model: AnyModel, batch: Batch, evaluation: Evaluation, short_side: int) -> list[Detections]:
     """The detections of each image of a batch, on the CPU, in pixels of the loaded image."""
     match evaluation.scales:
         case SingleScale():
-            outputs = model(batch.images, batch.sizes)
-            found = detect(outputs, batch.sizes, evaluation, model.coder)
+            candidates = model.candidates(model(batch.images, batch.sizes), evaluation)
+            found = detect(candidates, batch.sizes, evaluation)
         case MultiScale() as scales:
             found = [multi_scale_detect(model, batch.images[0], evaluation, scales, short_side)]
         case _:

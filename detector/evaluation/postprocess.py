@@ -1,15 +1,14 @@
-"""From raw outputs to detections: thresholds, non-maximum suppression, and merging several test sizes.
+"""From candidates to detections: non-maximum suppression, and merging several test sizes.
 
-Axes: N images; A anchors over all levels; K classes; C candidates, that is (anchor, class) pairs, of one
-image; D detections. Boxes are xyxy float32, pixels of an input image. Constants are those of the paper's
-Sec. 4.1, or of the authors' code where it has none.
+Axes: N images; K classes; C candidates of one image; D detections. Boxes are xyxy float32, pixels of an input
+image. Constants are those of the paper's Sec. 4.1, or of the authors' code where it has none.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -17,10 +16,9 @@ from torch.nn import functional as F
 from torchvision.ops import nms
 
 from detector.config import Evaluation, MultiScale, ScalePass
-from detector.geometry.box_coders import Coder
 from detector.geometry.boxes import area, clip, flip_horizontal, pairwise_iou
 from detector.geometry.transforms import resized_size
-from detector.outputs import Outputs
+from detector.outputs import Candidates
 
 
 @dataclass(frozen=True)
@@ -53,59 +51,31 @@ class Detections:
 
 @torch.no_grad()
 def detect(
-    outputs: Outputs, image_sizes: Tensor | Sequence[tuple[int, int]], evaluation: Evaluation, coder: Coder
+    candidates: Candidates, image_sizes: Tensor | Sequence[tuple[int, int]], evaluation: Evaluation
 ) -> list[Detections]:
     """Detections of every image of a batch.
 
-    A candidate is a pair whose class probability exceeds `score_threshold`. With a centerness branch
-    candidates are ranked by probability x centerness, and the score is the square root of that. Each level
-    gives its best `pre_nms_topk` candidates. A box is removed if it overlaps a better one of its class by
-    more than `nms_iou`. At most `max_detections` remain; the authors' code also keeps those that tie with the
+    Boxes are clipped to the image. A box is removed if it overlaps a better one of its class by more than
+    `nms_iou`. At most `max_detections` remain; the code of ATSS's authors also keeps those that tie with the
     last. Candidates with NaN or infinite numbers are removed.
 
     Args:
-        outputs: of the detector.
-        image_sizes: (N, 2) int, height and width of each image without padding; boxes are clipped to it.
-        evaluation: the thresholds; `scales` is not used.
-        coder: decodes the box output.
+        candidates: of a detector.
+        image_sizes: (N, 2) int, height and width of each image without padding.
+        evaluation: `nms_iou` and `max_detections` are used.
 
     Returns:
-        N detections, on the device of the outputs.
+        N detections, on the device of the candidates.
     """
-    anchors_NC, labels_NC, ranks_NC = _candidates(outputs, evaluation)
-    deltas_NC4 = outputs.reg_NA4.gather(1, anchors_NC.unsqueeze(-1).expand(-1, -1, 4)).float()
-    grid = outputs.grid
-    boxes_NC4 = coder.decode(deltas_NC4, grid.boxes_A4[anchors_NC], grid.strides_A[anchors_NC])
-    # Pairs below the threshold have negative ranks.
-    usable_NC = (ranks_NC >= 0) & boxes_NC4.isfinite().all(dim=-1)
-    scores_NC = ranks_NC if outputs.ctr_NA is None else ranks_NC.sqrt()
+    usable_NC = (candidates.scores_NC >= 0) & candidates.boxes_NC4.isfinite().all(dim=-1)
     sizes = image_sizes.tolist() if isinstance(image_sizes, Tensor) else image_sizes
     found = []
     for n, (height, width) in enumerate(sizes):
         usable = usable_NC[n].nonzero().squeeze(1)
-        boxes = clip(boxes_NC4[n, usable], height, width)
-        image = Detections(boxes, scores_NC[n, usable], labels_NC[n, usable])
+        boxes = clip(candidates.boxes_NC4[n, usable], height, width)
+        image = Detections(boxes, candidates.scores_NC[n, usable], candidates.labels_NC[n, usable])
         found.append(suppress(image, evaluation.nms_iou, evaluation.max_detections))
     return found
-
-
-def _candidates(outputs: Outputs, evaluation: Evaluation) -> tuple[Tensor, Tensor, Tensor]:
-    """The best pairs of every level: anchor, label and rank, (N, C) each; rank -1 means none."""
-    probability_NAK = outputs.cls_NAK.float().sigmoid()
-    rank_NAK = probability_NAK
-    if outputs.ctr_NA is not None:
-        rank_NAK = probability_NAK * outputs.ctr_NA.float().sigmoid().unsqueeze(-1)
-    rank_NAK = rank_NAK.where(probability_NAK > evaluation.score_threshold, -1)
-    num_classes = rank_NAK.shape[-1]
-    ranks, pairs = [], []
-    for level in outputs.grid.levels:
-        stop = level.start + level.num_anchors
-        level_ranks = rank_NAK[:, level.start : stop].flatten(1)
-        best = level_ranks.topk(min(evaluation.pre_nms_topk, level_ranks.shape[1]), dim=1)
-        ranks.append(best.values)
-        pairs.append(best.indices + level.start * num_classes)
-    pairs_NC = torch.cat(pairs, dim=1)
-    return pairs_NC // num_classes, pairs_NC % num_classes, torch.cat(ranks, dim=1)
 
 
 def suppress(candidates: Detections, iou: float, limit: int) -> Detections:
@@ -141,12 +111,11 @@ def suppress(candidates: Detections, iou: float, limit: int) -> Detections:
 class Model(Protocol):
     """The interface of a detector for multi-scale testing."""
 
-    @property
-    def coder(self) -> Coder:
-        """The coder of the box output."""
-
-    def __call__(self, images_N3HW: Tensor) -> Outputs:
+    def __call__(self, images_N3HW: Tensor) -> Any:
         """Outputs for images of one size that fill the tensor."""
+
+    def candidates(self, outputs: Any, evaluation: Evaluation) -> Candidates:
+        """The candidates of these outputs."""
 
 
 @torch.no_grad()
@@ -186,8 +155,8 @@ def _run_pass(
         width, height, round(scale_pass.scale * short_side), round(scale_pass.max_scale * short_side)
     )
     plain = F.interpolate(image_CHW[None].float(), size=size, mode="bilinear", antialias=True)
-    outputs = model(torch.cat((plain, plain.flip(-1))))
-    straight, mirrored = detect(outputs, [size, size], evaluation, model.coder)
+    candidates = model.candidates(model(torch.cat((plain, plain.flip(-1)))), evaluation)
+    straight, mirrored = detect(candidates, [size, size], evaluation)
     mirrored = replace(mirrored, boxes=flip_horizontal(mirrored.boxes, size[1]))
     back = plain.new_tensor([width / size[1], height / size[0]]).repeat(2)
     kept = (of_area(found, scale_pass, short_side) for found in (straight, mirrored))

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
-from typing import assert_never
+from typing import assert_never, overload
 
 import torch
 
 from detector import config as cfg
 from detector.geometry.box_coders import BoxCoder, Coder, PointCoder
 from detector.model.dense_detector import DenseDetector, Network
+from detector.model.detector import AnyModel
 from detector.model.fpn import FPN
 from detector.model.head import Head
 from detector.model.resnet import Backbone
+from detector.model.single_shot import SingleShotDetector
 from detector.objectives.assigners import Assigner, ATSSAssigner, MaxIoUAssigner, SpatialScaleAssigner
 from detector.objectives.losses import DetectionLoss
 
 
-def build_detector(config: cfg.AnyDetector) -> DenseDetector:
+@overload
+def build_detector(config: cfg.Detector) -> DenseDetector: ...
+@overload
+def build_detector(config: cfg.SingleShot) -> SingleShotDetector: ...
+@overload
+def build_detector(config: cfg.AnyDetector) -> AnyModel: ...
+
+
+def build_detector(config: cfg.AnyDetector) -> AnyModel:
     """A detector with random weights from torch's global generator, on torch's default device.
 
     Args:
@@ -25,8 +35,17 @@ def build_detector(config: cfg.AnyDetector) -> DenseDetector:
     Returns:
         The detector, in training mode and in the channels-last memory format, the fastest.
     """
-    if isinstance(config, cfg.SingleShot):
-        raise NotImplementedError("SingleShot")
+    match config:
+        case cfg.Detector():
+            detector: AnyModel = _dense_detector(config)
+        case cfg.SingleShot():
+            detector = SingleShotDetector(config)
+        case _:
+            assert_never(config)
+    return detector.to(memory_format=torch.channels_last)
+
+
+def _dense_detector(config: cfg.Detector) -> DenseDetector:
     coder = build_coder(config.regression)
     backbone = Backbone(config.backbone)
     head = Head(
@@ -39,8 +58,7 @@ def build_detector(config: cfg.AnyDetector) -> DenseDetector:
     )
     network = Network(backbone, FPN(config.fpn, backbone.out_channels), head)
     assigner = build_assigner(config.assigner)
-    detector = DenseDetector(config, network, coder, assigner, DetectionLoss(config, coder))
-    return detector.to(memory_format=torch.channels_last)
+    return DenseDetector(config, network, coder, assigner, DetectionLoss(config, coder))
 
 
 def build_assigner(config: cfg.Assigner) -> Assigner:

@@ -1,4 +1,4 @@
-"""The one detector of the study: backbone, pyramid and dense head; RetinaNet, FCOS and ATSS by config.
+"""The dense detector: backbone, pyramid and head; RetinaNet, FCOS and ATSS by config.
 
 Axes: N images, A anchors over all levels, G ground-truth boxes padded per image, K classes. Boxes are xyxy
 float32, pixels of the padded input image.
@@ -9,18 +9,20 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from detector.config import Detector
+from detector import config as cfg
 from detector.geometry.anchors import anchor_grid, feature_sizes
 from detector.geometry.box_coders import Coder
+from detector.model.candidates import dense_candidates
+from detector.model.detector import Detector
 from detector.model.fpn import FPN
 from detector.model.head import Head
 from detector.model.resnet import Backbone
 from detector.objectives.assigners import Assigner
 from detector.objectives.losses import DetectionLoss, Targets, targets_of
-from detector.outputs import Outputs
+from detector.outputs import Candidates, Outputs
 
 
 class Network(NamedTuple):
@@ -31,22 +33,23 @@ class Network(NamedTuple):
     head: Head
 
 
-class DenseDetector(nn.Module):
+class DenseDetector(Detector[Outputs, Targets]):
     """Predicts classes and boxes at every anchor of five levels; computes its targets and losses.
 
     Built by `detector.model.build.build_detector`. Works in any memory format; channels-last is the fastest.
 
     Attributes:
-        config: the detector's config.
         coder: decodes the head's box output.
         assigner: selects the positive anchors.
     """
 
+    config: cfg.Detector
+    backbone: Backbone
     pixel_mean: Tensor
     pixel_inverse_std: Tensor
 
     def __init__(
-        self, config: Detector, network: Network, coder: Coder, assigner: Assigner, loss: DetectionLoss
+        self, config: cfg.Detector, network: Network, coder: Coder, assigner: Assigner, loss: DetectionLoss
     ) -> None:
         super().__init__()
         self.config = config
@@ -101,19 +104,14 @@ class DenseDetector(nn.Module):
 
     @torch.no_grad()
     def targets(
-        self, canvas: tuple[int, int], boxes_NG4: Tensor, labels_NG: Tensor, valid_NG: Tensor
+        self,
+        canvas: tuple[int, int],
+        boxes_NG4: Tensor,
+        labels_NG: Tensor,
+        valid_NG: Tensor,
+        outputs: Outputs | None = None,
     ) -> Targets:
-        """The targets of every anchor; they do not depend on predictions.
-
-        Args:
-            canvas: (height, width) of the batch's images, as `forward` gets them.
-            boxes_NG4: (N, G, 4) float32, xyxy; G may be 0.
-            labels_NG: (N, G) int64, 0..K-1.
-            valid_NG: (N, G) bool, False for padding.
-
-        Returns:
-            The targets, float32 also under autocast.
-        """
+        """The targets of every anchor; see `Detector.targets`. They do not depend on predictions."""
         strides = self.config.strides
         sizes = feature_sizes(*canvas, strides)
         grid = anchor_grid(self.config.anchors, strides, sizes, boxes_NG4.device)
@@ -121,17 +119,11 @@ class DenseDetector(nn.Module):
             match_NA = self.assigner(grid, boxes_NG4, valid_NG)
             return targets_of(match_NA, boxes_NG4, labels_NG, grid)
 
-    def losses(self, outputs: Outputs, targets: Targets, counts_2: Tensor) -> dict[str, Tensor]:
-        """The part of the batch's losses from these images, in float32 also under autocast.
+    def losses(self, outputs: Outputs, targets: Targets, counts: Tensor) -> dict[str, Tensor]:
+        """See `Detector.losses`: "cls", "box" and, with that branch, "centerness"."""
+        with torch.autocast(counts.device.type, enabled=False):
+            return self.loss(outputs, targets, counts)
 
-        Args:
-            outputs: of `forward`.
-            targets: of the same images.
-            counts_2: (2,) float32, `Targets.counts` summed over all parts of the batch.
-
-        Returns:
-            () float32 "cls", "box" and, with that branch, "centerness". Their sum over all parts is the
-            loss of the whole batch.
-        """
-        with torch.autocast(counts_2.device.type, enabled=False):
-            return self.loss(outputs, targets, counts_2)
+    def candidates(self, outputs: Outputs, evaluation: cfg.Evaluation) -> Candidates:
+        """See `detector.model.candidates.dense_candidates`."""
+        return dense_candidates(outputs, evaluation, self.coder)

@@ -69,8 +69,8 @@ class Head(nn.Module):
         """Predictions from P3..P7, each (N, channels, H_l, W_l)."""
         cls, boxes, centerness = [], [], []
         for level, feature in enumerate(features):
-            cls.append(_per_anchor(self.cls_output(self.cls_tower(feature)), self.num_classes))
-            values = _per_anchor(self.box_output(self.box_tower(feature)), self.box_width).float()
+            cls.append(per_anchor(self.cls_output(self.cls_tower(feature)), self.num_classes))
+            values = per_anchor(self.box_output(self.box_tower(feature)), self.box_width).float()
             box, ctr = values[..., :4], values[..., 4:]
             boxes.append(box if self.scales is None else box * self.scales[level])
             centerness.append(ctr)
@@ -114,6 +114,6 @@ def _conv(in_channels: int, out_channels: int, biases: Sequence[float]) -> nn.Co
     return conv
 
 
-def _per_anchor(maps: Tensor, width: int) -> Tensor:
+def per_anchor(maps: Tensor, width: int) -> Tensor:
     """(N, a * width, H, W) to (N, H * W * a, width); no copy where `maps` is channels-last."""
     return maps.permute(0, 2, 3, 1).reshape(maps.shape[0], -1, width)

@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 from detector import config as cfg
 from detector.errors import WeightsError
 
-Layout = Literal["torchvision", "detectron"]
+Layout = Literal["torchvision", "detectron", "vgg_reduced"]
 
 TORCHVISION_MEAN, TORCHVISION_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 """RGB on the 0-255 scale."""
@@ -21,6 +21,9 @@ TORCHVISION_MEAN, TORCHVISION_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 5
 DETECTRON_MEAN, DETECTRON_STD = (122.7717, 115.9465, 102.9801), (1.0, 1.0, 1.0)
 """RGB on the 0-255 scale. Caffe2's mean and images are BGR; loading reverses the input channels of the first
 convolution, so that images are RGB here."""
+
+VGG_REDUCED_MEAN, VGG_REDUCED_STD = (123.0, 117.0, 104.0), (1.0, 1.0, 1.0)
+"""RGB on the 0-255 scale."""
 
 BACKBONES = {
     "resnet50": cfg.ResNet(),
@@ -64,6 +67,13 @@ TORCHVISION = {
 """torchvision's first ImageNet weights (IMAGENET1K_V1) of each backbone."""
 
 
+TORCHVISION_VGG16 = _published("vgg16-397923af.pth")
+"""torchvision's ImageNet weights of VGG-16, with its classifier."""
+
+PUBLISHED = {**TORCHVISION, "vgg16": TORCHVISION_VGG16}
+"""All files that can be downloaded, by torchvision's name of the network."""
+
+
 def backbone_name(config: cfg.ResNet) -> str | None:
     """torchvision's name of a backbone, deformable or not; None where no weights are published."""
     plain = cfg.ResNet()
@@ -74,6 +84,13 @@ def backbone_name(config: cfg.ResNet) -> str | None:
         frozen_stages=plain.frozen_stages,
     )
     return next((name for name, known in BACKBONES.items() if known == same_weights), None)
+
+
+def vgg_as_pretrained(detector: cfg.SingleShot, layout: Layout) -> cfg.SingleShot:
+    """The detector with the normalisation of pretrained weights of this layout."""
+    reduced = layout == "vgg_reduced"
+    mean = VGG_REDUCED_MEAN if reduced else TORCHVISION_MEAN
+    return replace(detector, pixel_mean=mean, pixel_std=VGG_REDUCED_STD if reduced else TORCHVISION_STD)
 
 
 def as_pretrained(detector: cfg.Detector, layout: Layout) -> cfg.Detector:

@@ -1,8 +1,9 @@
 """Pretrained backbones: files are read without executing code, and loaded completely or not at all.
 
-There are two layouts. "torchvision" files (`.pth`, `.pt`, `.safetensors`) have this project's tensor names
+ResNets have two layouts. "torchvision" files (`.pth`, `.pt`, `.safetensors`) have this project's tensor names
 and batch norms with an eps. "detectron" files (`.pkl`, which the paper used) have Caffe2's blob names, batch
-norms folded to scale and shift, and BGR input. `detector.model.pretrained` lists the published files.
+norms folded to scale and shift, and BGR input. `detector.model.vgg_weights` has VGG's.
+`detector.model.pretrained` lists the published files.
 """
 
 from __future__ import annotations
@@ -28,12 +29,15 @@ from detector.errors import WeightsError
 from detector.model.pretrained import (
     BACKBONES,
     DETECTRON_FILES,
+    PUBLISHED,
     TORCHVISION,
     Layout,
     layout_of,
     sha256_of,
 )
 from detector.model.resnet import Backbone, Bottleneck
+from detector.model.vgg import VGG
+from detector.model.vgg_weights import vgg_layout, vgg_tensors
 
 BATCH_NORM_EPS = 1e-5
 """Eps of the batch norms of torchvision's weights."""
@@ -91,12 +95,12 @@ def _find(path: Path, name: str) -> Path | None:
 
 
 def download(name: str, cache: Path) -> Path:
-    """The torchvision file of a backbone in the folder `cache`, downloaded unless an intact one exists.
+    """The file of a network of `PUBLISHED` in the folder `cache`, downloaded unless an intact one exists.
 
     Raises:
         WeightsError: there is no network or no space, or the checksum is not the published one.
     """
-    published = TORCHVISION[name]
+    published = PUBLISHED[name]
     path = cache / published.filename
     if path.is_file() and sha256_of(path).startswith(published.sha256):
         return path
@@ -114,11 +118,11 @@ def download(name: str, cache: Path) -> Path:
 # --- into a backbone -----------------------------------------------------------------------------------
 
 
-def load_backbone(backbone: Backbone, path: Path, weights: cfg.Weights) -> None:
+def load_backbone(backbone: nn.Module, path: Path, weights: cfg.Weights) -> None:
     """Loads all weights of `backbone` from the file, except those of deformable offsets.
 
-    Every tensor of the backbone is set, and every tensor of the file is used except those of the classifier.
-    Offset convolutions, which pretrained classifiers lack, keep their values.
+    Every tensor of the backbone, a ResNet or a VGG, is set, and every tensor of the file is used except those
+    of the classifier. Offset convolutions, which pretrained classifiers lack, keep their values.
 
     Raises:
         WeightsError: the file is not the one that `weights` describes, cannot be read, or does not fit; the
@@ -127,8 +131,7 @@ def load_backbone(backbone: Backbone, path: Path, weights: cfg.Weights) -> None:
     digest = sha256_of(path)
     if not digest.startswith(weights.sha256):
         raise WeightsError(f"{path.name} has SHA-256 {digest}, but {weights.sha256} is needed")
-    _require_kind(backbone, weights.layout)
-    found = _renamed(read_weights(path), weights.layout)
+    found = _found(backbone, path, weights.layout)
     own: dict[str, Tensor] = backbone.state_dict()
     problems = _misfits({name: t for name, t in own.items() if ".offset." not in name}, found)
     if problems:
@@ -136,6 +139,38 @@ def load_backbone(backbone: Backbone, path: Path, weights: cfg.Weights) -> None:
     if weights.layout == "detectron":
         found["conv1.weight"] = found["conv1.weight"].flip(1)  # its input was BGR, ours is RGB
     backbone.load_state_dict({**own, **found})
+
+
+def _found(backbone: nn.Module, path: Path, layout: Layout) -> dict[str, Tensor]:
+    """The file's tensors by the backbone's names."""
+    match backbone:
+        case VGG(config=config):
+            if config.norm != "none":
+                raise WeightsError(
+                    "a VGG with group_norm cannot take weights that were trained without norms"
+                )
+            names = [name for name, _ in backbone.convolutions()]
+            return vgg_tensors(read_weights(path), names, config, layout)
+        case Backbone():
+            _require_kind(backbone, layout)
+            return _renamed(read_weights(path), layout)
+        case _:
+            raise TypeError(f"no pretrained weights are known for a {type(backbone).__name__}")
+
+
+def describe_vgg(path: Path) -> cfg.Weights:
+    """What a trial says of a file of VGG-16: its layout, found by its tensors, and its hash.
+
+    Raises:
+        WeightsError: the file cannot be read, or is of another network.
+    """
+    layout = vgg_layout(read_weights(path))
+    if layout is None:
+        raise WeightsError(
+            f"{path.name} is no VGG-16: it must have the tensors of torchvision's vgg16, or of a reduced VGG "
+            "(0.weight to 33.bias)"
+        )
+    return cfg.Weights(layout, sha256_of(path))
 
 
 def _require_kind(backbone: Backbone, layout: Layout) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,16 +28,15 @@ from detector.data.sampler import Pool, draw_batch, pool_of, rank_slice
 from detector.errors import CheckpointError, DivergedError, WeightsError
 from detector.geometry.transforms import resized_size
 from detector.model.build import build_detector
-from detector.model.dense_detector import DenseDetector
+from detector.model.detector import AnyModel, Targets
 from detector.model.weights import load_backbone
-from detector.objectives.losses import Targets
 from detector.serialization import to_dict
 from detector.training import checkpoint as checkpoints
 from detector.training.optim import build_optimizer, set_learning_rate
 from detector.training.precision import autocast, gradient_scaler
 from detector.training.ranks import Ranks
 
-Validate = Callable[[DenseDetector], dict[str, float]]
+Validate = Callable[[AnyModel], dict[str, float]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +104,7 @@ class Training:
     options: RunOptions
     split: CheckedSplit
     images: SplitImages
-    model: DenseDetector
+    model: AnyModel
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     pool: Pool
@@ -208,30 +208,58 @@ class Training:
         """One optimiser step on this rank's part of the current step's images."""
         set_learning_rate(self.optimizer, self.trial.schedule, self.step)
         batch = batch.to(self.options.device)
-        canvas = batch.images.shape[2], batch.images.shape[3]
-        targets = self.model.targets(canvas, batch.boxes_NG4, batch.labels_NG, batch.valid_NG)
-        counts = self.ranks.sum(targets.counts())
-        self.optimizer.zero_grad(set_to_none=True)
         parts = _parts(len(batch.images), self.options.micro_batch)
-        losses = [self._backward(batch, targets, counts, part, last=part is parts[-1]) for part in parts]
+        alone = self.model.targets_need_outputs and len(parts) == 1
+        whole = self._predicted(batch, parts[0]) if alone else None
+        targets, own = self._targets(batch, parts, whole)
+        counts = self.ranks.sum(own)
+        self.optimizer.zero_grad(set_to_none=True)
+        losses = []
+        for part, wanted in zip(parts, targets, strict=True):
+            with self._exchange(part is parts[-1]):
+                outputs = whole if whole is not None else self._predicted(batch, part)
+                losses.append(self._backward(outputs, wanted, counts))
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.history.append(torch.stack(losses).sum(dim=0))
         self.step += 1
 
-    def _backward(self, batch: Batch, targets: Targets, counts: Tensor, part: slice, *, last: bool) -> Tensor:
-        """Adds the gradients of a micro-batch; ranks exchange them after the last one."""
-        with self._exchange(last):
-            with autocast(self.trial.schedule.precision, self.options.device):
-                outputs = self.forward(batch.images[part], batch.sizes[part])
-            losses = self.model.losses(outputs, targets[part], counts)
-            total = torch.stack(list(losses.values())).sum()
-            # DistributedDataParallel averages gradients; each rank's loss is a part of the sum.
-            self.scaler.scale(total * self.ranks.size).backward()  # type: ignore[no-untyped-call]
+    def _targets(self, batch: Batch, parts: list[slice], whole: Any | None) -> tuple[list[Targets], Tensor]:
+        """The targets of each micro-batch, and the counts of all.
+
+        Args:
+            batch: this rank's part of the step's images.
+            parts: its micro-batches.
+            whole: the outputs, where targets need them and there is one micro-batch. Each of several is
+                predicted here once more, without gradient, because its losses need the counts of all.
+        """
+        canvas = batch.images.shape[2], batch.images.shape[3]
+        boxes, labels, valid = batch.boxes_NG4, batch.labels_NG, batch.valid_NG
+        if not self.model.targets_need_outputs:
+            targets: Targets = self.model.targets(canvas, boxes, labels, valid)
+            return [targets[part] for part in parts], targets.counts()
+        each: list[Targets] = []
+        for part in parts:
+            with torch.no_grad():
+                outputs = whole if whole is not None else self._predicted(batch, part)
+            each.append(self.model.targets(canvas, boxes[part], labels[part], valid[part], outputs))
+        return each, torch.stack([targets.counts() for targets in each]).sum(dim=0)
+
+    def _predicted(self, batch: Batch, part: slice) -> Any:
+        with autocast(self.trial.schedule.precision, self.options.device):
+            return self.forward(batch.images[part], batch.sizes[part])
+
+    def _backward(self, outputs: Any, targets: Targets, counts: Tensor) -> Tensor:
+        """Adds the gradients of a micro-batch; returns its losses."""
+        losses = self.model.losses(outputs, targets, counts)
+        total = torch.stack(list(losses.values())).sum()
+        # DistributedDataParallel averages gradients; each rank's loss is a part of the sum.
+        self.scaler.scale(total * self.ranks.size).backward()  # type: ignore[no-untyped-call]
         self.loss_names = (*(f"loss_{name}" for name in losses), "loss")
         return torch.stack([*losses.values(), total]).detach()
 
     def _exchange(self, last: bool) -> AbstractContextManager[None]:
+        """Ranks exchange gradients after the last micro-batch."""
         if last or not isinstance(self.forward, DistributedDataParallel):
             return nullcontext()
         return self.forward.no_sync()
@@ -290,7 +318,7 @@ def train(
     images: SplitImages,
     options: RunOptions,
     validate: Validate | None = None,
-) -> Generator[TrainReport, None, DenseDetector]:
+) -> Generator[TrainReport, None, AnyModel]:
     """Trains to the end, from the newest intact checkpoint if there is one.
 
     Args:

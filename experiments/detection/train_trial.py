@@ -32,9 +32,10 @@ from detector.evaluation.bootstrap import bootstrap, match_data
 from detector.evaluation.coco_eval import AP_NAMES, Results, fast_evaluate, run_cocoeval, save_arrays, scores
 from detector.evaluation.inference import detect_split
 from detector.geometry.transforms import scale_boxes, xywh_to_xyxy
-from detector.model.dense_detector import DenseDetector
+from detector.model.detector import AnyModel
 from detector.model.weights import download
 from detector.pictures import contact_sheet, draw_detections
+from detector.presets import usual_test
 from detector.training.train import (
     CheckpointReport,
     Notice,
@@ -132,15 +133,15 @@ def _is_of_device(error: Exception) -> bool:
 
 
 def _reports(
-    training: Generator[TrainReport, None, DenseDetector], trial: Trial
-) -> Generator[Report, None, DenseDetector]:
+    training: Generator[TrainReport, None, AnyModel], trial: Trial
+) -> Generator[Report, None, AnyModel]:
     """The training's reports as the platform's; the trained model when it ends."""
     with closing(training):
         while True:
             try:
                 report = next(training)
             except StopIteration as finished:
-                model: DenseDetector = finished.value
+                model: AnyModel = finished.value
                 return model
             yield _report(report, trial)
 
@@ -195,10 +196,11 @@ def _validation(trial: Trial, split: CheckedSplit, request: Request) -> Validate
     """The paper's test of the unfinished model, by the quick evaluator: tables never show its numbers."""
     context: Context = request.context
     images = open_split(split, "val", trial.data, context.cache)
+    test = usual_test(trial.detector)
 
-    def validate(model: DenseDetector) -> dict[str, float]:
+    def validate(model: AnyModel) -> dict[str, float]:
         results = detect_split(
-            model, images, split, Evaluation(), trial.schedule.precision, context.loaders, request.heartbeat
+            model, images, split, test, trial.schedule.precision, context.loaders, request.heartbeat
         )
         if results is None:
             return {}
@@ -219,7 +221,7 @@ def _report(report: TrainReport, trial: Trial) -> Report:
 
 
 def _evaluate(
-    model: DenseDetector,
+    model: AnyModel,
     trial: Trial,
     wanted: EvaluationRequest,
     splits: dict[str, CheckedSplit],

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from detector.config import Anchors, Evaluation, MultiScale, ScalePass
+from detector.evaluation import postprocess
 from detector.evaluation.postprocess import (
     Detections,
-    detect,
     merge_passes,
     multi_scale_detect,
     of_area,
@@ -22,7 +22,8 @@ from detector.evaluation.postprocess import (
 from detector.geometry.anchors import AnchorGrid, anchor_grid
 from detector.geometry.box_coders import BoxCoder, Coder, PointCoder
 from detector.geometry.boxes import pairwise_iou
-from detector.outputs import Outputs
+from detector.model.candidates import dense_candidates
+from detector.outputs import Candidates, Outputs
 
 COLD = -20.0
 """A logit whose probability is far below every threshold."""
@@ -34,6 +35,12 @@ def scene(num_classes: int = 2, centerness: bool = True, cells: int = 4) -> Outp
     shape = (1, cells * cells)
     ctr = torch.zeros(shape) if centerness else None
     return Outputs(torch.full((*shape, num_classes), COLD), torch.ones(*shape, 4), ctr, grid)
+
+
+def detect(
+    outputs: Outputs, sizes: Tensor | list[tuple[int, int]], evaluation: Evaluation, coder: Coder
+) -> list[Detections]:
+    return postprocess.detect(dense_candidates(outputs, evaluation, coder), sizes, evaluation)
 
 
 def logit(probability: float) -> float:
@@ -238,8 +245,6 @@ def test_the_range_of_areas_excludes_its_ends_and_may_be_open() -> None:
 class BrightSpot:
     """A detector of one class that boxes the brightest pixel by a square of 8 px, and knows its inputs."""
 
-    coder: Coder = PointCoder()
-
     def __init__(self) -> None:
         self.sizes: list[tuple[int, int]] = []
 
@@ -258,6 +263,9 @@ class BrightSpot:
             dx, dy = ((x + 0.5) % 8 - 4) / 8, ((y + 0.5) % 8 - 4) / 8
             reg[n, anchor] = torch.tensor([0.5 - dx, 0.5 - dy, 0.5 + dx, 0.5 + dy])
         return Outputs(cls, reg, None, grid)
+
+    def candidates(self, outputs: Outputs, evaluation: Evaluation) -> Candidates:
+        return dense_candidates(outputs, evaluation, PointCoder())
 
 
 def test_every_pass_is_resized_mirrored_and_mapped_back() -> None:

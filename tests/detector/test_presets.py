@@ -71,7 +71,7 @@ def test_a_preset_comes_back_equal_from_plain_data(detector: SingleShot) -> None
     [
         ({"input_size": 300}, r"a TCB needs levels of half the size .*\(38, 19, 10, 5\)"),
         ({"levels": ()}, "at least one"),
-        ({"levels": (Level(Extra(8, 8), 8, 16),)}, "the first level must be of the backbone"),
+        ({"levels": (Level(Extra(8, 8), 8, 16),)}, "levels of the backbone must stand before extra ones"),
         ({"match_iou": 0.0}, "match_iou"),
     ],
 )

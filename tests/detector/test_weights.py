@@ -26,6 +26,7 @@ from detector.model.pretrained import (
     BACKBONES,
     DETECTRON_MEAN,
     DETECTRON_STD,
+    PUBLISHED,
     TORCHVISION,
     Layout,
     Published,
@@ -569,7 +570,7 @@ def test_a_download_asks_for_the_published_digits_and_happens_once(
 ) -> None:
     content = b"weights"
     digits = "9a129038"  # sha256 of the content
-    monkeypatch.setitem(TORCHVISION, "resnet50", Published("https://host/resnet50-9a129038.pth", digits))
+    monkeypatch.setitem(PUBLISHED, "resnet50", Published("https://host/resnet50-9a129038.pth", digits))
     asked: list[tuple[str, str]] = []
 
     def fetch(url: str, path: str, hash_prefix: str) -> None:
