@@ -65,8 +65,8 @@ def _turn(row: Trained, context: Context, device: str) -> Turn:
     batches = [load_batch(images, [index], [False]).to(device) for index in indices]
 
     def one(batch: Batch) -> None:
-        outputs = model(batch.images, batch.sizes)
-        for found in detect(outputs, batch.sizes, row.evaluation, model.coder):
+        candidates = model.candidates(model(batch.images, batch.sizes), row.evaluation)
+        for found in detect(candidates, batch.sizes, row.evaluation):
             found.cpu()  # waits for the device
 
     @torch.inference_mode()
