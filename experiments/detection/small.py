@@ -19,6 +19,7 @@ from ablation.resources import Resources
 from ablation.study import Profile
 from detector.config import (
     AdamW,
+    AnyDetector,
     Data,
     Evaluation,
     MultiScale,
@@ -27,6 +28,7 @@ from detector.config import (
     ScalePass,
     Schedule,
     SingleScale,
+    SingleShot,
     Trial,
 )
 from detector.data.shapes import ShapesSpec, draw_dataset
@@ -154,7 +156,7 @@ class ScaledSetting:
         """The row at this scale. The paper's 1x and 2x schedules are one here."""
         detector = self.scale.networks.small(training.detector, self.num_classes)
         schedule = replace(self.scale.schedule, precision=self.precision)
-        return Trial(detector, schedule, self.data, seed)
+        return Trial(detector, schedule, _seen_by(detector, self.data), seed)
 
     def evaluation(self, evaluation: Evaluation) -> Evaluation:
         """The paper's test on the validation split; 13 sizes become five, each with its areas."""
@@ -172,6 +174,13 @@ class ScaledSetting:
     def cost(self, trial: Trial, evaluations: Sequence[Evaluation]) -> float:
         """See `ablation.setting.Setting`; in 10^12 multiply-adds."""
         return trial_cost(trial, evaluations, {"val": self.num_val})
+
+
+def _seen_by(detector: AnyDetector, data: Data) -> Data:
+    """The data set at the size that a detector sees: its own square, or the scale's."""
+    if isinstance(detector, SingleShot):
+        return replace(data, short_side=detector.input_size, max_long_side=detector.input_size)
+    return data
 
 
 SMALL_PASSES = (

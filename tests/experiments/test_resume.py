@@ -19,14 +19,21 @@ FIRST_CHECKPOINT, LAST_STEP = 5, 10
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
-def _start(workspace: Path, *more: str) -> subprocess.Popen[str]:
-    command = [*COMMAND, *OPTIONS, "--workspace", str(workspace), *more]
+@pytest.fixture(scope="module", params=["atss", "refinedet"])
+def study(request: pytest.FixtureRequest) -> str:
+    """Table 2 of either has four trainings; a RefineDet finds its targets by its own predictions."""
+    name: str = request.param
+    return name
+
+
+def _start(study: str, workspace: Path, *more: str) -> subprocess.Popen[str]:
+    command = [*COMMAND, "--study", study, *OPTIONS, "--workspace", str(workspace), *more]
     pipe = subprocess.PIPE
     return subprocess.Popen(command, stdout=pipe, stderr=subprocess.STDOUT, text=True, cwd=workspace.parent)
 
 
-def _finish(workspace: Path, *more: str) -> str:
-    process = _start(workspace, *more)
+def _finish(study: str, workspace: Path, *more: str) -> str:
+    process = _start(study, workspace, *more)
     output, _ = process.communicate(timeout=600)
     assert process.returncode == 0, output
     return output
@@ -66,29 +73,31 @@ def _attempts(workspace: Path) -> list[AttemptRow]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def undisturbed(study: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     workspace = tmp_path_factory.mktemp("quiet") / "workspace"
-    _finish(workspace)
+    _finish(study, workspace)
     return workspace
 
 
-def test_a_second_run_finds_nothing_to_do(undisturbed: Path) -> None:
+def test_a_second_run_finds_nothing_to_do(study: str, undisturbed: Path) -> None:
     before = len(_attempts(undisturbed))
-    output = _finish(undisturbed)
+    output = _finish(study, undisturbed)
     assert "4 complete" in output
     assert len(_attempts(undisturbed)) == before == 4
 
 
 def test_a_driver_killed_in_the_middle_goes_on_without_mlflow_and_ends_bit_for_bit_the_same(
-    undisturbed: Path, tmp_path: Path
+    study: str, undisturbed: Path, tmp_path: Path
 ) -> None:
     workspace = tmp_path / "workspace"
-    driver = _start(workspace)
+    driver = _start(study, workspace)
     _wait_for(workspace, f"artifacts/*/checkpoints/step_{FIRST_CHECKPOINT:08d}-*.pt", 2)
     os.kill(driver.pid, signal.SIGKILL)
     driver.communicate()
     done = sum(attempt.state == "COMPLETE" for attempt in _attempts(workspace))
-    assert "MLflow does not have everything yet" in _finish(workspace, "--mlflow-uri", "http://127.0.0.1:9")
+    assert "MLflow does not have everything yet" in _finish(
+        study, workspace, "--mlflow-uri", "http://127.0.0.1:9"
+    )
     attempts = _attempts(workspace)
     assert done < 4
     assert any(attempt.state == "LOST" for attempt in attempts)
@@ -96,12 +105,12 @@ def test_a_driver_killed_in_the_middle_goes_on_without_mlflow_and_ends_bit_for_b
     assert _results(workspace) == _results(undisturbed)
 
 
-def test_two_drivers_never_share_a_workspace(undisturbed: Path, tmp_path: Path) -> None:
+def test_two_drivers_never_share_a_workspace(study: str, undisturbed: Path, tmp_path: Path) -> None:
     workspace = tmp_path / "workspace"
-    first = _start(workspace)
+    first = _start(study, workspace)
     _wait_for(workspace, "driver.lock", 1)
     _wait_for(workspace, "store.db", 1)
-    second = _start(workspace)
+    second = _start(study, workspace)
     output, _ = second.communicate(timeout=120)
     first.send_signal(signal.SIGINT)
     stopped, _ = first.communicate(timeout=120)

@@ -8,14 +8,26 @@ from pathlib import Path
 import pytest
 
 from ablation.plan import Plan, make_plan
+from ablation.study import Study
+from detector.config import Detector
 from detector.data.coco import DataPaths, Split
-from experiments.atss.profiles import SCALES
-from experiments.atss.study import study
-from experiments.atss.tables import TABLES
+from experiments.atss import profiles as atss
+from experiments.atss import study as atss_study
 from experiments.detection.data import Context
 from experiments.detection.small import Scale, ScaledSetting, size
+from experiments.refinedet import profiles as refinedet
+from experiments.refinedet import study as refinedet_study
 
-GOLDEN = Path(__file__).parent / "golden_keys.json"
+GOLDEN = {
+    "atss": Path(__file__).parent / "golden_keys.json",
+    "refinedet": Path(__file__).parent / "golden_keys_refinedet.json",
+}
+STUDIES = {"atss": atss_study.study(), "refinedet": refinedet_study.study()}
+SCALES = {"atss": atss.SCALES, "refinedet": refinedet.SCALES}
+BOTH = pytest.mark.parametrize("name", STUDIES)
+EVERY_SCALE = pytest.mark.parametrize(
+    ("name", "scale"), [pytest.param(n, s, id=f"{n}-{s.name}") for n, own in SCALES.items() for s in own]
+)
 
 
 def _setting(scale: Scale) -> ScaledSetting:
@@ -26,40 +38,44 @@ def _setting(scale: Scale) -> ScaledSetting:
     return ScaledSetting(scale, data, "shapes", None, 6, 300, "bf16", "", (), context)
 
 
-def _plan(scale: Scale) -> Plan:
-    return make_plan(study(), _setting(scale), [0])
+def _plan(study: Study, scale: Scale) -> Plan:
+    return make_plan(study, _setting(scale), [0])
 
 
-def _keys() -> dict[str, dict[str, list[str]]]:
+def _keys(name: str) -> dict[str, dict[str, list[str]]]:
     """By profile and trial name: the trial's key, then those of its evaluations."""
     return {
-        scale.name: {t.name: [t.key, *(e.key for e in t.evaluations)] for t in _plan(scale).trials}
-        for scale in SCALES
+        scale.name: {
+            t.name: [t.key, *(e.key for e in t.evaluations)] for t in _plan(STUDIES[name], scale).trials
+        }
+        for scale in SCALES[name]
     }
 
 
-def test_trial_keys_are_those_that_were_agreed_on(request: pytest.FixtureRequest) -> None:
+@BOTH
+def test_trial_keys_are_those_that_were_agreed_on(name: str, request: pytest.FixtureRequest) -> None:
     if request.config.getoption("--update-keys"):
-        GOLDEN.write_text(json.dumps(_keys(), indent=1) + "\n")
-    assert _keys() == json.loads(GOLDEN.read_text())
+        GOLDEN[name].write_text(json.dumps(_keys(name), indent=1) + "\n")
+    assert _keys(name) == json.loads(GOLDEN[name].read_text())
 
 
-def test_no_two_profiles_share_a_trial() -> None:
-    keys = [key for trials in _keys().values() for key, *_ in trials.values()]
+def test_no_two_profiles_or_studies_share_a_trial() -> None:
+    keys = [key for name in STUDIES for trials in _keys(name).values() for key, *_ in trials.values()]
     assert len(keys) == len(set(keys))
 
 
-@pytest.mark.parametrize("scale", SCALES, ids=lambda scale: scale.name)
-def test_every_profile_keeps_the_papers_trainings_apart(scale: Scale) -> None:
-    variants = {cell.variant for table in TABLES for row in table.rows for cell in row.cells}
-    counts = _plan(scale).counts()
+@EVERY_SCALE
+def test_every_profile_keeps_the_papers_trainings_apart(name: str, scale: Scale) -> None:
+    variants = {cell.variant for _, _, cell in STUDIES[name].cells() if cell.variant}
+    counts = _plan(STUDIES[name], scale).counts()
     assert counts.trainings == len({variant.training for variant in variants})
     assert counts.evaluations == len(variants)
 
 
 def test_the_paper_geometry_survives_every_profile() -> None:
-    for scale in SCALES:
-        for trial in _plan(scale).trials:
+    for scale in SCALES["atss"]:
+        for trial in _plan(STUDIES["atss"], scale).trials:
+            assert isinstance(trial.config.detector, Detector)
             strides = trial.config.detector.strides
             assert len(strides) == 5
             assert all(b == 2 * a for a, b in pairwise(strides))
