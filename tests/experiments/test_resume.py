@@ -86,6 +86,17 @@ def test_a_second_run_finds_nothing_to_do(study: str, undisturbed: Path) -> None
     assert len(_attempts(undisturbed)) == before == 4
 
 
+def test_speed_is_measured_once_the_trainings_of_a_study_with_speed_have_ended(
+    study: str, undisturbed: Path
+) -> None:
+    store = Store.open(undisturbed / "store.db")
+    (own,) = store.studies()
+    measured = store.joint(*own, "shapes")
+    assert (measured is not None) == (study == "refinedet")
+    assert measured is None or len(measured.rounds) == 1, "of table 2 one row is a system of table 1 too"
+    store.close()
+
+
 def test_a_driver_killed_in_the_middle_goes_on_without_mlflow_and_ends_bit_for_bit_the_same(
     study: str, undisturbed: Path, tmp_path: Path
 ) -> None:

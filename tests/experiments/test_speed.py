@@ -72,5 +72,5 @@ def test_a_trial_without_a_checkpoint_is_named(tmp_path: Path) -> None:
     setting = small.prepare(SMOKE, tmp_path, DetectionOptions(precision="fp32"))
     trial = setting.trial(Recipe(atss()), 0)
     row = Trained("a" * 12, "table1 a, seed 0", trial, SINGLE_SCALE, tmp_path / "none")
-    with pytest.raises(UserError, match="none/checkpoints.*cannot be read"):
+    with pytest.raises(UserError, match=r"none/checkpoints.*cannot be read"):
         speed.measure(JointRequest((row,), setting.context))
