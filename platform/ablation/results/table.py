@@ -216,7 +216,7 @@ def _units(cells: Sequence[FilledCell]) -> list[str]:
 def _apart(cells: Sequence[FilledCell]) -> list[str]:
     """The metrics whose numbers in the paper are not compared with ours."""
     names = dict.fromkeys(cell.metric.title for cell in cells if cell.paper and not cell.metric.comparable)
-    return [f"The paper's {' and '.join(names)} stand beside ours and are not compared."] if names else []
+    return [f"Beside ours and not compared: the paper's {', '.join(names)}."] if names else []
 
 
 def _to_submit(cells: Sequence[FilledCell]) -> list[str]:

@@ -178,7 +178,7 @@ def test_the_caption_names_the_machine_the_conditions_and_the_rounds(workspace: 
 def test_the_papers_speed_stands_beside_ours_without_a_difference(workspace: Workspace) -> None:
     filled = table(measured(workspace))
     assert "**15** ±1 (40)" in markdown.table(filled)
-    assert "The paper's speed and boxes stand beside ours and are not compared." in filled.caption
+    assert "Beside ours and not compared: the paper's speed, boxes." in filled.caption
     assert filled.cell("Fast", "Speed").reproduced is None
 
 
