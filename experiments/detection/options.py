@@ -89,6 +89,11 @@ class DetectionOptions:
             raise ValueError(f"Give --data, or the four of {', '.join(parts)}; not both.")
         if 0 < len(missing) < len(parts):
             raise ValueError(f"A data set named by its files takes all four; missing: {', '.join(missing)}.")
+        splits = (self.split, self.split_seed, self.split_group)
+        if self.data is None and any(value is not None for value in splits):
+            raise ValueError("--split, --split-seed and --split-group need --data DIR.")
+        if self.boxes and not self.names_data:
+            raise ValueError("--boxes needs a data set: --data DIR, or its four files and folders.")
         if self.split is not None and not 0 < self.split < 1:
             raise ValueError(f"--split must be between 0 and 1, got {self.split:g}.")
 

@@ -233,7 +233,8 @@ def pretrained(source: str | None) -> tuple[dict[str, Weights], dict[str, Path |
     """
     if source == "none":
         return {}, {}, ["no pretrained weights: the backbones start from random ones"]
-    own = {} if source is None else _own_files(Path(source))
+    # Absolute, because the processes of trials have another working folder.
+    own = {} if source is None else _own_files(Path(source).expanduser().absolute())
     weights = {name: _described_weights(name, own.get(name)) for name in TORCHVISION}
     files = {weights[name].sha256: own.get(name, name) for name in TORCHVISION}
     said = [f"{name}: weights of {path}" for name, path in own.items()]

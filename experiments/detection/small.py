@@ -239,7 +239,7 @@ def changed(scale: Scale, options: DetectionOptions) -> Scale:
     )
     if changes.weights:
         raise UserError(f"The small networks of {scale.name} start from random weights; leave out --weights.")
-    if changes.short_side and not options.names_data:
+    if options.short_side and not options.names_data:
         raise UserError(f"{scale.name} draws its images at their size; --short-side needs --data.")
     side = changes.short_side or scale.own_short_side
     return replace(

@@ -38,7 +38,12 @@ def canonical_json(config: Any) -> str:
 
 def key(config: Any) -> str:
     """The first 12 hexadecimal characters of the SHA-256 of the canonical JSON."""
-    return _hash(canonical_json(config))
+    return key_of(canonical_json(config))
+
+
+def key_of(text: str) -> str:
+    """The key of a config by its canonical JSON."""
+    return hashlib.sha256(text.encode()).hexdigest()[:KEY_LENGTH]
 
 
 def checked_key(text: str) -> str:
@@ -48,13 +53,9 @@ def checked_key(text: str) -> str:
     return text
 
 
-def evaluation_key(trial_key: str, evaluation: Any) -> str:
-    """Key of an evaluation: a hash of its trial's key and its config."""
-    return _hash(f"{trial_key}\n{canonical_json(evaluation)}")
-
-
-def _hash(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:KEY_LENGTH]
+def evaluation_key(trial_key: str, text: str) -> str:
+    """Key of an evaluation: a hash of its trial's key and the canonical JSON of its config."""
+    return key_of(f"{trial_key}\n{text}")
 
 
 def _dump(value: Any) -> str:

@@ -56,6 +56,8 @@ class Option:
         """The value that a text on the command line stands for; ValueError says what is allowed."""
         if self.choices and text not in self.choices:
             raise ValueError(f"must be one of {', '.join(self.choices)}, got {text!r}")
+        if self.kind is Path and not text.strip():
+            raise ValueError("must be a path, got an empty text")
         try:
             value = self.kind(text)
         except ValueError:

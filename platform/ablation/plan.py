@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ablation.errors import UserError
-from ablation.fingerprint import canonical_json, evaluation_key, key
+from ablation.fingerprint import canonical_json, evaluation_key, key_of
 from ablation.resources import EVERYWHERE, ResourceOverride, Resources, overridden
 from ablation.setting import Setting, data_id
 from ablation.store import Store, TrialRow
@@ -243,8 +243,9 @@ def _resolve(study: Study, setting: Setting, seeds: Sequence[int]) -> _Cells:
 
 def _resolve_one(setting: Setting, variant: Variant, seed: int) -> tuple[PlannedTrial, PlannedEvaluation]:
     config, tested = setting.trial(variant.training, seed), setting.evaluation(variant.evaluation)
-    trial = PlannedTrial(key(config), "", config, canonical_json(config), seed)
-    return trial, PlannedEvaluation(evaluation_key(trial.key, tested), tested, canonical_json(tested))
+    text, tested_text = canonical_json(config), canonical_json(tested)
+    trial = PlannedTrial(key_of(text), "", config, text, seed)
+    return trial, PlannedEvaluation(evaluation_key(trial.key, tested_text), tested, tested_text)
 
 
 def _cited(study: Study, seeds: Sequence[int], tables: Sequence[Table], cells: _Cells) -> list[PlannedTrial]:
@@ -294,7 +295,7 @@ def _check_overrides(study: Study, cells: _Cells, overrides: Iterable[ResourceOv
         if override.where not in known:
             raise UserError(
                 f"--resources {override.where}: it is none of {EVERYWHERE}, {', '.join(sorted(tables))}, "
-                "a row as table1/ROW LABEL, or the key of a trial; `ablation status` lists them."
+                "a row as table1/ROW LABEL, or the key of a trial."
             )
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
@@ -27,6 +27,10 @@ from ablation.store.database import NoStoreError
 from ablation.studies import DEFAULT_STUDY
 from ablation.study import Profile, Study
 from ablation.workspace import Workspace
+
+About = Literal["workspace", "study", "setting", "part"]
+"""What a command is about, each with all before it: a workspace; a study, by its name alone; a study at a
+profile with its options; some of its tables and seeds."""
 
 SLOW_S = 1.0
 """Seconds after which a person is told what takes so long."""
@@ -74,11 +78,17 @@ class Selection(Locations):
     seeds: int | None = None
     resources: Sequence[str] = ()
 
-    def as_typed(self) -> list[str]:
-        """The study, the profile and its options as words of a command line."""
-        chosen = [] if self.study == DEFAULT_STUDY else ["--study", self.study]
-        chosen += [] if self.profile is None else ["--profile", self.profile]
-        return chosen if self.options is None else [*chosen, *words(self.options)]
+    def as_typed(self, about: About) -> list[str]:
+        """What was asked for, as words of a command line."""
+        depth = get_args(About).index(about)
+        chosen = [] if depth < 1 or self.study == DEFAULT_STUDY else ["--study", self.study]
+        if depth >= 2:
+            chosen += [] if self.profile is None else ["--profile", self.profile]
+            chosen += [] if self.options is None else words(self.options)
+        if depth >= 3:
+            chosen += [] if self.tables is None else ["--tables", *self.tables]
+            chosen += [] if self.seeds is None else ["--seeds", str(self.seeds)]
+        return chosen
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +151,7 @@ class Session:
             print(f"note: {notice}", file=sys.stderr)
         resources, seeds = parse_overrides(selection.resources), range(selection.seeds or profile.seeds)
         store = opened()
-        plan = make_plan(study, setting, seeds, _table_ids(selection.tables), store, resources)
+        plan = make_plan(study, setting, seeds, _table_ids(selection.tables, study), store, resources)
         return Session(study, workspace, store, plan, selection)
 
     @property
@@ -174,19 +184,24 @@ class Session:
         in_checkout = self.workspace == Workspace.at(None) and Path("Makefile").is_file()
         return "make ui" if in_checkout else self.command("ui")
 
-    def command(self, *words: str, study: bool = False) -> str:
-        """An `ablation` command on this workspace, as a person types it.
+    def command(self, *words: str, about: About = "workspace") -> str:
+        """An `ablation` command on what this session is about, as a person types it.
 
         Args:
             words: the command and its arguments.
-            study: whether it is about a study in particular, which has to be named then.
+            about: what of the session the command takes.
         """
-        given = [] if self.workspace == Workspace.at(None) else ["--workspace", str(self.workspace.root)]
-        if study:
-            given += self.selection.as_typed()
-        if self.selection.store is not None:
-            given += ["--store", without_password(database_url(self.selection.store))]
-        return shlex.join(["ablation", *words, *given])
+        return suggested(self.selection, *words, about=about)
+
+
+def suggested(selection: Selection, *words: str, about: About = "workspace") -> str:
+    """An `ablation` command on a selection, as a person types it; see `Session.command`."""
+    root = Workspace.at(selection.workspace)
+    given = [] if root == Workspace.at(None) else ["--workspace", str(root.root)]
+    given += selection.as_typed(about)
+    if selection.store is not None:
+        given += ["--store", without_password(database_url(selection.store))]
+    return shlex.join(["ablation", *words, *given])
 
 
 def open_store(locations: Locations, *, read_only: bool) -> Store | None:
@@ -269,5 +284,7 @@ def _results(study: Study, setting: Setting, workspace: Workspace) -> Path:
     return workspace.results_directory(study.name, name)
 
 
-def _table_ids(tables: Sequence[str] | None) -> list[str] | None:
-    return None if tables is None else [f"table{t}" if t.isdigit() else t for t in tables]
+def _table_ids(tables: Sequence[str] | None, study: Study) -> list[str] | None:
+    """The ids of tables as typed: "3" is table3, unless a table has that id itself."""
+    own = {table.id for table in study.tables}
+    return None if tables is None else [f"table{t}" if t.isdigit() and t not in own else t for t in tables]

@@ -8,13 +8,13 @@ trained once and cited by many cells.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from ablation.claim import CellRef, Claim, Statistic, comparisons, references
 from ablation.metric import Metric
-from ablation.options import NoOptions, given, named
+from ablation.options import NoOptions, declared, given, named
 from ablation.protocol import JointRequest, JointResult, TrainFunction
 from ablation.setting import PlainSetting, Setting
 
@@ -133,21 +133,27 @@ class Profile:
         prepare: `(workspace, options)` to a setting; makes or checks the data set. `options` is an instance
             of the study's `options`. Raises ablation.errors.UserError, for an option that the profile
             cannot take too.
+        is_plain: whether it was made by `plain`.
     """
 
     name: str
     summary: str
     seeds: int
     prepare: Callable[[Path, Any], Setting]
+    is_plain: bool = False
 
     @staticmethod
     def plain(setting: PlainSetting, summary: str, seeds: int) -> Profile:
-        """A profile that is one setting; the study's options replace fields of its trainings."""
+        """A profile that is one setting; the study's options replace fields of its trainings.
+
+        An option that names data, or is a path, needs a profile with its own `prepare`: a path says where
+        data lies, and a trial is identified by what it trains on.
+        """
 
         def prepare(workspace: Path, options: Any) -> Setting:
             return replace(setting, profile=named(setting.profile, options), changes=given(options))
 
-        return Profile(setting.profile, summary, seeds, prepare)
+        return Profile(setting.profile, summary, seeds, prepare, is_plain=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,6 +262,23 @@ class Study:
             self._require(name, "computed and joint metrics")
         for claim in self.claims:
             self._check_claim(claim)
+        for profile in self.profiles.values():
+            if profile.is_plain:
+                self._check_plain(profile)
+
+    def _check_plain(self, profile: Profile) -> None:
+        """Every option must be a field of every training that such a profile could replace."""
+        for option in declared(self.options):
+            where = f"{self.name}: option {option.name!r} cannot go with the plain profile {profile.name!r}"
+            if option.names_data or option.kind is Path:
+                raise ValueError(f"{where}: it names a path or data, so the profile needs its own prepare")
+            for table, row, cell in self.cells():
+                training = cell.variant and cell.variant.training
+                if training and option.name not in {one.name for one in fields(training)}:
+                    raise ValueError(
+                        f"{where}: the training of {table.id}, row {row.label!r}, has no such field; the "
+                        "profile needs its own prepare"
+                    )
 
     def _require(self, name: str, where: str) -> None:
         try:

@@ -121,7 +121,11 @@ def test_only_a_dataclass_is_a_config(value: Any) -> None:
 
 
 def test_an_evaluation_key_depends_on_the_trial_and_on_the_evaluation() -> None:
-    keys = {evaluation_key(trial, config) for trial in ("a" * 12, "b" * 12) for config in (Inner(), Other())}
+    keys = {
+        evaluation_key(trial, canonical_json(config))
+        for trial in ("a" * 12, "b" * 12)
+        for config in (Inner(), Other())
+    }
     assert len(keys) == 4
 
 

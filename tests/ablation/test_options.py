@@ -1,14 +1,15 @@
 """Options of a study as data: declared, read from text, named and written as words."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 
+from ablation.metric import Metric
 from ablation.options import NoOptions, Option, declared, given, named, option, without, words
 from ablation.setting import PlainSetting
-from ablation.study import Profile
+from ablation.study import Cell, Profile, Row, Study, Table, Variant
 
 
 @dataclass(frozen=True)
@@ -119,3 +120,43 @@ def test_options_of_a_plain_profile_replace_fields_of_its_trainings(tmp_path: Pa
     as_written, shorter = (profile.prepare(tmp_path, o) for o in (Options(), Options(max_steps=90)))
     assert (as_written.profile, as_written.trial(Training(), 3)) == ("quick", Training(seed=3))
     assert (shorter.profile, shorter.trial(Training(), 3)) == ("quick-90steps", Training(90, seed=3))
+
+
+@dataclass(frozen=True)
+class Steps:
+    max_steps: int | None = option("train at most N steps")
+
+
+@dataclass(frozen=True)
+class Depth:
+    depth: int | None = option("layers")
+
+
+@dataclass(frozen=True)
+class Images:
+    images: Path | None = option("folder of images", names_data=True)
+
+
+@dataclass(frozen=True)
+class Code:
+    code: Path | None = option("a file that decides nothing of the data")
+
+
+def test_a_plain_profile_takes_only_options_that_are_fields_of_every_training() -> None:
+    cell = Cell(Variant(Training(), Training()), "AP")
+    study = Study(
+        name="paper",
+        title="Paper",
+        metrics=(Metric("AP"),),
+        tables=(Table("table1", "Rows", (), ("AP",), (Row("row", (), (cell,)),)),),
+        claims=(),
+        profiles={"quick": Profile.plain(PlainSetting("quick"), "rows as written", seeds=1)},
+        default_profile="quick",
+        train=lambda request: iter(()),  # type: ignore[arg-type,return-value]
+        options=Steps,
+    )
+    with pytest.raises(ValueError, match=r"'depth' .* table1, row 'row', has no such field.* own prepare"):
+        replace(study, options=Depth)
+    for options in (Images, Code):
+        with pytest.raises(ValueError, match="names a path or data, so the profile needs its own prepare"):
+            replace(study, options=options)

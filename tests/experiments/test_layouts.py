@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -79,4 +80,12 @@ def test_check_data_refuses_what_a_run_refuses(source: layouts.Source, tmp_path:
 def test_a_split_is_a_share() -> None:
     for share in (0.0, 1.0, 20.0):
         with pytest.raises(ValueError, match="--split must be between 0 and 1"):
-            DetectionOptions(split=share)
+            DetectionOptions(data=Path("cells"), split=share)
+
+
+@pytest.mark.parametrize(
+    "option", [{"split": 0.2}, {"split_seed": 0}, {"split_group": "a"}, {"boxes": "corners"}]
+)
+def test_an_option_about_a_data_set_needs_one(option: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"needs? .*--data DIR"):
+        DetectionOptions(**option)

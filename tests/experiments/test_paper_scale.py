@@ -22,7 +22,7 @@ from experiments.atss.presets import MULTI_SCALE, SINGLE_SCALE
 from experiments.atss.profiles import COCO
 from experiments.atss.study import study
 from experiments.detection.options import DetectionOptions
-from experiments.detection.paper_scale import PaperSetting, prepare, starting_from
+from experiments.detection.paper_scale import PaperSetting, prepare, pretrained, starting_from
 from experiments.detection.recipe import Recipe
 from experiments.detection.train_trial import SUBMISSION, train_trial
 
@@ -148,6 +148,15 @@ def test_another_precision_is_another_trial(dataset: Path, tmp_path: Path) -> No
     assert half.profile == "coco-bf16"
     assert half.trial(Recipe(presets.atss()), 0).schedule.precision == "bf16"
     assert setting_of(dataset, tmp_path, DetectionOptions(precision="fp32")).profile == "coco"
+
+
+def test_weights_at_a_relative_path_are_found_from_any_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.save(get_model("resnet50").state_dict(), tmp_path / "resnet50.pth")
+    monkeypatch.chdir(tmp_path)
+    _, files, _ = pretrained("resnet50.pth")
+    assert tmp_path / "resnet50.pth" in files.values()
 
 
 def test_the_detector_follows_the_layout_of_its_weights() -> None:

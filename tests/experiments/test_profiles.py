@@ -227,5 +227,7 @@ def test_small_profiles_refuse_what_they_cannot_change(suffix: str, dataset: Pat
         prepare(TINY, tmp_path, None, DetectionOptions(weights="torchvision"))
     with pytest.raises(UserError, match="--short-side needs --data"):
         prepare(TINY, tmp_path, None, DetectionOptions(short_side=32))
+    with pytest.raises(UserError, match="--short-side needs --data"):  # its own for data sets
+        prepare(TINY, tmp_path, None, DetectionOptions(short_side=TINY.own_short_side))
     own = prepare(TINY, tmp_path, dataset, DetectionOptions(short_side=32))
     assert (own.profile, own.data.short_side) == (f"smoke-32px{suffix}", 32)

@@ -28,18 +28,30 @@ ANEW = "Trained and tested anew, from nothing, because of what has changed since
 
 def pause_command(arguments: argparse.Namespace) -> int:
     """Let running trials write a checkpoint and stop, and none start, until `resume`."""
-    session = _session(arguments)
+    session = _whole_setting(arguments)
     Control(session.plan, session.store).set_paused(True)
-    print(f"{_named(session)} is paused: what runs stops at a checkpoint. `ablation resume` lets it go on.")
+    command = session.command("resume", about="setting")
+    print(f"{_named(session)} is paused: what runs stops at a checkpoint. `{command}` lets it go on.")
     return 0
 
 
 def resume_command(arguments: argparse.Namespace) -> int:
     """Let a paused study go on."""
-    session = _session(arguments)
+    session = _whole_setting(arguments)
     Control(session.plan, session.store).set_paused(False)
-    print(f"{_named(session)} goes on, by a running driver or the next `ablation run`.")
+    command = session.command("run", about="setting")
+    print(f"{_named(session)} goes on, by a running driver or the next `{command}`.")
     return 0
+
+
+def _whole_setting(arguments: argparse.Namespace) -> Session:
+    """A session for a command that has no parts; UserError where a part is asked for."""
+    if arguments.tables or arguments.seeds:
+        raise UserError(
+            "A study is paused and resumed as a whole: leave out --tables and --seeds. To stop some of it, "
+            "`ablation cancel TABLE|TRIAL`."
+        )
+    return _session(arguments)
 
 
 def cancel_command(arguments: argparse.Namespace) -> int:
@@ -55,7 +67,8 @@ def cancel_command(arguments: argparse.Namespace) -> int:
     }
     others = sorted({table for trial in cancelled for table in trial.tables} - named)
     if cancelled and others:
-        print(f"Also missing now in {', '.join(others)}. `ablation retry` brings trials back.")
+        command = session.command("retry", *arguments.what, about="part")
+        print(f"Also missing now in {', '.join(others)}. `{command}` brings them back.")
     return 0
 
 
@@ -75,7 +88,7 @@ def _renew(session: Session, arguments: argparse.Namespace) -> int:
     control = Control(session.plan, session.store)
     found = control.stale(arguments.what)
     going = [renewal for renewal in found if not renewal.runs]
-    print(_renewals(found, chosen(session.plan, arguments.what)))
+    print(_renewals(session, found, chosen(session.plan, arguments.what)))
     if not going or not _agreed(
         arguments, "Train and test all this again from nothing?", "Nothing was changed"
     ):
@@ -84,23 +97,26 @@ def _renew(session: Session, arguments: argparse.Namespace) -> int:
     _tell("renewed", renewed, [])
     if len(renewed) < len(going):
         print(f"{len(going) - len(renewed)} left alone: an attempt has been made meanwhile.")
-    seeds = session.selection.seeds
-    command = session.command("run", *(["--seeds", str(seeds)] if seeds else []), study=True)
-    print(f"`{command}` does it; a run that is at work leaves it to the next one.")
+    print(
+        f"`{session.command('run', about='part')}` does it; a run that is at work leaves it to the next one."
+    )
     return 0
 
 
-def _renewals(found: Sequence[Renewal], named: Sequence[PlannedTrial]) -> str:
+def _renewals(session: Session, found: Sequence[Renewal], named: Sequence[PlannedTrial]) -> str:
     """Which trials would be renewed and why, and which would not."""
     going = [one for one in found if not one.runs]
     parts = [staleness.grouped(ANEW, [(f"{one.trial.key}  {one.trial.name}", one.changes) for one in going])]
     if tables := sorted({table for one in going for table in one.trial.tables}):
         parts.append(
-            f"Until then their cells in {', '.join(tables)} wait. `ablation logs TRIAL` shows the numbers of "
-            "before; their files stay until `ablation gc`."
+            f"Until then their cells in {', '.join(tables)} wait. "
+            f"`{session.command('logs', 'TRIAL', about='part')}` shows the numbers of before; their files "
+            f"stay until `{session.command('gc', about='part')}`."
         )
-    running = [one.trial.name for one in found if one.runs]
-    parts += [f"{name}: left alone, an attempt goes on (`ablation cancel` stops it)" for name in running]
+    for one in found:
+        if one.runs:
+            command = session.command("cancel", one.trial.key, about="part")
+            parts.append(f"{one.trial.name}: left alone, an attempt goes on (`{command}` stops it)")
     stale = [one.trial.key for one in found]
     parts += [f"{trial.name}: nothing is known to have changed" for trial in named if trial.key not in stale]
     text = "\n".join(part for part in parts if part)

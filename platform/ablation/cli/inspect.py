@@ -23,6 +23,7 @@ from ablation.control.control import trial_of
 from ablation.control.logs import BRING_EVERY_S, account, brought, follow, printable
 from ablation.control.status import lines, status_of, watch
 from ablation.driver.forecast import forecast
+from ablation.errors import UserError
 from ablation.plan_text import describe_plan
 from ablation.provenance import staleness
 from ablation.session import Session
@@ -40,12 +41,14 @@ def _stale(session: Session) -> str:
     """How many results are, in a line; "" for none."""
     findings = staleness.find(session.plan, session.opened) if session.opened else []
     count = sum(finding.kind == "stale" for finding in findings)
-    command = session.command("status", "--stale", study=True)
+    command = session.command("status", "--stale", about="part")
     return f"Stale: {count} of the results here; `{command}` says what has changed." if count else ""
 
 
 def status_command(arguments: argparse.Namespace) -> int:
     """Print how far each training is, why some failed, and what to upload to an evaluation server."""
+    if arguments.watch and arguments.stale:
+        raise UserError("--stale is looked up once: leave out --watch.")
     session = Session.open(selection_of(arguments), writes=False)
     if arguments.watch:
         watch(lambda: _status_text(session.replanned()), Console())
@@ -53,7 +56,11 @@ def status_command(arguments: argparse.Namespace) -> int:
         print(json.dumps(_status_data(session, stale=arguments.stale), indent=2, allow_nan=False))
     elif arguments.stale:
         joint = staleness.joint_changes(session.plan, session.store)
-        print(staleness.describe(staleness.find(session.plan, session.store), session.plan, joint))
+        print(
+            staleness.describe(
+                staleness.find(session.plan, session.store), session.plan, session.command, joint
+            )
+        )
     else:
         print(_status_text(session))
     return 0

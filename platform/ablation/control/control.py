@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 
 from ablation.errors import UserError
 from ablation.plan import Plan, PlannedTrial, register
@@ -34,7 +35,8 @@ def chosen(plan: Plan, words: Sequence[str]) -> list[PlannedTrial]:
     Raises:
         UserError: a word names no trial, or several.
     """
-    tables = {name: table for table in plan.table_ids for name in (table, table.removeprefix("table"))}
+    short = {table.removeprefix("table"): table for table in plan.table_ids}
+    tables = short | {table: table for table in plan.table_ids}
     wanted: set[str] = set()
     for word in words:
         if word in tables:
@@ -67,18 +69,28 @@ def trial_of(plan: Plan, word: str) -> PlannedTrial:
             raise UserError(
                 f"{word!r} names several trials:\n{_candidates(found)}\nGive a key or a longer name."
             )
-    raise UserError(f"No trial or table has a name that starts with {word!r}. `ablation status` lists them.")
+    near = get_close_matches(word, [*dict.fromkeys(name.rpartition(", seed ")[0] for name, _ in names)])
+    listed = "\n".join(f"  {name}" for name in near)
+    raise UserError(
+        f"No trial is called {word!r}, and no table; the tables are {', '.join(plan.table_ids)}."
+        + (f" The nearest names:\n{listed}" if near else ' A trial is named by a row, as "table3 FCOS".')
+    )
 
 
 def _citations(plan: Plan) -> Iterator[tuple[str, str]]:
-    """(name, trial key) of every planned row at every seed, named as `PlannedTrial.name` is."""
-    for table in plan.tables:
+    """(name, trial key) of every row that cites a planned trial, named as `PlannedTrial.name` is.
+
+    Rows of tables that are not planned too: a trial is named by the first row of the study that cites it.
+    """
+    planned = {trial.key for trial in plan.trials}
+    for table in plan.study.tables:
         for row in table.trained:
             for seed in plan.seeds:
                 keys = [plan.lookup(cell, seed)[0] for cell in row.cells]
                 for column, trial_key in zip(table.columns, keys, strict=True):
                     label = f"{row.label} {column}" if len(set(keys)) > 1 else row.label
-                    yield f"{table.id} {label}, seed {seed}", trial_key
+                    if trial_key in planned:
+                        yield f"{table.id} {label}, seed {seed}", trial_key
 
 
 def _candidates(found: dict[str, str]) -> str:

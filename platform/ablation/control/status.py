@@ -195,7 +195,7 @@ def lines(status: Status, command: Callable[..., str]) -> Iterator[str]:
     counts = ", ".join(f"{number} {state.lower()}" for state, number in status.counts.items())
     yield f"{status.study} {status.profile} on {status.data_name}: {len(status.trials)} trainings, {counts}"
     if status.paused:
-        yield f"Paused: nothing starts before `{command('resume', study=True)}`."
+        yield f"Paused: nothing starts before `{command('resume', about='setting')}`."
     if status.last_heartbeat:
         left = f"; about {duration(status.seconds_left)} left" if status.seconds_left else ""
         seen = f"{_ago(status.last_heartbeat, status.time)}, {status.last_heartbeat:%H:%M:%S} UTC"
@@ -208,7 +208,7 @@ def lines(status: Status, command: Callable[..., str]) -> Iterator[str]:
     for one in status.awaiting_scores:
         yield f"  {one.name}"
         yield f"      upload  {one.submission}"
-        yield f"      then    {command('import-scores', one.key, 'FILE')}"
+        yield f"      then    {command('import-scores', one.key, 'FILE', about='study')}"
 
 
 def _trial_lines(trial: TrialStatus, now: datetime) -> Iterator[str]:

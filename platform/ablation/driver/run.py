@@ -119,7 +119,7 @@ def _measure_jointly(session: Session, options: Options, facts: Mapping[str, Any
     """
     if session.study.joint is None or not joint.due(session):
         return ""
-    names, command = " and ".join(session.study.jointly), session.command("measure", study=True)
+    names, command = " and ".join(session.study.jointly), session.command("measure", about="part")
     if options.cluster:
         print(f"`{command}`, on the machine that is meant, measures {names}.")
         return ""

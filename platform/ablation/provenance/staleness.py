@@ -12,7 +12,7 @@ import ast
 import difflib
 import json
 import platform
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -24,8 +24,8 @@ from ablation.setting import data_id
 from ablation.store import CHECKPOINT, AttemptRow, EvaluationRow, Store, TrialRow
 
 SUPERSEDED = "Rows whose results have another config than today's; a run trains them again:"
-STALE = "Results whose code, packages or data have changed; `ablation retry --stale` trains them again:"
-JOINT = "Measured together under other code or packages than today's; `ablation measure` measures again:"
+STALE = "Results whose code, packages or data have changed; `{}` trains them again:"
+JOINT = "Measured together under other code or packages than today's; `{}` measures again:"
 
 Kind = Literal["stale", "unrecorded", "superseded"]
 
@@ -75,16 +75,22 @@ def joint_changes(plan: Plan, store: Store) -> tuple[str, ...]:
     return tuple(dict(_Today().changes(newest.provenance["environment"], newest.provenance)).values())
 
 
-def describe(findings: Sequence[Finding], plan: Plan, joint: Sequence[str] = ()) -> str:
+def describe(
+    findings: Sequence[Finding], plan: Plan, command: Callable[..., str], joint: Sequence[str] = ()
+) -> str:
     """The findings as text: rows grouped by their changes, then those that cannot be compared.
 
     Args:
         findings: on the results of the plan's tables.
         plan: the plan.
+        command: makes the text of a command to suggest (`Session.command`).
         joint: see `joint_changes`.
     """
-    parts = [grouped(JOINT, [(" and ".join(plan.study.jointly), tuple(joint))] if joint else [])]
-    parts += [_section(findings, "stale", STALE), _section(findings, "superseded", SUPERSEDED)]
+    again, measure = command("retry", "--stale", about="part"), command("measure", about="part")
+    parts = [
+        grouped(JOINT.format(measure), [(" and ".join(plan.study.jointly), tuple(joint))] if joint else [])
+    ]
+    parts += [_section(findings, "stale", STALE.format(again)), _section(findings, "superseded", SUPERSEDED)]
     unrecorded = [finding.name for finding in findings if finding.kind == "unrecorded"]
     if unrecorded:
         parts.append(

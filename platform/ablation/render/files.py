@@ -36,7 +36,8 @@ def write_results(
         UserError: an unknown format, or a directory that cannot be written.
     """
     texts = _texts(study.title, tables, judged, formats)
-    texts["claims.md"] = markdown.claims(study.title, judged)
+    if judged:
+        texts["claims.md"] = markdown.claims(study.title, judged)
     texts["manifest.json"] = json.dumps(manifest(study, tables, judged), indent=1, ensure_ascii=False) + "\n"
     with writing_to(directory):
         paths = [write_whole(directory / name, text) for name, text in texts.items()]

@@ -38,8 +38,9 @@ def print_report(session: Session, formats: Collection[str], console: Console | 
     console.print(terminal.tables([filled for filled in tables if filled.table.id in plan.table_ids]))
     judged = verdicts(study, tables, plan.setting)
     about = {claim.id for claim in study.claims if _is_about(claim, plan.table_ids)}
-    console.print(terminal.claims([verdict for verdict in judged if verdict.id in about]))
-    if plan.setting.own_data:  # the paper's claims are about its own data; which row is best here?
+    if about:
+        console.print(terminal.claims([verdict for verdict in judged if verdict.id in about]))
+    if plan.setting.own_data:  # the paper's claims are about its own data: which row is best on these?
         for filled in tables:
             if filled.table.id in plan.table_ids and filled.table.columns:
                 lines = answer(rank(filled, plan.setting))
@@ -70,7 +71,7 @@ def print_by_class(session: Session, formats: Collection[str], console: Console 
     for problem in problems:
         console.print(problem, highlight=False, markup=False)
     if problems:
-        console.print(f"`{session.command('verify', study=True)}` looks at every file.", highlight=False)
+        console.print(f"`{session.command('verify', about='part')}` looks at every file.", highlight=False)
     if measured := [filled for filled in tables if filled.table.columns]:
         folder = session.results / "by-class"
         write_tables(folder, session.study.title, measured, formats)

@@ -85,6 +85,8 @@ def verdicts(study: Study, tables: Sequence[FilledTable], setting: Setting) -> l
 
 def summary(judged: Sequence[Verdict]) -> str:
     """One line: the number of claims, of each verdict, and of those that point the paper's way."""
+    if not judged:
+        return ""
     counts = Counter(verdict.verdict for verdict in judged)
     parts = [f"{counts[outcome]} {outcome}" for outcome in OUTCOMES if counts[outcome]]
     agreeing = sum(verdict.points_the_papers_way is True for verdict in judged)

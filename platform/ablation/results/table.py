@@ -226,10 +226,10 @@ def _to_submit(cells: Sequence[FilledCell]) -> list[str]:
     if not files:
         return []
     key, file = next(iter(files.items()))
-    more = f" {len(files) - 1} more likewise: ablation status lists them." if len(files) > 1 else ""
+    more = f" {len(files) - 1} more likewise." if len(files) > 1 else ""
     return [
         f'"submit": only an evaluation server can give the number. Upload {file or "its submission"} of the '
-        f"workspace, then run ablation import-scores {key} FILE with what comes back.{more}"
+        f"workspace, and import what comes back for {key}: ablation status prints the command.{more}"
     ]
 
 

@@ -293,8 +293,32 @@ def test_the_help_of_a_command_has_the_options_of_the_study_that_it_names(
 
 
 def test_a_command_that_a_person_is_told_has_the_options_of_the_study() -> None:
-    selection = Selection(study="toys.py", options=ToyOptions(max_steps=3, loud=False))
-    assert selection.as_typed() == ["--study", "toys.py", "--max-steps", "3", "--no-loud"]
+    options = ToyOptions(max_steps=3, loud=False)
+    selection = Selection(study="toys.py", options=options, tables=["3"], seeds=2)
+    assert selection.as_typed("workspace") == []
+    assert selection.as_typed("study") == ["--study", "toys.py"]
+    setting = ["--study", "toys.py", "--max-steps", "3", "--no-loud"]
+    assert selection.as_typed("setting") == setting
+    assert selection.as_typed("part") == [*setting, "--tables", "3", "--seeds", "2"]
+
+
+@pytest.mark.parametrize("command", ["pause", "resume"])
+def test_a_command_about_a_whole_study_refuses_a_part_of_it(
+    command: str, make_workspace: MakeWorkspace, use: Use, capsys: pytest.CaptureFixture[str]
+) -> None:
+    use(make_workspace().study)
+    assert _run(command, "--tables", "1") == 2
+    assert "leave out --tables and --seeds" in capsys.readouterr().err
+
+
+def test_status_does_not_watch_what_is_stale(capsys: pytest.CaptureFixture[str]) -> None:
+    assert _run("status", "--watch", "--stale") == 2
+    assert "leave out --watch" in capsys.readouterr().err
+
+
+def test_a_path_option_without_text_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert _run("plan", "--data", "") == 2
+    assert "must be a path, got an empty text" in capsys.readouterr().err
 
 
 def test_an_option_that_a_command_has_already_is_refused_with_the_studys_name(

@@ -63,8 +63,24 @@ def test_a_row_at_several_seeds_is_several_trials(make_workspace: MakeWorkspace)
 
 @pytest.mark.parametrize("word", ["table9", "", "nothing", "9"])
 def test_a_word_that_names_nothing_is_refused(word: str, workspace: workspaces.Workspace) -> None:
-    with pytest.raises(UserError, match="No trial or table has a name"):
+    with pytest.raises(UserError, match=f"No trial is called '{word}', and no table; the tables are table1,"):
         chosen(workspace.plan, [word])
+
+
+def test_a_word_that_is_nearly_a_name_is_refused_with_the_name(workspace: workspaces.Workspace) -> None:
+    with pytest.raises(UserError, match=r"(?s)The nearest names:.*  table4 k=5"):
+        trial_of(workspace.plan, "tabel4 k=5")
+
+
+def test_a_trial_has_the_name_that_was_printed_also_where_another_table_was_asked_for(
+    workspace: workspaces.Workspace,
+) -> None:
+    plan = make_plan(workspace.study, workspace.setting, [0], ["table3"])
+    for trial in plan.trials:  # table3 shares a training with table1, whose name it has
+        assert trial_of(plan, trial.name).key == trial.key
+        assert trial_of(plan, trial.name.removesuffix(", seed 0")).key == trial.key
+        assert trial_of(plan, trial.key[:6]).key == trial.key
+    assert any(trial.name.startswith("table1") for trial in plan.trials)
 
 
 def test_a_table_names_each_trial_that_it_cites_once(workspace: workspaces.Workspace) -> None:

@@ -87,8 +87,8 @@ def test_the_terminal_says_below_a_table_what_to_submit(served):
     shown = " ".join(printed(terminal.tables(tables_of(served, ["table4", "table1"]))).split())
     before, after = shown.split("Table 4")
     assert "43.6†" in after
-    assert "ablation import-scores" in after
-    assert "ablation import-scores" not in before
+    assert "ablation status prints the command" in after
+    assert "ablation status" not in before
     assert '<span class="submit">submit</span>' in html.table(tables_of(served, ["table4"])[0])
 
 

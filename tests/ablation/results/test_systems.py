@@ -21,7 +21,9 @@ from ablation.results.by_class import by_class
 from ablation.results.claims import Verdict, verdicts
 from ablation.results.frames import _cell_records
 from ablation.results.table import FilledTable, assemble
+from ablation.session import Session
 from ablation.study import ByClass, Cell, Row
+from ablation.workspace import Workspace as Folders
 from dashboards.report import page
 from tests.support.systems_study import ROUNDS, SYSTEMS, trained
 from tests.support.workspaces import Workspace
@@ -216,5 +218,6 @@ def test_code_that_has_changed_since_the_measurement_is_named(workspace: Workspa
     plan, store = measured(workspace).plan, workspace.store
     (change,) = staleness.joint_changes(plan, store)
     assert change.startswith("Python was 3.1, is 3.")
-    text = staleness.describe([], plan, (change,))
+    session = Session(plan.study, Folders.at(None), store, plan)
+    text = staleness.describe([], plan, session.command, (change,))
     assert "`ablation measure` measures again" in text and change in text

@@ -134,9 +134,9 @@ def test_a_cell_that_only_a_server_can_fill_says_submit_and_the_caption_what_to_
     assert [cell.state for cell in table.cells] == ["submit", "submit", "waiting"]
     assert table.cell("k=3", "AP").mean is None
     file = f"artifacts/{workspace.trial_key('k3')}/submission.zip"
-    assert f"Upload {file} of the workspace, then run ablation import-scores {key} FILE" in table.caption
+    assert f"Upload {file} of the workspace, and import what comes back for {key}" in table.caption
     assert "1 more likewise" in table.caption
-    assert "import-scores" not in tables_of(workspace)["table1"].caption
+    assert "import what comes back" not in tables_of(workspace)["table1"].caption
 
 
 def test_an_imported_number_is_a_number_that_is_marked(make_workspace):
