@@ -8,10 +8,12 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from detector.config import Data, Detector, Evaluation, Schedule, SingleScale, Trial
+from detector.config import Data, Detector, Evaluation, Schedule, SingleScale, SingleShot, Trial
 from detector.model.build import build_detector
+from detector.presets import REFINEDET320, REFINEDET512, SSD300, SSD512, shrunk
 from experiments.atss import presets
 from experiments.detection.cost import DEFORMABLE, FLIPPED, TRAINING, trial_cost
+from experiments.detection.cost_single_shot import multiply_adds
 from experiments.detection.small import SHAPES
 
 SIDE = 256
@@ -51,6 +53,26 @@ def counted(detector: Detector) -> float:
 )
 def test_plain_networks_cost_what_torch_counts(detector: Detector) -> None:
     assert forward_cost(detector) == pytest.approx(counted(detector), rel=0.02)
+
+
+@pytest.mark.parametrize(
+    "detector",
+    [SSD300, SSD512, REFINEDET320, replace(REFINEDET512, refinement=None), shrunk(REFINEDET320, 1, 8)],
+    ids=lambda detector: str(detector.input_size),
+)
+def test_single_shot_detectors_cost_exactly_what_torch_counts(detector: SingleShot) -> None:
+    side = detector.input_size
+    with FlopCounterMode(display=False) as counter, torch.device("meta"), torch.no_grad():
+        build_detector(detector)(torch.zeros(1, 3, side, side))
+    assert multiply_adds(detector) == counter.get_total_flops() / 2
+
+
+def test_a_step_of_a_single_shot_detector_costs_three_passes() -> None:
+    detector = shrunk(SSD300, 2, 16)
+    once = Trial(detector, ONCE, SQUARE, 0)
+    assert trial_cost(once, (), IMAGES) == pytest.approx(TRAINING * multiply_adds(detector) / 1e12)
+    both = trial_cost(once, (Evaluation(), Evaluation(split="test")), IMAGES)
+    assert both == pytest.approx((TRAINING + 1 + 3) * multiply_adds(detector) / 1e12)
 
 
 def test_training_costs_three_passes_but_for_frozen_stages() -> None:
