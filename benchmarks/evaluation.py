@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.common import laps_of, report
-from detector.evaluation.coco_eval import CocoScores, Results, evaluate, fast_evaluate
+from detector.evaluation.coco_eval import Results, Scores, evaluate, fast_evaluate
 
 WAYS = {"pycocotools": evaluate, "hotcoco": fast_evaluate}
 IMAGES, CLASSES = 5_000, 80
@@ -74,7 +74,7 @@ def _measure(ground_truth: dict[str, Any], results: Results, rounds: int) -> dic
         AssertionError: the two ways differ in any number.
     """
     seconds: dict[str, list[float]] = {name: [] for name in WAYS}
-    found: dict[str, CocoScores] = {}
+    found: dict[str, Scores] = {}
 
     def score(name: str) -> None:
         found[name] = WAYS[name](ground_truth, results)

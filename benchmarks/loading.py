@@ -53,7 +53,8 @@ def open_images(directory: Path) -> SplitImages:
     records = tuple(_record(path) for path in paths)
     sizes = tuple(resized_size(r.width, r.height, SHORT_SIDE, MAX_LONG_SIDE) for r in records)
     labels = tuple(record.labels for record in records)
-    return SplitImages(records, sizes, SHORT_SIDE, labels, directory, directory, packed=None)
+    used = tuple(~record.crowd for record in records)
+    return SplitImages(records, sizes, SHORT_SIDE, used, labels, directory, directory, packed=None)
 
 
 def _record(path: Path) -> ImageRecord:
@@ -61,7 +62,7 @@ def _record(path: Path) -> ImageRecord:
         width, height = image.size
     none: NDArray[np.float64] = np.zeros(0)
     labels, crowd = none.astype(np.int64), none.astype(np.bool_)
-    return ImageRecord(0, path.name, width, height, none.reshape(0, 4), labels, none, crowd)
+    return ImageRecord(0, path.name, width, height, none.reshape(0, 4), labels, none, crowd, crowd)
 
 
 # --- contenders --------------------------------------------------------------------------------------

@@ -21,11 +21,11 @@ import torch
 from torch import Tensor
 
 from detector.config import RECIPE_VERSION, Evaluation, Trial
+from detector.data.dataset import seen_size
 from detector.data.decode import Decoded, read_upright
 from detector.errors import CheckpointError, DataError
 from detector.evaluation.postprocess import Detections, detect
 from detector.files import write_and_rename
-from detector.geometry.transforms import resized_size
 from detector.model.build import build_detector
 from detector.model.detector import AnyModel
 from detector.pictures import draw_by_class, write_png
@@ -150,8 +150,7 @@ def predict_image(loaded: LoadedDetector, image: Decoded, evaluation: Evaluation
         Detections, best first, on the CPU; boxes in pixels of `image`.
     """
     height, width = image.size
-    data = loaded.trial.data
-    size = resized_size(width, height, data.short_side, data.max_long_side)
+    size = seen_size(loaded.trial.data, width, height)
     device = next(loaded.model.parameters()).device
     image_13HW = torch.from_numpy(np.array(image.at(size))).permute(2, 0, 1)[None].to(device)
     test = evaluation or usual_test(loaded.trial.detector)

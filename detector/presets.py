@@ -19,6 +19,7 @@ from detector.config import (
     SingleShot,
     Source,
     TransferConnection,
+    VOCEvaluation,
 )
 
 VOC_CLASSES = 20
@@ -53,7 +54,7 @@ def _ssd_levels(side: Literal[300, 512]) -> tuple[Level, ...]:
 
 SSD300 = SingleShot(VOC_CLASSES, VGG(), 300, _ssd_levels(300))
 SSD512 = SingleShot(VOC_CLASSES, VGG(), 512, _ssd_levels(512))
-SSD_TEST = Evaluation(score_threshold=0.01, pre_nms_topk=400, nms_iou=0.45, max_detections=200)
+SSD_TEST = VOCEvaluation(score_threshold=0.01, pre_nms_topk=400, nms_iou=0.45, max_detections=200)
 
 REFINEDET_VGG = VGG(fc6_dilation=3, pool5_stride=2)
 REFINEDET_LEVELS = (
@@ -66,7 +67,7 @@ REFINEDET320 = SingleShot(
     VOC_CLASSES, REFINEDET_VGG, 320, REFINEDET_LEVELS, AnchorRefinement(), TransferConnection()
 )
 REFINEDET512 = replace(REFINEDET320, input_size=512)
-REFINEDET_TEST = Evaluation(score_threshold=0.01, pre_nms_topk=1000, nms_iou=0.45, max_detections=500)
+REFINEDET_TEST = VOCEvaluation(score_threshold=0.01, pre_nms_topk=1000, nms_iou=0.45, max_detections=500)
 
 
 def usual_test(detector: AnyDetector) -> Evaluation:

@@ -10,6 +10,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from detector.config.checks import require
+from detector.config.data import AnyData as AnyData
+from detector.config.data import Augmentation as Augmentation
+from detector.config.data import Data as Data
+from detector.config.data import SquareData as SquareData
 from detector.config.single_shot import VGG as VGG
 from detector.config.single_shot import AnchorRefinement as AnchorRefinement
 from detector.config.single_shot import Extra as Extra
@@ -350,46 +354,6 @@ class Schedule:
 
 
 @dataclass(frozen=True, slots=True)
-class Data:
-    """The images of a trial and their sizes.
-
-    Attributes:
-        fingerprint: hash of the annotations of both splits; another data set makes another trial.
-        short_side, max_long_side: size after resizing, aspect kept (paper: 800 and 1333).
-        min_short_side: lower limit of the random short side of a training image, an integer up to
-            `short_side` (Table 8: 640); None for always `short_side`.
-        flip: probability of a horizontal flip in training.
-        group_by_aspect: makes the images of a batch all landscape or all portrait, which saves padding.
-        skip_unannotated: skips training images without an annotation of sides over 1 px (crowds count),
-            as the authors' loader does.
-        small_side, medium_side: sides, in original pixels, of the square areas that bound APS and APM
-            (COCO: 32 and 96).
-    """
-
-    fingerprint: str
-    short_side: int = 800
-    max_long_side: int = 1333
-    min_short_side: int | None = None
-    flip: float = 0.5
-    group_by_aspect: bool = False
-    skip_unannotated: bool = False
-    small_side: float = 32.0
-    medium_side: float = 96.0
-
-    def __post_init__(self) -> None:
-        require(
-            1 <= self.short_side <= self.max_long_side,
-            f"need 1 <= short_side <= max_long_side, got {self.short_side} and {self.max_long_side}",
-        )
-        least = self.min_short_side
-        require(
-            least is None or 1 <= least <= self.short_side,
-            f"min_short_side must be in 1..short_side ({self.short_side}) or None, got {least}",
-        )
-        require(0 <= self.flip <= 1, f"flip must be in 0..1, got {self.flip}")
-
-
-@dataclass(frozen=True, slots=True)
 class Weights:
     """Identity of the backbone's pretrained weights, independent of their path.
 
@@ -419,13 +383,16 @@ class Trial:
 
     detector: AnyDetector
     schedule: Schedule
-    data: Data
+    data: AnyData
     seed: int
     weights: Weights | None = None
     recipe_version: int = RECIPE_VERSION
 
     def __post_init__(self) -> None:
         require(self.seed >= 0, f"seed must be >= 0, got {self.seed}")
+        if isinstance(self.detector, SingleShot) and isinstance(self.data, SquareData):
+            seen, side = self.detector.input_size, self.data.side
+            require(seen == side, f"images are warped to a side of {side}, but input_size is {seen}")
 
 
 # --- testing ---------------------------------------------------------------------------------------
@@ -496,3 +463,18 @@ class Evaluation:
             0 <= self.score_threshold < 1, f"score_threshold must be in [0, 1), got {self.score_threshold}"
         )
         require(self.pre_nms_topk >= 1, f"pre_nms_topk must be >= 1, got {self.pre_nms_topk}")
+
+
+@dataclass(frozen=True, slots=True)
+class VOCEvaluation(Evaluation):
+    """The same test, judged by Pascal VOC's rules beside COCO's.
+
+    Attributes:
+        min_iou: a detection is right where its IoU with an object is above.
+    """
+
+    min_iou: float = 0.5
+
+    def __post_init__(self) -> None:
+        Evaluation.__post_init__(self)  # super() does not know a class with slots
+        require(0 <= self.min_iou < 1, f"min_iou must be in [0, 1), got {self.min_iou}")

@@ -94,6 +94,8 @@ class ImageRecord:
         labels: (n,) int64, 0..K-1 in order of category id.
         areas: (n,) float64, square pixels, from which COCO decides between small, medium and large.
         crowd: (n,) bool; a crowd counts in evaluation (as a region to ignore) and not in training.
+        difficult: (n,) bool; VOC's evaluation ignores such an object. Readers of VOC set `crowd` with it, and
+            `config.SquareData` decides whether it is trained on.
     """
 
     id: int
@@ -104,6 +106,7 @@ class ImageRecord:
     labels: NDArray[np.int64]
     areas: NDArray[np.float64]
     crowd: NDArray[np.bool_]
+    difficult: NDArray[np.bool_]
 
     @property
     def boxes(self) -> NDArray[np.float32]:
@@ -221,10 +224,16 @@ class _Columns(NamedTuple):
     label: NDArray[np.int64]
     area: NDArray[np.float64]
     crowd: NDArray[np.bool_]
+    difficult: NDArray[np.bool_]
 
     def keep(self, rows: NDArray[np.bool_] | NDArray[np.int64] | slice) -> _Columns:
         return _Columns(
-            self.image[rows], self.xywh[rows], self.label[rows], self.area[rows], self.crowd[rows]
+            self.image[rows],
+            self.xywh[rows],
+            self.label[rows],
+            self.area[rows],
+            self.crowd[rows],
+            self.difficult[rows],
         )
 
 
@@ -246,6 +255,7 @@ def _records(
             labels=own.label,
             areas=own.area,
             crowd=own.crowd,
+            difficult=own.difficult,
         )
 
 
@@ -258,6 +268,7 @@ def _columns(annotations: Sequence[Item], images: Sequence[Item], category_ids: 
         np.array([label[a["category_id"]] for a in annotations], dtype=np.int64),
         np.array([_area(a) for a in annotations], dtype=np.float64),
         np.array([bool(a.get("iscrowd")) for a in annotations], dtype=np.bool_),
+        np.array([a.get("difficult") in (1, "1") for a in annotations], dtype=np.bool_),
     )
 
 
@@ -351,8 +362,8 @@ def is_annotated(record: ImageRecord) -> bool:
 def fingerprint(*splits: CheckedSplit) -> str:
     """12 hex digits of a hash of the splits' content, in the order given (training, validation).
 
-    It depends on ids, file names, sizes, boxes, labels, areas, crowd flags and classes after repair; not on
-    paths, the order of images in the JSON, or pixels.
+    It depends on ids, file names, sizes, boxes, labels, areas, flags (crowd, difficult) and classes after
+    repair; not on paths, the order of images in the JSON, or pixels.
     """
     digest = hashlib.sha256()
     for split in splits:
@@ -360,10 +371,9 @@ def fingerprint(*splits: CheckedSplit) -> str:
         for record in split.images:
             head = [record.id, record.file_name, record.width, record.height, len(record.labels)]
             digest.update(json.dumps(head).encode())
-            for column, kind in zip(
-                (record.xywh, record.labels, record.areas, record.crowd),
-                ("<f8", "<i8", "<f8", "?"),
-                strict=True,
-            ):
+            columns = (record.xywh, record.labels, record.areas, record.crowd)
+            for column, kind in zip(columns, ("<f8", "<i8", "<f8", "?"), strict=True):
                 digest.update(column.astype(kind).tobytes())
+            if record.difficult.any():
+                digest.update(record.difficult.tobytes())
     return digest.hexdigest()[:12]

@@ -28,7 +28,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from detector import config
+from detector.config import AnyData, SquareData
 from detector.data.checks import Finding, refuse
 from detector.data.coco import CheckedSplit, ImageRecord, fingerprint
 from detector.data.decode import Pixels, load_resized
@@ -37,6 +37,10 @@ from detector.geometry.transforms import flip_boxes, resized_size, scale_boxes
 
 MAX_PACKED_BYTES = 32 * 2**30
 """Larger splits are not packed, nor those that would need more than half of the disk's free space."""
+
+MAX_STORED_SIDE = 1024
+"""Pixels of the long side of images that are kept for augmentation; larger ones are reduced to it. Those of
+VOC have 500."""
 
 PIXELS = 2
 """Version of the pixels that `detector.data.decode` makes; part of file names in the cache. To be raised with
@@ -49,9 +53,10 @@ class SplitImages:
 
     Attributes:
         records: the annotations, in original pixels (crowds included).
-        sizes: (height, width) of each image at training size.
+        sizes: (height, width) of each image at training size; before augmentation, which makes that size.
         short_side: short side after resizing, unless the long side is limited.
-        labels: per image (n,) int64, without crowds.
+        used: per image (all its boxes,) bool: those that are trained on, which are not crowds.
+        labels: per image (n,) int64, of the boxes used.
         directory: directory of the image files.
         file: the one that was written when every image had been decoded.
         packed: pixels of each image at training size, mapped from disk; None where the split is not packed.
@@ -60,6 +65,7 @@ class SplitImages:
     records: tuple[ImageRecord, ...]
     sizes: tuple[tuple[int, int], ...]
     short_side: int
+    used: tuple[NDArray[np.bool_], ...]
     labels: tuple[NDArray[np.int64], ...]
     directory: Path
     file: Path
@@ -87,10 +93,10 @@ class SplitImages:
         return load_resized(self.directory, self.records[index], size)
 
     def boxes_at(self, index: int, size: tuple[int, int] | None = None) -> NDArray[np.float32]:
-        """(n, 4) float32, xyxy, pixels of the image of `at`, without crowds, in the order of `labels`."""
+        """(n, 4) float32, xyxy, pixels of the image of `at`, those used, in the order of `labels`."""
         record = self.records[index]
         own = (record.height, record.width)
-        return scale_boxes(record.boxes[~record.crowd], own, size or self.sizes[index])
+        return scale_boxes(record.boxes[self.used[index]], own, size or self.sizes[index])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -151,7 +157,7 @@ def load_batch(
     chosen = [int(i) for i in indices]
     sizes = [images.sizes[i] for i in chosen] if sizes is None else sizes
     boxes = [images.boxes_at(i, size) for i, size in zip(chosen, sizes, strict=True)]
-    boxes_NG4, labels_NG, valid_NG = _padded(boxes, [images.labels[i] for i in chosen])
+    boxes_NG4, labels_NG, valid_NG = padded(boxes, [images.labels[i] for i in chosen])
     flipped_NG = np.asarray(flips, dtype=np.bool_)[:, None] & valid_NG
     widths_N1 = np.array([[width] for _, width in sizes], dtype=np.float32)
     boxes_NG4 = np.where(flipped_NG[..., None], flip_boxes(boxes_NG4, widths_N1), boxes_NG4)
@@ -185,9 +191,10 @@ def _on_canvas(
     return torch.from_numpy(images_NHW3).permute(0, 3, 1, 2)
 
 
-def _padded(
+def padded(
     boxes: Sequence[NDArray[np.float32]], labels: Sequence[NDArray[np.int64]]
 ) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.bool_]]:
+    """Boxes and labels of N images as `Batch` has them: `boxes_NG4`, `labels_NG` and `valid_NG`."""
     counts = np.array([len(own) for own in labels])
     valid = np.arange(counts.max()) < counts[:, None]
     boxes_NG4 = np.zeros((*valid.shape, 4), dtype=np.float32)
@@ -200,7 +207,7 @@ def _padded(
 # --- opening ---------------------------------------------------------------------------------------
 
 
-def open_split(checked: CheckedSplit, split_name: str, data: config.Data, cache_dir: Path) -> SplitImages:
+def open_split(checked: CheckedSplit, split_name: str, data: AnyData, cache_dir: Path) -> SplitImages:
     """A split at the size of `data`; decodes every image if no process has done so yet.
 
     The file's name has the split, the size, the fingerprint of the annotations and `PIXELS`. One process of a
@@ -211,19 +218,20 @@ def open_split(checked: CheckedSplit, split_name: str, data: config.Data, cache_
 
     Args:
         checked: the split.
-        split_name: "train" or "val", for the file's name.
-        data: `short_side` and `max_long_side` are used.
+        split_name: "train", "val" or "test"; training images alone are augmented.
+        data: the size of the images, and which boxes are used.
         cache_dir: created if absent.
 
     Raises:
         DataError: listing all images that cannot be decoded or whose size is not the JSON's. The whole
             split is decoded once before it is first used, packed or not.
     """
-    sizes = tuple(
-        resized_size(r.width, r.height, data.short_side, data.max_long_side) for r in checked.images
-    )
+    augmented = isinstance(data, SquareData) and data.augmentation is not None and split_name == "train"
+    stored = _stored_size if augmented else partial(seen_size, data)
+    sizes = tuple(stored(record.width, record.height) for record in checked.images)
     cache_dir.mkdir(parents=True, exist_ok=True)
-    name = f"{split_name}-{fingerprint(checked)}-{data.short_side}x{data.max_long_side}-v{PIXELS}"
+    size = "original" if augmented else _size_name(data)
+    name = f"{split_name}-{fingerprint(checked)}-{size}-v{PIXELS}"
     path, unpacked = cache_dir / f"{name}.rgb", cache_dir / f"{name}.decodes"
     total = sum(3 * h * w for h, w in sizes)
 
@@ -240,15 +248,42 @@ def open_split(checked: CheckedSplit, split_name: str, data: config.Data, cache_
                 _refuse_images(checked, unusable_images(checked))
                 unpacked.touch()
     packed = _is_complete(path, total)
+    used = tuple(_used(record, data) for record in checked.images)
     return SplitImages(
         records=checked.images,
         sizes=sizes,
-        short_side=data.short_side,
-        labels=tuple(record.labels[~record.crowd] for record in checked.images),
+        short_side=data.side if isinstance(data, SquareData) else data.short_side,
+        used=used,
+        labels=tuple(record.labels[own] for record, own in zip(checked.images, used, strict=True)),
         directory=checked.source.images,
         file=path if packed else unpacked,
         packed=_mapped(path, sizes) if packed else None,
     )
+
+
+def seen_size(data: AnyData, width: int, height: int) -> tuple[int, int]:
+    """(height, width) at which a detector sees an image of this size, in tests and without augmentation."""
+    if isinstance(data, SquareData):
+        return data.side, data.side
+    return resized_size(width, height, data.short_side, data.max_long_side)
+
+
+def _stored_size(width: int, height: int) -> tuple[int, int]:
+    """(height, width) at which an image is kept for augmentation: its own, up to a limit."""
+    return resized_size(width, height, min(width, height), MAX_STORED_SIDE)
+
+
+def _size_name(data: AnyData) -> str:
+    """Of the images, in file names."""
+    if isinstance(data, SquareData):
+        return f"square{data.side}"
+    return f"{data.short_side}x{data.max_long_side}"
+
+
+def _used(record: ImageRecord, data: AnyData) -> NDArray[np.bool_]:
+    """(all boxes of the image,) bool: whether each is trained on."""
+    difficult = isinstance(data, SquareData) and data.difficult
+    return ~record.crowd | record.difficult if difficult else ~record.crowd
 
 
 @contextmanager

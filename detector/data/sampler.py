@@ -19,11 +19,11 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from detector.config import Data
+from detector.config import AnyData, Data, SquareData
 from detector.data.coco import ImageRecord, is_annotated
 from detector.errors import DataError
 
-_ORDER, _FLIPS, _SIDES, _GROUPS = range(4)
+_ORDER, _FLIPS, _SIDES, _GROUPS, _VIEWS = range(5)
 """Streams of random bits from one seed."""
 
 
@@ -52,7 +52,7 @@ class Draw:
     Attributes:
         indices: (B,) int64, indices into the split.
         flips: (B,) bool, True for a horizontal flip.
-        short_sides: (B,) int64, pixels that the short side is resized to.
+        short_sides: (B,) int64, pixels that the short side is resized to, or that of the square.
     """
 
     indices: NDArray[np.int64]
@@ -60,27 +60,29 @@ class Draw:
     short_sides: NDArray[np.int64]
 
 
-def pool_of(records: Sequence[ImageRecord], data: Data) -> Pool:
+def pool_of(records: Sequence[ImageRecord], data: AnyData) -> Pool:
     """The training images of a split, and their groups.
 
     Args:
         records: the training split.
-        data: `skip_unannotated` and `group_by_aspect` are used. A square image counts as portrait, as in
-            the authors' loader.
+        data: `skip_unannotated` and `group_by_aspect` are used; images that are warped to a square are
+            all used, in one group. A square image counts as portrait, as in the authors' loader.
 
     Raises:
         DataError: the split has no training image.
     """
-    kept = [i for i, r in enumerate(records) if is_annotated(r) or not data.skip_unannotated]
+    shaped = data if isinstance(data, Data) else None
+    kept = [i for i, r in enumerate(records) if is_annotated(r) or not (shaped and shaped.skip_unannotated)]
     if not kept:
         raise DataError("no training image has an annotation with both sides over 1 pixel")
-    landscape = [data.group_by_aspect and records[i].width > records[i].height for i in kept]
+    grouped = shaped is not None and shaped.group_by_aspect
+    landscape = [grouped and records[i].width > records[i].height for i in kept]
     # Numbered from 0 without gaps, also where all images are of one kind.
     groups = np.unique(np.array(landscape), return_inverse=True)[1]
     return Pool(np.array(kept, dtype=np.int64), groups.astype(np.int64))
 
 
-def draw_batch(pool: Pool, data: Data, total_batch: int, seed: int, step: int) -> Draw:
+def draw_batch(pool: Pool, data: AnyData, total_batch: int, seed: int, step: int) -> Draw:
     """The batch of one step.
 
     Each epoch has every image once. Each group has its own sequence of batches, which continues over epochs;
@@ -88,7 +90,7 @@ def draw_batch(pool: Pool, data: Data, total_batch: int, seed: int, step: int) -
 
     Args:
         pool: the images.
-        data: `flip`, `short_side` and `min_short_side` are used.
+        data: `flip` is used, and `short_side` and `min_short_side`, or `side`.
         total_batch: B, images per step over all workers; may exceed the number of images.
         seed: the trial's seed, >= 0.
         step: 0-based.
@@ -101,9 +103,15 @@ def draw_batch(pool: Pool, data: Data, total_batch: int, seed: int, step: int) -
         here = epochs == epoch
         indices[here] = _epoch_order(pool, seed, epoch)[group][places[here]]
     flips = _uniform(seed, _FLIPS, step, total_batch) < data.flip
+    return Draw(indices, flips, _sides(data, total_batch, seed, step))
+
+
+def _sides(data: AnyData, total_batch: int, seed: int, step: int) -> NDArray[np.int64]:
+    if isinstance(data, SquareData):
+        return np.full(total_batch, data.side, dtype=np.int64)
     least = data.short_side if data.min_short_side is None else data.min_short_side
     sides = least + _uniform(seed, _SIDES, step, total_batch) * (data.short_side - least + 1)
-    return Draw(indices, flips, sides.astype(np.int64))
+    return sides.astype(np.int64)
 
 
 def rank_slice(total_batch: int, rank: int, world: int) -> slice:
@@ -148,6 +156,26 @@ def _epoch_order(pool: Pool, seed: int, epoch: int) -> list[NDArray[np.int64]]:
     """Indices of each group's images in the epoch's order. Cached: must not be changed."""
     order = np.argsort(_bits(seed, _ORDER, epoch, len(pool.indices)), kind="stable")
     return [pool.indices[order[pool.groups[order] == group]] for group in range(len(pool.counts))]
+
+
+class Stream:
+    """Random numbers of one image of a step, in the order of the calls."""
+
+    def __init__(self, seed: int, step: int, place: int) -> None:
+        """Args: the trial's seed; the step; and the image's place in the whole batch."""
+        self._bits = np.random.PCG64(np.random.SeedSequence((seed, _VIEWS, step, place)))
+
+    def uniform(self, low: float = 0.0, high: float = 1.0) -> float:
+        """Of [low, high)."""
+        return low + (high - low) * (int(self._bits.random_raw()) >> 11) * 2.0**-53
+
+    def chance(self, probability: float) -> bool:
+        """True with this probability."""
+        return self.uniform() < probability
+
+    def order(self, count: int) -> list[int]:
+        """0..count-1 in random order."""
+        return sorted(range(count), key=lambda _: self.uniform())
 
 
 def _uniform(seed: int, stream: int, index: int, count: int) -> NDArray[np.float64]:

@@ -18,7 +18,7 @@ import warnings
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from importlib.util import find_spec
 from pathlib import Path
@@ -129,12 +129,12 @@ class Results:
 
 
 @dataclass(frozen=True, slots=True)
-class CocoScores:
-    """COCO's metrics of one evaluation, in percent.
+class Scores:
+    """The metrics of one evaluation, in percent.
 
     Attributes:
-        metrics: by the names of `METRIC_NAMES`; an undefined one (APS of a data set without small objects)
-            is absent.
+        metrics: by name, COCO's by those of `METRIC_NAMES`; an undefined one (APS of a data set without small
+            objects) is absent.
         class_ap: AP by category name; NaN where undefined. An ambiguous or empty name has its id added.
     """
 
@@ -147,7 +147,7 @@ def evaluate(
     results: Results,
     small_side: float = 32.0,
     medium_side: float = 96.0,
-) -> CocoScores:
+) -> Scores:
     """Evaluates detections on a split: `run_cocoeval` and `scores`.
 
     Args:
@@ -190,7 +190,7 @@ def fast_evaluate(
     results: Results,
     small_side: float = 32.0,
     medium_side: float = 96.0,
-) -> CocoScores:
+) -> Scores:
     """The metrics of `evaluate`, bit for bit, computed by hotcoco if it is installed.
 
     For validation during a training; metrics of tables come from `run_cocoeval`. Arguments and errors are
@@ -204,7 +204,7 @@ def fast_evaluate(
     return scores(_finished(COCOeval(*_columns(ground_truth, results), "bbox"), small_side, medium_side))
 
 
-def scores(judged: Any) -> CocoScores:
+def scores(judged: Any) -> Scores:
     """The metrics of a finished COCOeval, of either library, in percent."""
     metrics = zip(METRIC_NAMES, judged.stats.tolist(), strict=True)
     precision_TRK = judged.eval["precision"][..., 0, -1]  # all areas, 100 detections
@@ -217,7 +217,7 @@ def scores(judged: Any) -> CocoScores:
         else math.nan
         for k, category in enumerate(judged.params.catIds)
     }
-    return CocoScores({name: 100 * value for name, value in metrics if value != _ABSENT}, class_ap)
+    return Scores({name: 100 * value for name, value in metrics if value != _ABSENT}, class_ap)
 
 
 def disambiguate(names: Mapping[int, str]) -> dict[int, str]:
@@ -275,8 +275,8 @@ def _check(ground_truth: Mapping[str, Any], results: Results, small_side: float,
         raise ValueError(f"need 0 < small_side < medium_side < 1e5, got {small_side} and {medium_side}")
     if all(annotation.get("iscrowd", 0) for annotation in _listed(ground_truth)):
         raise DataError("the split has no annotation besides crowds: AP is undefined")
-    _require_known("image", results.image_ids, ground_truth["images"])
-    _require_known("category", results.category_ids, ground_truth["categories"])
+    require_known("image", results.image_ids, [entry["id"] for entry in ground_truth["images"]])
+    require_known("category", results.category_ids, [entry["id"] for entry in ground_truth["categories"]])
 
 
 def _finished(judged: Any, small_side: float, medium_side: float) -> Any:
@@ -372,7 +372,8 @@ def _require_finite(name: str, values: Array) -> None:
         )
 
 
-def _require_known(what: str, ids: Array, known: Sequence[Mapping[str, Any]]) -> None:
-    unknown = sorted(set(np.unique(ids).tolist()) - {entry["id"] for entry in known})
+def require_known(what: str, ids: Array, known: Iterable[int]) -> None:
+    """Refuses ids of detections, of images or categories, that are not known (ValueError)."""
+    unknown = sorted(set(np.unique(ids).tolist()) - set(known))
     if unknown:
         raise ValueError(f"detections have {what} ids that the annotations lack: {unknown[:5]}")

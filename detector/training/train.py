@@ -21,12 +21,12 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from detector.config import Trial
+from detector.data.batches import step_batch
 from detector.data.coco import CheckedSplit
-from detector.data.dataset import Batch, SplitImages, largest, load_batch
+from detector.data.dataset import Batch, SplitImages
 from detector.data.loader import prefetched
-from detector.data.sampler import Pool, draw_batch, pool_of, rank_slice
+from detector.data.sampler import Pool, pool_of, rank_slice
 from detector.errors import CheckpointError, DivergedError, WeightsError
-from detector.geometry.transforms import resized_size
 from detector.model.build import build_detector
 from detector.model.detector import AnyModel, Targets
 from detector.model.weights import load_backbone
@@ -190,15 +190,8 @@ class Training:
 
     def batch(self, step: int) -> Batch:
         """This rank's part of a step's images."""
-        data, total = self.trial.data, self.trial.schedule.total_batch
-        draw = draw_batch(self.pool, data, total, self.trial.seed, step)
-        records = [self.images.records[i] for i in draw.indices]
-        sizes = [
-            resized_size(record.width, record.height, int(side), data.max_long_side)
-            for record, side in zip(records, draw.short_sides, strict=True)
-        ]
-        own = rank_slice(total, self.ranks.rank, self.ranks.size)
-        return load_batch(self.images, draw.indices[own], draw.flips[own], largest(sizes), sizes[own])
+        own = rank_slice(self.trial.schedule.total_batch, self.ranks.rank, self.ranks.size)
+        return step_batch(self.images, self.pool, self.trial, step, own)
 
     def batches(self) -> Generator[Batch, None, None]:
         """This rank's part of the remaining steps, prepared ahead."""

@@ -9,7 +9,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
 
-from detector.config import Data, Detector, Evaluation, MultiScale, ResNet, SingleScale, SingleShot, Trial
+from detector.config import (
+    AnyData,
+    Detector,
+    Evaluation,
+    MultiScale,
+    ResNet,
+    SingleScale,
+    SingleShot,
+    SquareData,
+    Trial,
+)
 from experiments.detection.cost_single_shot import multiply_adds
 
 TRAINING = 3.0
@@ -52,21 +62,29 @@ def _pixels(short: float, longest: float) -> float:
     return short * min(longest, max(1.0, PHOTOGRAPH * short))
 
 
-def _training_pixels(data: Data) -> float:
+def _training_pixels(data: AnyData) -> float:
     """Of an image; the mean where the short side is drawn from a range."""
+    if isinstance(data, SquareData):
+        return float(data.side**2)
     low, high = data.min_short_side or data.short_side, data.short_side
     mean_square = (low * low + low * high + high * high) / 3
     return _pixels(high, data.max_long_side) * mean_square / high**2
 
 
-def _tested_pixels(evaluation: Evaluation, data: Data) -> float:
+def _tested_pixels(evaluation: Evaluation, data: AnyData) -> float:
     """Of an image in all passes."""
     match evaluation.scales:
         case SingleScale():
-            return _pixels(data.short_side, data.max_long_side)
+            return _test_pixels(data)
         case MultiScale(passes=passes):
-            side = data.short_side
+            side = data.side if isinstance(data, SquareData) else data.short_side
             return FLIPPED * sum(_pixels(p.scale * side, p.max_scale * side) for p in passes)
+
+
+def _test_pixels(data: AnyData) -> float:
+    if isinstance(data, SquareData):
+        return float(data.side**2)
+    return _pixels(data.short_side, data.max_long_side)
 
 
 # --- multiply-adds of an input pixel -------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from math import ceil
 
-from detector.config import AnyDetector, Data, Detector, Evaluation, SingleShot, Trial
+from detector.config import AnyData, AnyDetector, Detector, Evaluation, SingleShot, SquareData, Trial
 
 PHOTOGRAPH = 4 / 3
 """Sides of an ordinary photograph, for detectors that keep the shape of an image."""
@@ -18,8 +18,10 @@ def boxes(trial: Trial, evaluation: Evaluation) -> float:
     return detector.anchors.num_per_location * _locations(detector, trial.data)
 
 
-def _locations(detector: Detector, data: Data) -> int:
-    short, long = data.short_side, min(data.max_long_side, round(PHOTOGRAPH * data.short_side))
+def _locations(detector: Detector, data: AnyData) -> int:
+    short = long = _side(detector, data)
+    if not isinstance(data, SquareData):
+        long = min(data.max_long_side, round(PHOTOGRAPH * short))
     return sum(ceil(short / stride) * ceil(long / stride) for stride in detector.strides)
 
 
@@ -28,5 +30,7 @@ def input_side(trial: Trial, evaluation: Evaluation) -> float:
     return _side(trial.detector, trial.data)
 
 
-def _side(detector: AnyDetector, data: Data) -> int:
-    return detector.input_size if isinstance(detector, SingleShot) else data.short_side
+def _side(detector: AnyDetector, data: AnyData) -> int:
+    if isinstance(detector, SingleShot):
+        return detector.input_size
+    return data.side if isinstance(data, SquareData) else data.short_side

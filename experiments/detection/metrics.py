@@ -16,6 +16,12 @@ MAP = Metric("mAP", tolerance=0.5)
 """Pascal VOC's, in percent: the mean over classes of the precision at 11 recalls (2007). The authors of
 RefineDet say that trainings of one config fluctuate, and had 79.5 and 80.0 with two versions of Caffe."""
 
+MAP_AREA = Metric("mAP_area", tolerance=0.5)
+"""The same by the area under the curve of precision and recall, as VOC has it since 2010."""
+
+VOC_METRICS = (MAP, MAP_AREA, *COCO_METRICS)
+"""Of one test: VOC's, then COCO's for the same detections."""
+
 SPEED = Metric(
     "images_per_second", unit="images/s", digits=1, label="speed", rescore_tolerance=None, comparable=False
 )

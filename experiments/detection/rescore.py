@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 from ablation.errors import UserError
 from ablation.setting import Setting
 from detector.config import Evaluation, Trial
-from detector.data.coco import DataPaths, read_data, to_coco_dict
+from detector.data.coco import CheckedSplit, DataPaths, read_data
 from detector.errors import DataError
-from detector.evaluation.coco_eval import CocoScores, Results, evaluate, fast_evaluate
+from detector.evaluation.coco_eval import Results, Scores
+from detector.evaluation.evaluators import Evaluator, evaluator_of
 
 
 def rescore(setting: Setting, trial: Trial, evaluation: Evaluation, detections: Path) -> Mapping[str, float]:
@@ -23,39 +23,46 @@ def rescore(setting: Setting, trial: Trial, evaluation: Evaluation, detections: 
         detections: what `Results.save` wrote.
 
     Returns:
-        COCO's numbers in percent, by the names of `METRIC_NAMES`.
+        The evaluator's numbers, in percent.
 
     Raises:
         UserError: the data set or the detections cannot be read, do not belong together, or are of test
             images, whose annotations only an evaluation server has.
     """
-    return _scored(evaluate, setting, trial, evaluation, detections).metrics
+
+    def score(evaluator: Evaluator, split: CheckedSplit, results: Results) -> Scores:
+        return evaluator.scores(split, results)
+
+    return _scored(score, setting, trial, evaluation, detections).metrics
 
 
 def by_class(setting: Setting, trial: Trial, evaluation: Evaluation, detections: Path) -> Mapping[str, float]:
     """AP in percent by class, NaN where the images hold none; arguments and errors as `rescore`."""
-    return _scored(fast_evaluate, setting, trial, evaluation, detections).class_ap
+
+    def score(evaluator: Evaluator, split: CheckedSplit, results: Results) -> Scores:
+        return evaluator.quick_scores(split, results)
+
+    return _scored(score, setting, trial, evaluation, detections).class_ap
 
 
 def _scored(
-    evaluator: Callable[..., CocoScores],
+    score: Callable[[Evaluator, CheckedSplit, Results], Scores],
     setting: Setting,
     trial: Trial,
     evaluation: Evaluation,
     detections: Path,
-) -> CocoScores:
+) -> Scores:
     if evaluation.split == "test":
         raise UserError("the annotations of the test images are not public")
     try:
-        ground_truth = _ground_truth(setting.context.paths)
-        results, data = Results.load(detections), trial.data
-        return evaluator(ground_truth, results, data.small_side, data.medium_side)
+        split = _tested(setting.context.paths)
+        return score(evaluator_of(evaluation, trial.data), split, Results.load(detections))
     except (DataError, ValueError) as error:
         raise UserError(str(error)) from error
 
 
 @lru_cache(maxsize=1)
-def _ground_truth(paths: DataPaths) -> dict[str, Any]:
+def _tested(paths: DataPaths) -> CheckedSplit:
     """The validation split, read once for all evaluations on it."""
     _, val = read_data(paths)
-    return to_coco_dict(val)
+    return val

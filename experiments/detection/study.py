@@ -39,8 +39,8 @@ def detection_study(
 
     Args:
         name, title, tables, claims, profiles, paper_note: see `Study`.
-        metrics: those that evaluations report, the study's main one first. Speed, boxes and input size are
-            there besides where a table cites them.
+        metrics: those that evaluations report, the study's main one first, which is given by class too.
+            Speed, boxes and input size are there besides where a table cites them.
     """
     cited = {cell.metric for table in tables for row in table.rows for cell in row.cells}
     counted = {BOXES.name: boxes, INPUT.name: input_side}
@@ -61,7 +61,7 @@ def detection_study(
         predictions="detections",
         rescore=rescore,
         read_scores=read_scores,
-        by_class=ByClass("AP", by_class),
+        by_class=ByClass(metrics[0].name, by_class),
         computed={name: count for name, count in counted.items() if name in cited},
         joint=JOINT if SPEED.name in cited else None,
         sources=("detector", "experiments"),

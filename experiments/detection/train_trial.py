@@ -26,10 +26,10 @@ from ablation.protocol import (
 )
 from detector import device_check
 from detector.config import Evaluation, Trial, Weights
-from detector.data.coco import CheckedSplit, DataPaths, read_data, read_test, to_coco_dict
+from detector.data.coco import CheckedSplit, DataPaths, read_data, read_test
 from detector.data.dataset import SplitImages, open_split
-from detector.evaluation.bootstrap import bootstrap, match_data
-from detector.evaluation.coco_eval import AP_NAMES, Results, fast_evaluate, run_cocoeval, save_arrays, scores
+from detector.evaluation.coco_eval import Results, save_arrays
+from detector.evaluation.evaluators import evaluator_of
 from detector.evaluation.inference import detect_split
 from detector.geometry.transforms import scale_boxes, xywh_to_xyxy
 from detector.model.detector import AnyModel
@@ -197,6 +197,7 @@ def _validation(trial: Trial, split: CheckedSplit, request: Request) -> Validate
     context: Context = request.context
     images = open_split(split, "val", trial.data, context.cache)
     test = usual_test(trial.detector)
+    evaluator = evaluator_of(test, trial.data)
 
     def validate(model: AnyModel) -> dict[str, float]:
         results = detect_split(
@@ -204,7 +205,7 @@ def _validation(trial: Trial, split: CheckedSplit, request: Request) -> Validate
         )
         if results is None:
             return {}
-        found = fast_evaluate(to_coco_dict(split), results, trial.data.small_side, trial.data.medium_side)
+        found = evaluator.quick_scores(split, results)
         return {f"val_{name}": value for name, value in found.metrics.items()}
 
     return validate
@@ -246,12 +247,14 @@ def _evaluate(
         paths["submission"] = folder / SUBMISSION
         results.write_json(paths["submission"])
         return Evaluated(wanted.key, {}, _as_text(paths))
-    judged = run_cocoeval(to_coco_dict(split), results, trial.data.small_side, trial.data.medium_side)
-    paths |= {"matches": folder / "matches.npz", "bootstrap": folder / "bootstrap.npz"}
-    matches = match_data(judged)
-    matches.save(paths["matches"])
-    save_arrays(paths["bootstrap"], {"replicates": bootstrap(matches), "metrics": np.array(AP_NAMES)})
-    return Evaluated(wanted.key, scores(judged).metrics, _as_text(paths))
+    judged = evaluator_of(evaluation, trial.data).judge(split, results)
+    for kind, match in judged.matches.items():
+        paths[kind] = folder / f"{kind}.npz"
+        match.save(paths[kind])
+    paths["bootstrap"] = folder / "bootstrap.npz"
+    columns = np.array(judged.columns)
+    save_arrays(paths["bootstrap"], {"replicates": judged.replicates, "metrics": columns})
+    return Evaluated(wanted.key, judged.scores.metrics, _as_text(paths))
 
 
 def _as_text(paths: dict[str, Path]) -> dict[str, str]:

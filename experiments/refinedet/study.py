@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ablation.study import Study
-from experiments.detection.metrics import COCO_METRICS, MAP
+from experiments.detection.metrics import VOC_METRICS
 from experiments.detection.study import detection_study
 from experiments.refinedet.claims import CLAIMS
 from experiments.refinedet.profiles import PROFILES
@@ -19,5 +19,5 @@ def study() -> Study:
         claims=CLAIMS,
         profiles=PROFILES,
         paper_note="the paper's: VOC 2007 test, trained on VOC 2007 and 2012",
-        metrics=(MAP, *COCO_METRICS),
+        metrics=VOC_METRICS,
     )

@@ -14,8 +14,8 @@ from detector.errors import DataError
 from detector.evaluation import coco_eval
 from detector.evaluation.coco_eval import (
     METRIC_NAMES,
-    CocoScores,
     Results,
+    Scores,
     disambiguate,
     evaluate,
     fast_evaluate,
@@ -25,7 +25,7 @@ from detector.evaluation.coco_eval import (
 
 BOX = [10.0, 10.0, 40.0, 40.0]
 
-Score = Callable[..., CocoScores]
+Score = Callable[..., Scores]
 either_way = pytest.mark.parametrize("score", [evaluate, fast_evaluate])
 
 

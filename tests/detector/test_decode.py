@@ -38,6 +38,7 @@ def record(name: str, width: int, height: int) -> ImageRecord:
         labels=none.astype(np.int64),
         areas=none,
         crowd=none.astype(np.bool_),
+        difficult=none.astype(np.bool_),
     )
 
 

@@ -204,9 +204,8 @@ def test_the_model_sees_the_pixels_that_validation_shows_it(
 ) -> None:
     path = draw(tmp_path / f"a.{suffix}", 60, 45)
     none = np.zeros(0)
-    record = ImageRecord(
-        1, path.name, 60, 45, none.reshape(0, 4), none.astype(np.int64), none, none.astype(np.bool_)
-    )
+    no = none.astype(np.bool_)
+    record = ImageRecord(1, path.name, 60, 45, none.reshape(0, 4), none.astype(np.int64), none, no, no)
     loaded, seen = load_detector(saved.path), []
     loaded.model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     predict_image(loaded, read_upright(path))

@@ -32,9 +32,8 @@ def indices(pool: Pool, total_batch: int, steps: int, seed: int = 3) -> np.ndarr
 def record(width: int = 8, height: int = 8, sides: tuple[float, float] | None = (4.0, 4.0)) -> ImageRecord:
     xywh = np.array([[0.0, 0.0, *sides]] if sides else []).reshape(-1, 4)
     count = len(xywh)
-    return ImageRecord(
-        1, "a.png", width, height, xywh, np.zeros(count, int), np.ones(count), np.zeros(count, bool)
-    )
+    no = np.zeros(count, bool)
+    return ImageRecord(1, "a.png", width, height, xywh, np.zeros(count, int), np.ones(count), no, no)
 
 
 @given(num_images=st.integers(1, 40), total_batch=st.integers(1, 50), seed=st.integers(0, 2**32))
