@@ -40,8 +40,8 @@ FILTERS = (
 )
 """The five interpolations, all equally likely: linear, area, nearest, cubic and Lanczos."""
 
-_HUES = 256 / 360
-"""Steps of Pillow's hue in a degree."""
+_HUES = 255
+"""Steps of Pillow's hue in the whole circle: 0 and 255 are both red."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,7 +256,7 @@ def distorted(image: Image.Image, distortion: Distortion) -> Image.Image:
         before, contrast = contrast[before], _clipped(levels)
     image = _mapped(image, before, before, before)
     if distortion.hue or distortion.saturation != 1:
-        hue = ((levels + round(distortion.hue * _HUES)) % 256).astype(np.uint8)
+        hue = ((levels + round(distortion.hue * _HUES / 360)) % _HUES).astype(np.uint8)
         saturation = _clipped(levels * distortion.saturation)
         image = _mapped(image.convert("HSV"), hue, saturation, _clipped(levels)).convert("RGB")
     return _mapped(image, contrast, contrast, contrast)

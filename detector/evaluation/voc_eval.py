@@ -2,9 +2,9 @@
 
 Each detection is compared with the object of its class and image that it overlaps most; of equal overlaps
 with the first in the file. Above `min_iou` the best detection of an object is true, and the others, its
-duplicates, are false. One whose object is difficult (or a crowd) is neither. All others are false. Detections are ranked
-by score; of equal scores the earlier image first, then the earlier detection. A class whose objects are all
-difficult, or that has none, has no AP and is left out of the mean.
+duplicates, are false. One whose object is difficult (or a crowd) is neither. All others are false. Detections
+are ranked by score; of equal scores the earlier image first, then the earlier detection. A class without an
+object that counts has no AP and is left out of the mean.
 
 Where the devkits differ, and what holds here:
 
