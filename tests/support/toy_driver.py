@@ -81,7 +81,8 @@ def train(request: Request) -> Generator[Report, None, None]:
     step, starts = _resumed(request.directory), request.directory / "starts.txt"
     if rank == 0:
         with starts.open("a") as file:
-            file.write(f"{step} {os.getpid()} {os.environ.get('OMP_NUM_THREADS')} {os.nice(0)}\n")
+            threads = " ".join(os.environ.get(name, "-") for name in ("OMP_NUM_THREADS", "GOMP_SPINCOUNT"))
+            file.write(f"{step} {os.getpid()} {threads} {os.nice(0)}\n")
     _sum(0.0)  # the other ranks count the attempts when the first has written this one down
     while step < toy.steps:
         step += 1

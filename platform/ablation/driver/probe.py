@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ablation.calibration import Measured
-from ablation.cluster.connection import environment
+from ablation.cluster.connection import OF_THREADS, environment
 from ablation.plan import PlannedTrial
 from ablation.protocol import Progress, Request, TrainFunction
 from ablation.resources import Resources
@@ -45,7 +45,7 @@ def probe(
     held = trial.resources or Resources()
     with (
         tempfile.TemporaryDirectory(prefix="ablation-probe-") as folder,
-        environment({"OMP_NUM_THREADS": str(max(1, int(held.cpus)))}),  # as in a run: see `connection`
+        environment({**OF_THREADS, "OMP_NUM_THREADS": str(max(1, int(held.cpus)))}),  # as in a run
     ):
         request = Request(trial.key, trial.config, (), Path(folder), context, replace(held, workers=1))
         seen = _seen(train, request, limit_s)

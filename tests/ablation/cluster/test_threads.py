@@ -1,6 +1,7 @@
-"""A trial computes in as many threads as it holds CPUs, at the niceness that the run was given."""
+"""A trial computes in as many threads as it holds CPUs, which wait as told, at the niceness of the run."""
 
 import os
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ def test_threads_follow_the_cpus_that_a_trial_holds_and_niceness_is_the_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    monkeypatch.setenv("GOMP_SPINCOUNT", "infinity")
     monkeypatch.setenv("RAY_worker_niceness", "9")
     toys: list[dict[str, Any]] = [
         {"name": "open"},
@@ -35,8 +37,14 @@ def test_threads_follow_the_cpus_that_a_trial_holds_and_niceness_is_the_runs(
     written = {name: file.read_text().split()[2:] for name, file in files.items()}
     nice = str(min(19, os.nice(0) + 2))
     assert written == {
-        "open": [str(CORES), nice],
-        "one": ["1", nice],
-        "three": ["3", nice],
-        "pair": ["2", nice],
+        "open": [str(CORES), "10000", nice],
+        "one": ["1", "10000", nice],
+        "three": ["3", "10000", nice],
+        "pair": ["2", "10000", nice],
     }
+
+
+def test_torch_computes_with_the_runtime_whose_threads_are_told_how_long_to_spin() -> None:
+    torch = find_spec("torch")
+    assert torch is not None and torch.origin is not None
+    assert list(Path(torch.origin).parent.glob("lib/libgomp*"))
