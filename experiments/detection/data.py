@@ -8,11 +8,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import detector.data
 from ablation.errors import UserError
-from detector.config import Data
+from detector.config import Data, SquareData
 from detector.data.coco import DataPaths, fingerprint, read_data, read_test
 from detector.errors import DataError
 from experiments.detection.remembered import remembered
@@ -40,8 +40,11 @@ class Context:
     weights: Mapping[str, Path | str] = field(default_factory=dict)
 
 
+D = TypeVar("D", Data, SquareData)
+
+
 @dataclass(frozen=True, slots=True)
-class DataSet:
+class DataSet(Generic[D]):
     """What is known of a data set that can be trained on.
 
     Attributes:
@@ -51,7 +54,7 @@ class DataSet:
             evaluation server has.
         repairs: what was repaired in training and validation split, with counts.
         test_fingerprint: hash of the test split.
-        data: what a trial's key holds of it, for the 1x schedule.
+        data: what a trial's key holds of it, for the 1x schedule, or but for each detector's square.
     """
 
     name: str
@@ -60,7 +63,7 @@ class DataSet:
     images: Mapping[str, int]
     repairs: tuple[str, ...]
     test_fingerprint: str | None
-    data: Data
+    data: D
 
     @property
     def folder_name(self) -> str:
@@ -74,7 +77,7 @@ class DataSet:
         return f"{train} training and {val} validation images of {self.name}"
 
 
-def open_data(paths: DataPaths, size: Data, cache: Path, name: str) -> DataSet:
+def open_data(paths: DataPaths, size: D, cache: Path, name: str) -> DataSet[D]:
     """Read and check a data set, and decode every image of it once, as every later run will find it.
 
     What was found is remembered in the cache, and nothing is read while the annotation files, the image
@@ -90,8 +93,8 @@ def open_data(paths: DataPaths, size: Data, cache: Path, name: str) -> DataSet:
         UserError: the data set cannot be used; lists what is wrong with it.
     """
     splits = [split for split in (paths.train, paths.val, paths.test) if split]
-    files = [path for split in splits for path in (split.annotations, split.images)]
-    identity = f"{[str(file.absolute()) for file in files]} {size.short_side} {size.max_long_side}"
+    files: list[Path] = [path for split in splits for path in (split.annotations, split.images)]
+    identity = f"{[str(file.absolute()) for file in files]} {size}"
     record = cache / "known" / f"data-{hashlib.sha256(identity.encode()).hexdigest()[:12]}.json"
     try:
         facts = remembered(record, [*files, *_CODE], partial(_read, paths, size, cache))
@@ -108,7 +111,7 @@ def open_data(paths: DataPaths, size: Data, cache: Path, name: str) -> DataSet:
     )
 
 
-def _read(paths: DataPaths, size: Data, cache: Path) -> tuple[dict[str, Any], list[Path]]:
+def _read(paths: DataPaths, size: Data | SquareData, cache: Path) -> tuple[dict[str, Any], list[Path]]:
     """What a `DataSet` is made of, as JSON values, and the files of decoded images; DataError."""
     from detector.data.dataset import open_split  # imports torch
 

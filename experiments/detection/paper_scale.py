@@ -69,7 +69,7 @@ class PaperSetting:
 
     scale: PaperScale
     changes: DetectionOptions
-    dataset: DataSet
+    dataset: DataSet[Data]
     weights: Mapping[str, Weights]
     notices: Sequence[str]
     context: Context

@@ -19,6 +19,7 @@ from ablation.resources import Resources
 from ablation.study import Profile
 from detector.config import (
     AdamW,
+    AnyData,
     AnyDetector,
     Data,
     Evaluation,
@@ -29,6 +30,7 @@ from detector.config import (
     Schedule,
     SingleScale,
     SingleShot,
+    SquareData,
     Trial,
 )
 from detector.data.shapes import ShapesSpec, draw_dataset
@@ -176,11 +178,21 @@ class ScaledSetting:
         return trial_cost(trial, evaluations, {"val": self.num_val})
 
 
-def _seen_by(detector: AnyDetector, data: Data) -> Data:
-    """The data set at the size that a detector sees: its own square, or the scale's."""
-    if isinstance(detector, SingleShot):
-        return replace(data, short_side=detector.input_size, max_long_side=detector.input_size)
-    return data
+def _seen_by(detector: AnyDetector, data: Data) -> AnyData:
+    """The data set as a detector sees it: warped to its own square, or at the scale's size.
+
+    Images are flipped and not augmented otherwise, for every detector alike.
+    """
+    if not isinstance(detector, SingleShot):
+        return data
+    return SquareData(
+        data.fingerprint,
+        detector.input_size,
+        augmentation=None,
+        flip=data.flip,
+        small_side=data.small_side,
+        medium_side=data.medium_side,
+    )
 
 
 SMALL_PASSES = (
@@ -277,7 +289,7 @@ def size(scale: Scale, *, own: bool) -> Data:
     )
 
 
-def _caption(scale: Scale, dataset: DataSet, precision: Precision) -> str:
+def _caption(scale: Scale, dataset: DataSet[Data], precision: Precision) -> str:
     schedule = scale.schedule
     return (
         f"{dataset.summary}, short side {dataset.data.short_side}, {schedule.iterations} iterations of "
