@@ -8,7 +8,7 @@ from ablation.resources import Resources
 from detector.config import SGD, Schedule, StepDecay
 from experiments.detection import small, square_scale
 
-# Chosen on SSD300* alone, on drawings of seed 7 and with training seed 101: rates of 1e-3 and 3e-3 and lengths
+# Chosen on SSD300* alone, on drawings of seed 7 and with seed 101: rates of 1e-3 and 3e-3, and lengths
 # of 300 and 1,000 iterations. The heads learn which class an anchor is only after about 300.
 SHAPES = replace(
     small.SHAPES,
