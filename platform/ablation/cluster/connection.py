@@ -41,7 +41,7 @@ _ENVIRONMENT = {
     "TUNE_WARN_THRESHOLD_S": "1000000",  # a slow store makes no warnings among the display's lines
 }
 OF_THREADS = {
-    # Rounds that OpenMP's threads spin before they sleep. The default is 300,000: two threads of one trial that
+    # Rounds that OpenMP's threads spin before they sleep. The default is 300,000: two threads of a trial that
     # share a core, because another program has the other one, then hardly let each other run.
     "GOMP_SPINCOUNT": "10000",
 }
