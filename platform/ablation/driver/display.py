@@ -123,13 +123,17 @@ class Board:
         self.done = sum(not trial.missing for trial in plan.trials)
         self._to_do = sum(trial.cost for trial in plan.work())
         self._ended = 0.0
-        self.failed = sum(trial.state == "FAILED" for trial in plan.trials)
+        self._failed = {trial.key: 0.0 for trial in plan.trials if trial.state == "FAILED"}
+        """The cost that was spent here on each trial that has failed."""
         self._results = dict(results or {})
         self._cells = _cells(plan)
         self.study = plan.study
 
     def start(self, trial: PlannedTrial) -> Active:
-        """An attempt began, perhaps from a checkpoint of an earlier one."""
+        """An attempt began, perhaps from a checkpoint of an earlier one, or because a person retried it."""
+        if (spent := self._failed.pop(trial.key, None)) is not None:
+            self._ended -= spent
+            self._to_do += trial.cost - spent
         if self._began is None:
             self._began = self._clock()
         self.active[trial.key] = Active(trial, self._clock())
@@ -153,9 +157,15 @@ class Board:
         spent = active.cost_done if failed else trial.cost
         self._ended += spent
         self._to_do -= trial.cost - spent
-        self.failed += failed
+        if failed:
+            self._failed[trial.key] = spent
         self.done += not failed
         return active
+
+    @property
+    def failed(self) -> int:
+        """The number of trials that have failed."""
+        return len(self._failed)
 
     def lose(self, trial: PlannedTrial) -> None:
         """The attempt ended before the trial did."""

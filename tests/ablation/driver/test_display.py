@@ -51,6 +51,19 @@ def test_time_left_follows_the_pace_since_the_attempt_began_and_not_since_the_tr
     assert facts(active, PROGRESS) == ["100/100", "evaluating"]
 
 
+def test_a_trial_that_failed_and_is_retried_counts_as_failed_no_more(plan: Plan) -> None:
+    clock, trial = Clock(), plan.trials[0]
+    board = Board(plan, clock=clock)
+    for now, failed in ((10.0, True), (20.0, False)):
+        board.start(trial)
+        board.report(trial, Progress(2, 4))
+        clock.now = now
+        board.end(trial, failed=failed)
+        assert board.failed == failed
+    assert overall(board).startswith("1 of 3 trials done, ")
+    assert board.seconds_left() == pytest.approx(40.0), "a third took 20 s"
+
+
 def test_the_estimated_end_counts_only_what_this_run_has_done(plan: Plan) -> None:
     clock, (first, *others) = Clock(), plan.trials
     resumed = replace(first, step=50, total=100, cost=first.cost / 2)
