@@ -12,7 +12,7 @@ class Data:
     """The images of a trial and their sizes.
 
     Attributes:
-        fingerprint: hash of the annotations of both splits; another data set makes another trial.
+        fingerprint: hash of annotations and images of both splits; another data set makes another trial.
         short_side, max_long_side: size after resizing, aspect kept (paper: 800 and 1333).
         min_short_side: lower limit of the random short side of a training image, an integer up to
             `short_side` (Table 8: 640); None for always `short_side`.
@@ -98,7 +98,7 @@ class SquareData:
     """The images of a trial, each warped to a square.
 
     Attributes:
-        fingerprint: hash of the annotations of both splits; another data set makes another trial.
+        fingerprint: hash of annotations and images of both splits; another data set makes another trial.
         side: of the square, pixels.
         augmentation: of training images; None for the warped image.
         flip: probability of a horizontal flip in training.

@@ -210,16 +210,15 @@ def padded(
 def open_split(checked: CheckedSplit, split_name: str, data: AnyData, cache_dir: Path) -> SplitImages:
     """A split at the size of `data`; decodes every image if no process has done so yet.
 
-    The file's name has the split, the size, the fingerprint of the annotations and `PIXELS`. One process of a
-    machine writes it atomically, while others wait; a file of the wrong length is written again. The name
-    does not depend on the images' bytes: delete the file after replacing images by others of the same name
-    and size. A split that was too large is marked and stays unpacked, so that later not every rank starts to
-    pack it.
+    The name has the split, the size, the fingerprints of the annotations and of `data` (which covers the
+    images' bytes where they may change), and `PIXELS`. One process of a machine writes it atomically, while
+    others wait; a file of the wrong length is written again. A split that was too large is marked and stays
+    unpacked, so that later not every rank starts to pack it.
 
     Args:
         checked: the split.
         split_name: "train", "val" or "test"; training images alone are augmented.
-        data: the size of the images, and which boxes are used.
+        data: the size of the images, which boxes are used, and the fingerprint.
         cache_dir: created if absent.
 
     Raises:
@@ -231,7 +230,7 @@ def open_split(checked: CheckedSplit, split_name: str, data: AnyData, cache_dir:
     sizes = tuple(stored(record.width, record.height) for record in checked.images)
     cache_dir.mkdir(parents=True, exist_ok=True)
     size = "original" if augmented else _size_name(data)
-    name = f"{split_name}-{fingerprint(checked)}-{size}-v{PIXELS}"
+    name = f"{split_name}-{fingerprint(checked)}-{data.fingerprint}-{size}-v{PIXELS}"
     path, unpacked = cache_dir / f"{name}.rgb", cache_dir / f"{name}.decodes"
     total = sum(3 * h * w for h, w in sizes)
 

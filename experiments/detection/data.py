@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,8 @@ from typing import Any, Generic, TypeVar
 import detector.data
 from ablation.errors import UserError
 from detector.config import Data, SquareData
-from detector.data.coco import DataPaths, fingerprint, read_data, read_test
+from detector.data.coco import CheckedSplit, DataPaths, fingerprint, read_data, read_test
+from detector.data.image_files import image_digest
 from detector.errors import DataError
 from experiments.detection.remembered import remembered
 
@@ -77,17 +78,18 @@ class DataSet(Generic[D]):
         return f"{train} training and {val} validation images of {self.name}"
 
 
-def open_data(paths: DataPaths, size: D, cache: Path, name: str) -> DataSet[D]:
+def open_data(paths: DataPaths, size: D, cache: Path, name: str, *, drawn: bool = False) -> DataSet[D]:
     """Read and check a data set, and decode every image of it once, as every later run will find it.
 
-    What was found is remembered in the cache, and nothing is read while the annotation files, the image
-    folders and the decoded images have their size and time.
+    What was found is remembered in the cache, and nothing is read while the annotation files, every file of
+    the image folders and the decoded images have their size and time.
 
     Args:
         paths: where it lies.
         size: what trials see of it, but for its fingerprint.
         cache: holds decoded images.
         name: of the data set.
+        drawn: whether this project drew it: then its annotations tell what its images hold.
 
     Raises:
         UserError: the data set cannot be used; lists what is wrong with it.
@@ -97,7 +99,7 @@ def open_data(paths: DataPaths, size: D, cache: Path, name: str) -> DataSet[D]:
     identity = f"{[str(file.absolute()) for file in files]} {size}"
     record = cache / "known" / f"data-{hashlib.sha256(identity.encode()).hexdigest()[:12]}.json"
     try:
-        facts = remembered(record, [*files, *_CODE], partial(_read, paths, size, cache))
+        facts = remembered(record, [*files, *_CODE], partial(_read, paths, size, cache, drawn))
     except DataError as error:
         raise UserError(str(error)) from error
     return DataSet(
@@ -111,14 +113,22 @@ def open_data(paths: DataPaths, size: D, cache: Path, name: str) -> DataSet[D]:
     )
 
 
-def _read(paths: DataPaths, size: Data | SquareData, cache: Path) -> tuple[dict[str, Any], list[Path]]:
+def _read(
+    paths: DataPaths, size: Data | SquareData, cache: Path, drawn: bool
+) -> tuple[dict[str, Any], list[Path]]:
     """What a `DataSet` is made of, as JSON values, and the files of decoded images; DataError."""
     from detector.data.dataset import open_split  # imports torch
 
     train, val = read_data(paths)
     test = read_test(paths.test, train) if paths.test else None
     splits = {"train": train, "val": val} | ({"test": test} if test else {})
-    decoded = [open_split(split, name, size, cache).file for name, split in splits.items()]
+    whole = _fingerprint([train, val], cache, drawn)
+    of_test = _fingerprint([test], cache, drawn) if test else None
+    identity = {"train": whole, "val": whole, "test": of_test or ""}
+    decoded = [
+        open_split(split, name, replace(size, fingerprint=identity[name]), cache).file
+        for name, split in splits.items()
+    ]
     facts = {
         "class_names": train.class_names,
         "images": {name: len(split.images) for name, split in splits.items()},
@@ -127,10 +137,23 @@ def _read(paths: DataPaths, size: Data | SquareData, cache: Path) -> tuple[dict[
             for name, split in (("train", train), ("val", val))
             for what, count in split.repairs.items()
         ],
-        "fingerprint": fingerprint(train, val),
-        "test_fingerprint": fingerprint(test) if test else None,
+        "fingerprint": whole,
+        "test_fingerprint": of_test,
     }
     return facts, decoded
+
+
+def _fingerprint(splits: Sequence[CheckedSplit], cache: Path, drawn: bool) -> str:
+    """12 hex digits of a hash of annotations and image files; of the annotations alone where it was drawn."""
+    annotations = fingerprint(*splits)
+    if drawn:
+        return annotations
+    digest = hashlib.sha256(annotations.encode())
+    for split in splits:
+        place = f"{split.source.annotations.absolute()} {split.source.images.absolute()}"
+        record = f"images-{hashlib.sha256(place.encode('utf-8', 'surrogateescape')).hexdigest()[:12]}.json"
+        digest.update(image_digest(split, cache / "known" / record).encode())
+    return digest.hexdigest()[:12]
 
 
 def combined_digest(digests: Iterable[str]) -> str:

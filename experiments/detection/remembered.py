@@ -6,8 +6,10 @@ millisecond.
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Callable, Iterable
+import os
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,8 @@ from typing import Any
 from ablation.files import write_whole
 
 Stamp = list[int] | None
-"""Size in bytes and time of the last change in nanoseconds; None for a file that is absent."""
+"""Size in bytes and time of the last change in nanoseconds, or what all files of a folder have together; None
+for a file that is absent."""
 
 
 def remembered(
@@ -25,7 +28,7 @@ def remembered(
 
     Args:
         record: JSON file that keeps the facts; made, or written anew, where they are found again.
-        files: what the facts rest on. A folder has changed when a file in it was added or removed.
+        files: what the facts rest on. A folder has changed when any file below it has.
         find: gives the facts, as JSON values, and further files that they rest on. May raise anything;
             then nothing is kept.
     """
@@ -51,4 +54,23 @@ def _stamp(path: Path) -> Stamp:
         status = path.stat()
     except OSError:
         return None
-    return [status.st_size, status.st_mtime_ns]
+    return _folder_stamp(path) if path.is_dir() else [status.st_size, status.st_mtime_ns]
+
+
+def _folder_stamp(folder: Path) -> Stamp:
+    """The number of files below a folder, and a number that their names, sizes and times decide."""
+    entries = sorted(_entries(str(folder)))
+    digest = hashlib.sha256("\n".join(entries).encode("utf-8", "surrogateescape")).digest()
+    return [len(entries), int.from_bytes(digest[:6])]
+
+
+def _entries(folder: str) -> Iterator[str]:
+    """A line for each file below a folder, by `os.scandir`, which takes 0.3 s for 100,000 files."""
+    with suppress(OSError), os.scandir(folder) as found:
+        for entry in found:
+            if entry.is_dir():
+                yield from _entries(entry.path)
+                continue
+            with suppress(OSError):
+                status = entry.stat()
+                yield f"{entry.path} {status.st_size} {status.st_mtime_ns}"

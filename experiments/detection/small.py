@@ -224,7 +224,7 @@ def prepare(scale: Scale, workspace: Path, options: DetectionOptions) -> ScaledS
     scale, cache = changed(scale, replace(options, precision=precision)), workspace / "cache"
     own = options.data_set(cache)
     paths, name = (own.paths, own.name) if own else (draw_dataset(scale.shapes, cache), "shapes")
-    dataset = open_data(paths, size(scale, own=own is not None), cache, name)
+    dataset = open_data(paths, size(scale, own=own is not None), cache, name, drawn=own is None)
     return ScaledSetting(
         scale=scale,
         data=dataset.data,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -232,7 +233,10 @@ def _evaluate(
     evaluation: Evaluation = wanted.config
     context: Context = request.context
     split = splits[evaluation.split]
-    images = open_split(split, evaluation.split, trial.data, context.cache)
+    data = trial.data
+    if evaluation.split == "test":
+        data = replace(data, fingerprint=evaluation.test_fingerprint or "")
+    images = open_split(split, evaluation.split, data, context.cache)
     results = detect_split(
         model, images, split, evaluation, trial.schedule.precision, context.loaders, request.heartbeat
     )

@@ -1,14 +1,16 @@
 """Data sets of other tools' layouts, as a study's options name them."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ablation.errors import UserError
-from detector.data.coco import DataPaths, fingerprint, read_data
+from detector.data.coco import DataPaths
 from experiments.detection import small
+from experiments.detection.data import open_data
 from experiments.detection.options import DetectionOptions
 from experiments.detection.study import check_data
 from tests.support import layouts
@@ -24,9 +26,10 @@ def test_a_plain_coco_folder_keeps_the_identity_of_its_own_files(
 ) -> None:
     layouts.coco_2017(source, tmp_path / "mine")
     setting = small.prepare(small.SMOKE, tmp_path / "work", DetectionOptions(data=tmp_path / "mine"))
-    expected = fingerprint(*read_data(DataPaths.from_directory(tmp_path / "mine")))
-    assert setting.data.fingerprint == expected
-    assert setting.own_data == f"mine-{expected[:6]}"
+    paths = DataPaths.from_directory(tmp_path / "mine")
+    expected = open_data(paths, replace(setting.data, fingerprint=""), tmp_path / "cache", "mine").data
+    assert setting.data == expected
+    assert setting.own_data == f"mine-{expected.fingerprint[:6]}"
 
 
 def test_an_export_is_prepared_for_training_and_says_how_it_was_read(
