@@ -15,6 +15,7 @@ from detector.config import (
     AnyDetector,
     Evaluation,
     Extra,
+    FasterRCNN,
     Level,
     SingleShot,
     Source,
@@ -69,6 +70,10 @@ REFINEDET320 = SingleShot(
 REFINEDET512 = replace(REFINEDET320, input_size=512)
 REFINEDET_TEST = VOCEvaluation(score_threshold=0.01, pre_nms_topk=1000, nms_iou=0.45, max_detections=500)
 
+FASTER_RCNN = FasterRCNN(VOC_CLASSES)
+FASTER_RCNN_TEST = Evaluation(score_threshold=0.05, nms_iou=0.3, max_detections=100)
+"""NMS as in the authors' code. Its threshold of 0 on scores would only lengthen the lists."""
+
 
 def usual_test(detector: AnyDetector) -> Evaluation:
     """The test that the paper of a detector uses, at one size."""
@@ -77,6 +82,8 @@ def usual_test(detector: AnyDetector) -> Evaluation:
             return SSD_TEST
         case SingleShot():
             return REFINEDET_TEST
+        case FasterRCNN():
+            return FASTER_RCNN_TEST
         case _:
             return Evaluation()
 
@@ -94,22 +101,34 @@ def shrunk(detector: SingleShot, halvings: int, thinner: int) -> SingleShot:
         ValueError: the input's side or the channels are no whole numbers then.
     """
     factor = 2**halvings
-    w1, w2, w3, w4, w5 = (_divided(width, thinner) for width in detector.backbone.widths)
-    backbone = VGG(
-        depths=(int(halvings < 1), int(halvings < 2), 1, 1, 1),
-        widths=(w1, w2, w3, w4, w5),
-        fc_channels=_divided(detector.backbone.fc_channels, thinner),
-        fc6_dilation=detector.backbone.fc6_dilation,
-        pool5_stride=detector.backbone.pool5_stride,
-        norm="group_norm",
-    )
     transfer = detector.transfer
     return replace(
         detector,
-        backbone=backbone,
+        backbone=_shrunk_vgg(detector.backbone, halvings, thinner),
         input_size=_divided(detector.input_size, factor),
         levels=tuple(_shrunk_level(level, factor, thinner) for level in detector.levels),
         transfer=transfer and TransferConnection(_divided(transfer.channels, thinner)),
+    )
+
+
+def shrunk_two_stage(detector: FasterRCNN, halvings: int, thinner: int) -> FasterRCNN:
+    """Faster R-CNN for smaller images, from scratch, with as many anchors in a cell; see `shrunk`."""
+    return replace(
+        detector,
+        backbone=_shrunk_vgg(detector.backbone, halvings, thinner),
+        anchor_sides=tuple(side / 2**halvings for side in detector.anchor_sides),
+        head_channels=_divided(detector.head_channels, thinner),
+    )
+
+
+def _shrunk_vgg(vgg: VGG, halvings: int, thinner: int) -> VGG:
+    w1, w2, w3, w4, w5 = (_divided(width, thinner) for width in vgg.widths)
+    return replace(
+        vgg,
+        depths=(int(halvings < 1), int(halvings < 2), 1, 1, 1),
+        widths=(w1, w2, w3, w4, w5),
+        fc_channels=_divided(vgg.fc_channels, thinner),
+        norm="group_norm",
     )
 
 

@@ -21,6 +21,8 @@ from detector.config.single_shot import Level as Level
 from detector.config.single_shot import SingleShot as SingleShot
 from detector.config.single_shot import Source as Source
 from detector.config.single_shot import TransferConnection as TransferConnection
+from detector.config.two_stage import FasterRCNN as FasterRCNN
+from detector.config.two_stage import Proposals as Proposals
 
 RECIPE_VERSION = 1
 """To be raised when the code changes what a config computes; part of every trial's key."""
@@ -275,7 +277,7 @@ class Detector:
         return s, c4, c5, 2 * c5, 4 * c5
 
 
-AnyDetector = Detector | SingleShot
+AnyDetector = Detector | SingleShot | FasterRCNN
 """The config of a detector of any family."""
 
 

@@ -20,7 +20,7 @@ class VGG:
     Attributes:
         depths: number of 3x3 convolutions of each block. A block of depth 0 is absent, with its pooling.
         widths: channels of each block.
-        fc_channels: of fc6 and fc7.
+        fc_channels: of fc6 and fc7; 0 for none of them.
         fc6_dilation: 6 in SSD, 3 in RefineDet.
         pool5_stride: 1 is SSD's 3x3 pooling, which keeps the size; 2 is VGG's own 2x2.
         norm: "none" (pretrained), or "group_norm" after each convolution of blocks and fcs (from scratch).
@@ -36,6 +36,11 @@ class VGG:
     def __post_init__(self) -> None:
         require(min(self.depths[2:]) >= 1, f"blocks 3, 4 and 5 need a convolution, got {self.depths}")
         require(self.fc6_dilation >= 1, f"fc6_dilation must be >= 1, got {self.fc6_dilation}")
+
+    @property
+    def stride(self) -> int:
+        """Input pixels per cell of the fifth block's map."""
+        return 1 << sum(depth > 0 for depth in self.depths[:4])
 
     def channels(self, source: str) -> int:
         """Channels of the map "conv4", "conv5" or "fc7"."""

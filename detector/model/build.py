@@ -10,6 +10,7 @@ from detector import config as cfg
 from detector.geometry.box_coders import BoxCoder, Coder, PointCoder
 from detector.model.dense_detector import DenseDetector, Network
 from detector.model.detector import AnyModel
+from detector.model.faster_rcnn import FasterRCNNDetector
 from detector.model.fpn import FPN
 from detector.model.head import Head
 from detector.model.resnet import Backbone
@@ -22,6 +23,8 @@ from detector.objectives.losses import DetectionLoss
 def build_detector(config: cfg.Detector) -> DenseDetector: ...
 @overload
 def build_detector(config: cfg.SingleShot) -> SingleShotDetector: ...
+@overload
+def build_detector(config: cfg.FasterRCNN) -> FasterRCNNDetector: ...
 @overload
 def build_detector(config: cfg.AnyDetector) -> AnyModel: ...
 
@@ -40,6 +43,8 @@ def build_detector(config: cfg.AnyDetector) -> AnyModel:
             detector: AnyModel = _dense_detector(config)
         case cfg.SingleShot():
             detector = SingleShotDetector(config)
+        case cfg.FasterRCNN():
+            detector = FasterRCNNDetector(config)
         case _:
             assert_never(config)
     return detector.to(memory_format=torch.channels_last)

@@ -6,11 +6,11 @@ float32, pixels of the padded input image.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from detector import config as cfg
 from detector.geometry.anchors import anchor_grid, feature_sizes
@@ -19,6 +19,7 @@ from detector.model.candidates import dense_candidates
 from detector.model.detector import Detector
 from detector.model.fpn import FPN
 from detector.model.head import Head
+from detector.model.normalise import normalised
 from detector.model.resnet import Backbone
 from detector.objectives.assigners import Assigner
 from detector.objectives.losses import DetectionLoss, Targets, targets_of
@@ -80,27 +81,9 @@ class DenseDetector(Detector[Outputs, Targets]):
         return Outputs(cls_NAK, self.coder.activate(raw_NA4), ctr_NA, grid)
 
     def prepare(self, images_N3HW: Tensor, sizes_N2: Tensor | None = None) -> Tensor:
-        """Normalises, and pads with zeros at the bottom and right to a multiple of the C5 stride.
-
-        The padding has the mean colour, as in the authors' code.
-
-        Args:
-            images_N3HW: as in `forward`.
-            sizes_N2: as in `forward`.
-
-        Returns:
-            (N, 3, H', W') float32.
-        """
-        height, width = images_N3HW.shape[-2:]
-        x = (images_N3HW - self.pixel_mean) * self.pixel_inverse_std
-        if sizes_N2 is not None:
-            sizes_N2 = sizes_N2.to(x.device)
-            rows = torch.arange(height, device=x.device) < sizes_N2[:, :1]
-            columns = torch.arange(width, device=x.device) < sizes_N2[:, 1:]
-            x = x * (rows[:, None, :, None] & columns[:, None, None, :])
-        multiple = self.config.strides[2]
-        bottom, right = -height % multiple, -width % multiple
-        return F.pad(x, (0, right, 0, bottom)) if bottom or right else x
+        """Normalises, and pads to a multiple of the C5 stride; see `detector.model.normalise.normalised`."""
+        mean, inverse_std, multiple = self.pixel_mean, self.pixel_inverse_std, self.config.strides[2]
+        return normalised(images_N3HW, sizes_N2, mean, inverse_std, multiple)
 
     @torch.no_grad()
     def targets(
@@ -110,6 +93,7 @@ class DenseDetector(Detector[Outputs, Targets]):
         labels_NG: Tensor,
         valid_NG: Tensor,
         outputs: Outputs | None = None,
+        seeds: Sequence[int] | None = None,
     ) -> Targets:
         """The targets of every anchor; see `Detector.targets`. They do not depend on predictions."""
         strides = self.config.strides

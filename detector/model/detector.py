@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
 from torch import Tensor, nn
@@ -66,6 +67,7 @@ class Detector(nn.Module, ABC, Generic[OutputsT, TargetsT]):
         labels_NG: Tensor,
         valid_NG: Tensor,
         outputs: OutputsT | None = None,
+        seeds: Sequence[int] | None = None,
     ) -> TargetsT:
         """The targets of a batch.
 
@@ -75,6 +77,7 @@ class Detector(nn.Module, ABC, Generic[OutputsT, TargetsT]):
             labels_NG: (N, G) int64, 0..K-1.
             valid_NG: (N, G) bool, False for padding.
             outputs: of the same images; required where `targets_need_outputs`.
+            seeds: one per image, for targets that are drawn at random.
 
         Returns:
             The targets, without gradient, float32 also under autocast.

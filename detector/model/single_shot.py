@@ -6,6 +6,8 @@ float32, pixels of the input image.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -108,6 +110,7 @@ class SingleShotDetector(Detector[SingleShotOutputs, SingleShotTargets]):
         labels_NG: Tensor,
         valid_NG: Tensor,
         outputs: SingleShotOutputs | None = None,
+        seeds: Sequence[int] | None = None,
     ) -> SingleShotTargets:
         """The targets of every anchor; see `Detector.targets`.
 

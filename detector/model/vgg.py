@@ -13,7 +13,7 @@ from detector.model.norms import group_norm
 
 
 class VGG(nn.Module):
-    """The maps "conv4", "conv5" and "fc7" of images.
+    """The last map of each block, as "conv5", and "fc7"; those of absent parts are absent.
 
     Poolings round up, as in the authors' code. There is no dropout. Weights are Kaiming-normal, unless others
     are loaded.
@@ -28,11 +28,12 @@ class VGG(nn.Module):
             nn.Sequential(*(_block(*next(inputs), depth, config.norm) if depth else ()))
             for depth in config.depths
         )
-        dilation = config.fc6_dilation
-        fc6 = nn.Conv2d(ends[-1], config.fc_channels, 3, padding=dilation, dilation=dilation)
-        fc7 = Conv2d(config.fc_channels, config.fc_channels, 1, bias=True)
-        self.fc6 = nn.Sequential(*_activated(fc6, config.norm))
-        self.fc7 = nn.Sequential(*_activated(fc7, config.norm))
+        if config.fc_channels:
+            dilation = config.fc6_dilation
+            fc6 = nn.Conv2d(ends[-1], config.fc_channels, 3, padding=dilation, dilation=dilation)
+            fc7 = Conv2d(config.fc_channels, config.fc_channels, 1, bias=True)
+            self.fc6 = nn.Sequential(*_activated(fc6, config.norm))
+            self.fc7 = nn.Sequential(*_activated(fc7, config.norm))
         self.pool = nn.MaxPool2d(2, ceil_mode=True)
         self.pool5 = nn.MaxPool2d(3, 1, padding=1) if config.pool5_stride == 1 else self.pool
         self.apply(_initialise)
@@ -43,8 +44,10 @@ class VGG(nn.Module):
         for number, (depth, block) in enumerate(zip(self.config.depths, self.blocks, strict=True), start=1):
             if depth:
                 x = maps[f"conv{number}"] = block(x)
-                x = self.pool5(x) if number == 5 else self.pool(x)
-        return {"conv4": maps["conv4"], "conv5": maps["conv5"], "fc7": self.fc7(self.fc6(x))}
+                x = self.pool(x) if number < 5 else x
+        if self.config.fc_channels:
+            maps["fc7"] = self.fc7(self.fc6(self.pool5(x)))
+        return maps
 
     def convolutions(self) -> Iterator[tuple[str, nn.Conv2d]]:
         """Every convolution with its name in `state_dict`, from the input to fc7."""

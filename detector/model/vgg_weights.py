@@ -50,13 +50,16 @@ def vgg_tensors(
         tensors = {name: t for name, t in tensors.items() if not name.startswith("classifier.6.")}
     else:
         theirs = [str(number) for number in numbers]
+    if not config.fc_channels:
+        tensors = {name: t for name, t in tensors.items() if name.rpartition(".")[0] not in theirs[-2:]}
+        theirs = theirs[:-2]
     ours = {
         f"{their}.{kind}": f"{our}.{kind}"
         for their, our in zip(theirs, names, strict=True)
         for kind in _KINDS
     }
     found = {ours.get(name, name): t.float() for name, t in tensors.items()}
-    if layout == "torchvision":
+    if layout == "torchvision" and config.fc_channels:
         _reduce(found, names[-2:], config)
     wrong = [name for name, t in found.items() if not t.isfinite().all()]
     if wrong:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -231,11 +232,13 @@ class Training:
         if not self.model.targets_need_outputs:
             targets: Targets = self.model.targets(canvas, boxes, labels, valid)
             return [targets[part] for part in parts], targets.counts()
+        seeds = [_seed(self.trial.seed, self.step, image) for image in batch.image_ids.tolist()]
         each: list[Targets] = []
         for part in parts:
             with torch.no_grad():
                 outputs = whole if whole is not None else self._predicted(batch, part)
-            each.append(self.model.targets(canvas, boxes[part], labels[part], valid[part], outputs))
+            found = self.model.targets(canvas, boxes[part], labels[part], valid[part], outputs, seeds[part])
+            each.append(found)
         return each, torch.stack([targets.counts() for targets in each]).sum(dim=0)
 
     def _predicted(self, batch: Batch, part: slice) -> Any:
@@ -297,6 +300,11 @@ class Training:
     def _last_checkpoint(self) -> str:
         found = checkpoints.found(self.options.directory)
         return f"the last checkpoint is of step {found[0].step}" if found else "there is no checkpoint yet"
+
+
+def _seed(*numbers: int) -> int:
+    """A seed that depends on all these numbers."""
+    return int(np.random.SeedSequence([abs(number) for number in numbers]).generate_state(1)[0])
 
 
 def _parts(count: int, micro_batch: int | None) -> list[slice]:

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import sqrt
 
 from detector.config import (
     AnyData,
     Detector,
     Evaluation,
+    FasterRCNN,
     MultiScale,
     ResNet,
     SingleScale,
@@ -20,7 +22,7 @@ from detector.config import (
     SquareData,
     Trial,
 )
-from experiments.detection.cost_single_shot import multiply_adds
+from experiments.detection.cost_single_shot import multiply_adds, two_stage_multiply_adds
 
 TRAINING = 3.0
 """Multiply-adds of a training step for each of its forward pass; frozen stages have no backward pass."""
@@ -47,6 +49,11 @@ def trial_cost(trial: Trial, evaluations: Sequence[Evaluation], images: Mapping[
     if isinstance(detector, SingleShot):
         tested = sum(images[e.split] for e in evaluations)
         return multiply_adds(detector) * (TRAINING * seen + tested) / 1e12
+    if isinstance(detector, FasterRCNN):
+        trained = two_stage_multiply_adds(detector, _training_pixels(data), detector.roi_samples)
+        of_test = partial(two_stage_multiply_adds, detector, regions=detector.testing.after)
+        tested_work = sum(images[e.split] * of_test(_tested_pixels(e, data)) for e in evaluations)
+        return (TRAINING * seen * trained + tested_work) / 1e12
     forward = _forward(detector)
     seen_pixels = seen * _training_pixels(data)
     tested_pixels = sum(images[e.split] * _tested_pixels(e, data) for e in evaluations)

@@ -1,8 +1,8 @@
-"""Multiply-adds of a `SingleShot`, counted from its config. Imports no torch."""
+"""Multiply-adds of detectors on VGG, counted from their configs. Imports no torch."""
 
 from __future__ import annotations
 
-from detector.config import VGG, Extra, SingleShot
+from detector.config import VGG, Extra, FasterRCNN, SingleShot
 
 
 def multiply_adds(detector: SingleShot) -> int:
@@ -15,6 +15,19 @@ def multiply_adds(detector: SingleShot) -> int:
             _heads(detector),
         )
     )
+
+
+def two_stage_multiply_adds(detector: FasterRCNN, pixels: float, regions: int) -> float:
+    """Of an image with that many pixels and regions that are judged; the map counts as whole cells."""
+    side = round(pixels**0.5)
+    channels, head = detector.backbone.widths[4], detector.head_channels
+    rpn = channels * (9 * channels + 5 * detector.num_per_location) * pixels / detector.stride**2
+    judged = (_POOLED**2 * channels + head + 5 * (detector.num_classes + 1)) * head
+    return _vgg(detector.backbone, side) + rpn + regions * judged
+
+
+_POOLED = 7
+"""Cells per side of a region."""
 
 
 def _vgg(vgg: VGG, side: int) -> int:

@@ -4,17 +4,28 @@ from __future__ import annotations
 
 from math import ceil
 
-from detector.config import AnyData, AnyDetector, Detector, Evaluation, SingleShot, SquareData, Trial
+from detector.config import (
+    AnyData,
+    AnyDetector,
+    Detector,
+    Evaluation,
+    FasterRCNN,
+    SingleShot,
+    SquareData,
+    Trial,
+)
 
 PHOTOGRAPH = 4 / 3
 """Sides of an ordinary photograph, for detectors that keep the shape of an image."""
 
 
 def boxes(trial: Trial, evaluation: Evaluation) -> float:
-    """Anchors of an image, before any is discarded: of the square input, or of a photograph."""
+    """Boxes of an image before suppression: anchors of the square input or of a photograph, or proposals."""
     detector = trial.detector
     if isinstance(detector, SingleShot):
         return detector.num_anchors
+    if isinstance(detector, FasterRCNN):
+        return detector.testing.before
     return detector.anchors.num_per_location * _locations(detector, trial.data)
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import assert_never
 
-from detector.config import FPN, AnyDetector, Detector, ResNet, SingleShot
-from detector.presets import shrunk
+from detector.config import FPN, AnyDetector, Detector, FasterRCNN, ResNet, SingleShot
+from detector.presets import shrunk, shrunk_two_stage
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +23,8 @@ class SmallNetworks:
                 return self.dense.small(detector, num_classes)
             case SingleShot():
                 return self.single_shot.small(detector, num_classes)
+            case FasterRCNN():
+                return self.single_shot.small_two_stage(detector, num_classes)
             case _:
                 assert_never(detector)
 
@@ -42,6 +44,11 @@ class SmallSingleShot:
     def small(self, detector: SingleShot, num_classes: int) -> SingleShot:
         """The same detector for smaller images, with few channels and the data set's classes."""
         return replace(shrunk(detector, self.halvings, self.thinner), num_classes=num_classes)
+
+    def small_two_stage(self, detector: FasterRCNN, num_classes: int) -> FasterRCNN:
+        """Faster R-CNN on the same small VGG."""
+        small = shrunk_two_stage(detector, self.halvings, self.thinner)
+        return replace(small, num_classes=num_classes)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,8 +4,17 @@ from dataclasses import replace
 
 import pytest
 
-from detector.config import VGG, Data, Extra, Level, Schedule, SingleShot, TransferConnection, Trial
-from detector.presets import REFINEDET320, REFINEDET512, SSD300, SSD512, shrunk
+from detector.config import (
+    VGG,
+    AnyDetector,
+    Data,
+    Extra,
+    Level,
+    Schedule,
+    TransferConnection,
+    Trial,
+)
+from detector.presets import FASTER_RCNN, REFINEDET320, REFINEDET512, SSD300, SSD512, shrunk, shrunk_two_stage
 from detector.serialization import from_dict, to_dict
 
 PRESETS = {
@@ -60,8 +69,8 @@ def test_refinedets_anchors_are_four_strides() -> None:
     ]
 
 
-@pytest.mark.parametrize("detector", PRESETS.values(), ids=PRESETS.keys())
-def test_a_preset_comes_back_equal_from_plain_data(detector: SingleShot) -> None:
+@pytest.mark.parametrize("detector", [*PRESETS.values(), FASTER_RCNN, shrunk_two_stage(FASTER_RCNN, 1, 8)])
+def test_a_preset_comes_back_equal_from_plain_data(detector: AnyDetector) -> None:
     trial = Trial(detector, Schedule(), Data("0" * 12), seed=1)
     assert from_dict(to_dict(trial), Trial) == trial
 

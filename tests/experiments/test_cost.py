@@ -10,10 +10,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from detector.config import Data, Detector, Evaluation, Schedule, SingleScale, SingleShot, Trial
 from detector.model.build import build_detector
-from detector.presets import REFINEDET320, REFINEDET512, SSD300, SSD512, shrunk
+from detector.presets import FASTER_RCNN, REFINEDET320, REFINEDET512, SSD300, SSD512, shrunk, shrunk_two_stage
 from experiments.atss import presets
 from experiments.detection.cost import DEFORMABLE, FLIPPED, TRAINING, trial_cost
-from experiments.detection.cost_single_shot import multiply_adds
+from experiments.detection.cost_single_shot import multiply_adds, two_stage_multiply_adds
 from experiments.detection.small import SHAPES
 
 SIDE = 256
@@ -73,6 +73,18 @@ def test_a_step_of_a_single_shot_detector_costs_three_passes() -> None:
     assert trial_cost(once, (), IMAGES) == pytest.approx(TRAINING * multiply_adds(detector) / 1e12)
     both = trial_cost(once, (Evaluation(), Evaluation(split="test")), IMAGES)
     assert both == pytest.approx((TRAINING + 1 + 3) * multiply_adds(detector) / 1e12)
+
+
+def test_a_two_stage_detector_costs_what_torch_counts() -> None:
+    detector = replace(shrunk_two_stage(FASTER_RCNN, 1, 16), anchor_sides=(16.0, 32.0, 64.0))
+    model = build_detector(detector).eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        outputs = model(torch.zeros(1, 3, 128, 128))
+        model.candidates(outputs, Evaluation())
+    regions = len(outputs.proposals[0])
+    assert two_stage_multiply_adds(detector, 128**2, regions) == counter.get_total_flops() / 2
+    fewer = trial_cost(Trial(detector, ONCE, SQUARE, 0), (), IMAGES)
+    assert fewer == pytest.approx(TRAINING * two_stage_multiply_adds(detector, SIDE**2, 128) / 1e12)
 
 
 def test_training_costs_three_passes_but_for_frozen_stages() -> None:

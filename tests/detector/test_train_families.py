@@ -1,4 +1,4 @@
-"""Training of SSD and RefineDet is the same on every layout, though targets depend on predictions."""
+"""SSD, RefineDet and Faster R-CNN learn the same on every layout, though targets need predictions."""
 
 import math
 import multiprocessing
@@ -14,7 +14,17 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from PIL import Image
 
-from detector.config import SGD, AdamW, AnchorRefinement, Data, OneCycle, Schedule, StepDecay, Trial
+from detector.config import (
+    SGD,
+    AdamW,
+    AnchorRefinement,
+    Data,
+    OneCycle,
+    Proposals,
+    Schedule,
+    StepDecay,
+    Trial,
+)
 from detector.data.coco import read_data
 from detector.data.dataset import open_split
 from detector.data.decode import read_upright
@@ -22,7 +32,7 @@ from detector.data.shapes import ShapesSpec, draw_dataset
 from detector.model.build import build_detector
 from detector.model.detector import AnyModel
 from detector.predict import load_detector, predict_image
-from detector.presets import REFINEDET320, SSD300, shrunk
+from detector.presets import FASTER_RCNN, REFINEDET320, SSD300, shrunk, shrunk_two_stage
 from detector.training import checkpoint
 from detector.training.train import CheckpointReport, RunOptions, StepReport, TrainReport, train
 
@@ -30,8 +40,19 @@ REFINEDET = replace(shrunk(REFINEDET320, 2, 16), num_classes=6)
 SSD = replace(shrunk(SSD300, 2, 16), num_classes=6)
 
 
+FASTER = replace(
+    shrunk_two_stage(FASTER_RCNN, 2, 16),
+    num_classes=6,
+    anchor_sides=(12.0, 24.0, 48.0),
+    training=Proposals(200, 50),
+    testing=Proposals(200, 30),
+    rpn_samples=32,
+    roi_samples=16,
+)
+
+
 def _trial(detector: Any, **schedule: Any) -> Trial:
-    side = detector.input_size
+    side = 80 if detector is FASTER else detector.input_size
     plan = {"iterations": 4, "total_batch": 4, "optimizer": AdamW(), "decay": OneCycle(), **schedule}
     return Trial(detector, Schedule(**plan), Data("0" * 12, short_side=side, max_long_side=side), seed=3)
 
@@ -39,6 +60,7 @@ def _trial(detector: Any, **schedule: Any) -> Trial:
 TRIALS = {
     "SSD": _trial(SSD),
     "RefineDet": _trial(REFINEDET),
+    "Faster R-CNN": _trial(FASTER),
     "without cascade": _trial(replace(REFINEDET, refinement=AnchorRefinement(cascade=False))),
 }
 # The papers' optimiser; SGD's updates are proportional to gradients, so that they show any difference.
@@ -87,7 +109,8 @@ def _assert_close(ours: list[dict[str, float]], theirs: list[dict[str, float]]) 
 
 
 @pytest.mark.parametrize(
-    ("name", "precision"), [("SSD", "fp32"), ("RefineDet", "fp32"), ("RefineDet", "bf16")]
+    ("name", "precision"),
+    [("SSD", "fp32"), ("RefineDet", "fp32"), ("RefineDet", "bf16"), ("Faster R-CNN", "fp32")],
 )
 def test_a_resumed_run_equals_one_that_never_stopped_bit_for_bit(
     drawn: Path, tmp_path: Path, name: str, precision: Any
@@ -104,7 +127,8 @@ def test_a_resumed_run_equals_one_that_never_stopped_bit_for_bit(
 
 
 @pytest.mark.parametrize(
-    ("name", "micro_batch"), [("SSD", 3), ("RefineDet", 1), ("RefineDet", 3), ("without cascade", 1)]
+    ("name", "micro_batch"),
+    [("SSD", 3), ("RefineDet", 1), ("RefineDet", 3), ("without cascade", 1), ("Faster R-CNN", 1)],
 )
 def test_a_batch_in_parts_gives_the_same_losses(
     drawn: Path, tmp_path: Path, name: str, micro_batch: int
@@ -146,8 +170,9 @@ def test_a_batch_is_predicted_once_more_only_if_its_targets_need_it(
     assert _forwards(drawn, tmp_path, TRIALS[name], monkeypatch, micro_batch=micro_batch) == expected
 
 
-def test_a_trained_detector_predicts(drawn: Path, tmp_path: Path) -> None:
-    list(_training(drawn, tmp_path / "run", TRIALS["RefineDet"]))
+@pytest.mark.parametrize("name", ["RefineDet", "Faster R-CNN"])
+def test_a_trained_detector_predicts(drawn: Path, tmp_path: Path, name: str) -> None:
+    list(_training(drawn, tmp_path / "run", TRIALS[name]))
     photo = tmp_path / "photo.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (80, 80, 3), dtype=np.uint8)).save(photo)
     found = predict_image(load_detector(tmp_path / "run"), read_upright(photo))
@@ -186,7 +211,9 @@ def _updates(trial: Trial, directory: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("trial", [PAPER, TRIALS["SSD"]], ids=["RefineDet", "SSD"])
+@pytest.mark.parametrize(
+    "trial", [PAPER, TRIALS["SSD"], TRIALS["Faster R-CNN"]], ids=["RefineDet", "SSD", "Faster R-CNN"]
+)
 def test_one_two_and_four_workers_learn_the_same(drawn: Path, tmp_path: Path, trial: Trial) -> None:
     alone = _losses(list(_training(drawn, tmp_path / "alone", trial)))
     for world, options in ((2, {}), (2, {"micro_batch": 1}), (4, {})):
