@@ -71,7 +71,7 @@ REFINEDET512 = replace(REFINEDET320, input_size=512)
 REFINEDET_TEST = VOCEvaluation(score_threshold=0.01, pre_nms_topk=1000, nms_iou=0.45, max_detections=500)
 
 FASTER_RCNN = FasterRCNN(VOC_CLASSES)
-FASTER_RCNN_TEST = Evaluation(score_threshold=0.05, nms_iou=0.3, max_detections=100)
+FASTER_RCNN_TEST = VOCEvaluation(score_threshold=0.05, nms_iou=0.3, max_detections=100)
 """NMS as in the authors' code. Its threshold of 0 on scores would only lengthen the lists."""
 
 

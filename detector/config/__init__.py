@@ -447,7 +447,8 @@ class Evaluation:
         split: "val", or "test" for images whose annotations are on an evaluation server only (test-dev).
         test_fingerprint: hash of the test split; `Data.fingerprint` is of the other two.
         score_threshold: on the class probability, before centerness.
-        pre_nms_topk: (location, class) pairs kept per level.
+        pre_nms_topk: (location, class) pairs kept per level by a dense detector; anchors kept per class by a
+            single-shot one. Faster R-CNN has few regions and keeps them all.
         nms_iou: IoU above which the lower-scored box of the same class is removed.
         max_detections: kept per image (single scale).
     """
