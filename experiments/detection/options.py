@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from ablation.errors import UserError
 from ablation.options import declared, option, without
@@ -75,8 +76,8 @@ class DetectionOptions:
         "resize images to this short side, in pixels", metavar="N", least=1, label="{}px", group=CHANGES
     )
     precision: Precision | None = option("arithmetic of the networks", label="{}", group=CHANGES)
-    weights: str | None = option(
-        'what backbones start from: a file, a folder, or "none" for random weights',
+    weights: Path | Literal["none", "torchvision"] | None = option(
+        'what backbones start from: a file, a folder, "torchvision" for its weights, "none" for random ones',
         metavar="SOURCE",
         label="{}",
         group=CHANGES,

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 from ablation.errors import UserError
 from ablation.metric import SeedNoise
@@ -77,7 +78,8 @@ class PaperSetting:
     @property
     def profile(self) -> str:
         """The profile's name, and what the user changed of it."""
-        return named(self.scale.name, replace(self.changes, weights=self._start))
+        name = named(self.scale.name, replace(self.changes, weights=None))
+        return f"{name}-{self._start}" if self._start else name
 
     @property
     def at_paper_scale(self) -> bool:
@@ -218,12 +220,14 @@ def _size(scale: PaperScale, changes: DetectionOptions) -> Data:
     )
 
 
-def pretrained(source: str | None) -> tuple[dict[str, Weights], dict[str, Path | str], list[str]]:
+def pretrained(
+    source: Path | Literal["none", "torchvision"] | None,
+) -> tuple[dict[str, Weights], dict[str, Path | str], list[str]]:
     """What backbones start from.
 
     Args:
-        source: None for torchvision's, "none", a file of weights, or a folder of them. What a file or a
-            folder does not have is torchvision's.
+        source: "torchvision" or None for its weights, "none", a file of weights, or a folder of them. What a
+            file or a folder does not have is torchvision's.
 
     Returns:
         Weights by backbone; files, or torchvision's names for them, by hash; and what to tell the user.
@@ -234,7 +238,7 @@ def pretrained(source: str | None) -> tuple[dict[str, Weights], dict[str, Path |
     if source == "none":
         return {}, {}, ["no pretrained weights: the backbones start from random ones"]
     # Absolute, because the processes of trials have another working folder.
-    own = {} if source is None else _own_files(Path(source).expanduser().absolute())
+    own = _own_files(source.absolute()) if isinstance(source, Path) else {}
     weights = {name: _described_weights(name, own.get(name)) for name in TORCHVISION}
     files = {weights[name].sha256: own.get(name, name) for name in TORCHVISION}
     said = [f"{name}: weights of {path}" for name, path in own.items()]

@@ -22,3 +22,8 @@ def without_password(url: URL) -> str:
     query = {name: value for name, value in url.query.items() if not _SECRET.search(name)}
     bare = URL.create(url.drivername, url.username, None, url.host, url.port, url.database, query)
     return bare.render_as_string()
+
+
+def without_account(address: str) -> str:
+    """A server's address without the user and the password in it."""
+    return _IN_ADDRESS.sub("", address)

@@ -30,7 +30,7 @@ class Option:
 
     Attributes:
         kind: one of `KINDS`.
-        choices: the allowed texts; any when empty.
+        choices: the texts that are allowed, or that a path may be instead; any when empty.
         least: the smallest number allowed.
         label: the value's part of a name, "{}steps" for "90steps".
         names_data: whether it says which data set to use: `check-data` has it too, and names do not.
@@ -54,10 +54,12 @@ class Option:
 
     def parsed(self, text: str) -> Any:
         """The value that a text on the command line stands for; ValueError says what is allowed."""
-        if self.choices and text not in self.choices:
+        if text in self.choices:
+            return text
+        if self.kind is Path:
+            return path(text)
+        if self.choices:
             raise ValueError(f"must be one of {', '.join(self.choices)}, got {text!r}")
-        if self.kind is Path and not text.strip():
-            raise ValueError("must be a path, got an empty text")
         try:
             value = self.kind(text)
         except ValueError:
@@ -67,8 +69,18 @@ class Option:
             what = "a whole number" if self.kind is int else "a number"
             limit = "" if self.least is None else f" >= {self.least:g}"
             raise ValueError(f"must be {what}{limit}, got {text!r}")
-        # Workers have another working folder.
-        return value.absolute() if isinstance(value, Path) else value
+        return value
+
+
+def path(text: str) -> Path:
+    """The absolute path that a text on the command line names: workers have another working folder.
+
+    Raises:
+        ValueError: the text is empty, as that of an unset variable of a shell; `Path` takes it for ".".
+    """
+    if not text.strip():
+        raise ValueError("must be a path, got an empty text")
+    return Path(text).absolute()
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +98,8 @@ def option(
     group: str = "",
 ) -> Any:
     """A field of a study's options; its annotation is `KIND | None`. Arguments as in `Option`.
+
+    A path that may be a word instead is `Path | Literal["none"] | None`.
 
     Args:
         label: the field's name and the value when empty: "steps-90".
@@ -119,15 +133,17 @@ def _declared(where: str, one: Any, hint: Any) -> Option:
         raise TypeError(f"{where} must be declared as `{one.name}: TYPE | None = option(...)`")
     metadata = dict(one.metadata[_KEY])
     members = [member for member in get_args(hint) if member is not type(None)]
-    if get_origin(hint) not in (Union, types.UnionType) or len(members) != 1 or len(get_args(hint)) != 2:
+    optional = get_origin(hint) in (Union, types.UnionType) and type(None) in get_args(hint)
+    choices = tuple(text for member in members if get_origin(member) is Literal for text in get_args(member))
+    kinds = [member for member in members if get_origin(member) is not Literal]
+    if not optional or len(kinds) > 1 or (choices and kinds not in ([], [Path])):
         raise TypeError(f"{where} must be of a type `TYPE | None`, got {hint}")
-    (member,) = members
-    choices = get_args(member) if get_origin(member) is Literal else ()
-    if member not in KINDS and not (choices and all(isinstance(choice, str) for choice in choices)):
+    kind = kinds[0] if kinds else str
+    if kind not in KINDS or not all(isinstance(choice, str) for choice in choices):
         names = ", ".join(one.__name__ for one in KINDS)
-        raise TypeError(f"{where} must be one of {names} or a Literal of texts, got {member}")
+        raise TypeError(f"{where} must be one of {names} or a Literal of texts, got {members}")
     label = metadata.pop("label") or f"{one.name.replace('_', '-')}-{{}}"
-    return Option(one.name, kind=str if choices else member, choices=choices, label=label, **metadata)
+    return Option(one.name, kind=kind, choices=choices, label=label, **metadata)
 
 
 def given(options: Any) -> dict[str, Any]:

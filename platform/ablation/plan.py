@@ -6,7 +6,7 @@ command, so an edited study, more seeds and failures run again are all the same 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -135,6 +135,13 @@ class Plan:
                 return trial
         raise KeyError(f"no planned trial has the key {trial_key!r}")
 
+    def names(self) -> Iterator[tuple[str, str]]:
+        """(name, trial key) of every row of the study that cites a planned trial, as `PlannedTrial.name`."""
+        planned = {trial.key for trial in self.trials}
+        for _, _, cell, seed, name in _citations(self.study, self.seeds, self._cells):
+            if (trial_key := self.lookup(cell, seed)[0]) in planned:
+                yield name, trial_key
+
     def alike(self) -> dict[str, tuple[Any, str]]:
         """Every trial of the study, by key: its config, and the key of its row at the first seed."""
         found: dict[str, tuple[Any, str]] = {}
@@ -178,7 +185,7 @@ def make_plan(
         study: the tables.
         setting: resolves their configs.
         seeds: one training of every config for each.
-        table_ids: tables to fill; all when None.
+        table_ids: tables to fill, as `Study.table_id` reads them; all when None.
         store: nothing is done yet when None.
         resources: what a person wants instead of the setting's.
 
@@ -188,9 +195,9 @@ def make_plan(
     """
     tables = _chosen(study, table_ids)
     cells = _resolve(study, setting, _checked_seeds(seeds))
-    _check_overrides(study, cells, resources)
+    overrides = _resolved(study, seeds, cells, resources)
     trials = [
-        _with_demand(trial, setting, resources)
+        _with_demand(trial, setting, overrides)
         for trial in _with_states(_cited(study, seeds, tables, cells), store)
     ]
     return Plan(study, setting, tuple(seeds), tables, tuple(trials), cells)
@@ -219,7 +226,7 @@ def _checked_seeds(seeds: Sequence[int]) -> Sequence[int]:
 
 def _chosen(study: Study, table_ids: Sequence[str] | None) -> tuple[Table, ...]:
     known = [table.id for table in study.tables]
-    wanted = known if table_ids is None else list(table_ids)
+    wanted = known if table_ids is None else [study.table_id(word) for word in table_ids]
     unknown = [table_id for table_id in wanted if table_id not in known]
     if unknown or not wanted:
         asked = ", ".join(unknown) or "none"
@@ -254,18 +261,25 @@ def _cited(study: Study, seeds: Sequence[int], tables: Sequence[Table], cells: _
     Names and citations are of the whole study, so that they do not depend on which tables are asked for.
     """
     trials: dict[str, PlannedTrial] = {}
+    for table, row, cell, seed, name in _citations(study, seeds, cells):
+        trial, evaluation = cells[cell.variant, seed]
+        trial = trials.get(trial.key, replace(trial, name=name))
+        wanted = [replace(evaluation, name=name)] if table in tables else []
+        trials[trial.key] = _with_citation(trial, _row_name(table, row), seed, wanted)
+    return [trial for trial in trials.values() if trial.evaluations]
+
+
+def _citations(
+    study: Study, seeds: Sequence[int], cells: _Cells
+) -> Iterator[tuple[Table, Row, Cell, int, str]]:
+    """Every trained cell of the study at every seed, and its name; seed by seed in reading order."""
     for seed in seeds:
         for table in study.tables:
             for row in table.trained:
                 several = len(_row_keys(cells, row, seed)) > 1
                 for column, cell in zip(table.columns, row.cells, strict=True):
-                    trial, evaluation = cells[cell.variant, seed]
                     label = f"{row.label} {column}" if several else row.label
-                    name = f"{table.id} {label}, seed {seed}"
-                    trial = trials.get(trial.key, replace(trial, name=name))
-                    wanted = [replace(evaluation, name=name)] if table in tables else []
-                    trials[trial.key] = _with_citation(trial, _row_name(table, row), seed, wanted)
-    return [trial for trial in trials.values() if trial.evaluations]
+                    yield table, row, cell, seed, f"{table.id} {label}, seed {seed}"
 
 
 def _with_citation(
@@ -287,16 +301,33 @@ def _row_keys(cells: _Cells, row: Row, seed: int) -> list[str]:
     return list(dict.fromkeys(cells[cell.variant, seed][0].key for cell in row.cells if cell.variant))
 
 
-def _check_overrides(study: Study, cells: _Cells, overrides: Iterable[ResourceOverride]) -> None:
+def _resolved(
+    study: Study, seeds: Sequence[int], cells: _Cells, overrides: Iterable[ResourceOverride]
+) -> list[ResourceOverride]:
+    """The overrides, each for "all", a table's id, "table1/ROW LABEL" or a trial's key."""
     tables = {table.id for table in study.tables}
     rows = {_row_name(table, row) for table in study.tables for row in table.rows}
+    keys = {
+        name: cells[cell.variant, seed][0].key for _, _, cell, seed, name in _citations(study, seeds, cells)
+    }
     known = {EVERYWHERE, *tables, *rows, *(trial.key for trial, _ in cells.values())}
-    for override in overrides:
-        if override.where not in known:
-            raise UserError(
-                f"--resources {override.where}: it is none of {EVERYWHERE}, {', '.join(sorted(tables))}, "
-                "a row as table1/ROW LABEL, or the key of a trial."
-            )
+
+    def place(word: str) -> str:
+        table, slash, label = word.partition("/")
+        for name in (
+            word,
+            keys.get(word),
+            f"{study.table_id(table)}{slash}{label}",
+            word.replace(" ", "/", 1),
+        ):
+            if name in known:
+                return name
+        raise UserError(
+            f"--resources {word}: it is none of {EVERYWHERE}, {', '.join(sorted(tables))}, a row as "
+            f"{min(rows)!r}, or the name or the key of a trial of the study."
+        )
+
+    return [replace(override, where=place(override.where)) for override in overrides]
 
 
 # --- what is done, and what it takes -----------------------------------------------------------------

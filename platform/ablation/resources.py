@@ -56,7 +56,7 @@ class ResourceOverride:
     """Changed resources of some trials.
 
     Attributes:
-        where: "all", a table's id, "table8/ROW LABEL", or a trial's key.
+        where: "all", a table's id, "table8/ROW LABEL", or a trial's key; before a plan, as typed.
         changes: new values of fields of `Resources`; the others are unchanged.
     """
 
@@ -67,7 +67,7 @@ class ResourceOverride:
 def parse_overrides(texts: Sequence[str]) -> tuple[ResourceOverride, ...]:
     """Parses "WHERE=workers:8,cpus:4,gpus:1,memory:16G", with any of the fields; WHERE may contain "=".
 
-    A table may be given by its number; memory in bytes or with K, M, G or T (powers of 1,024).
+    Memory is in bytes or with K, M, G or T (powers of 1,024). What WHERE means is looked up by a plan.
 
     Raises:
         UserError: a text has another form, or a field a wrong number.
@@ -135,10 +135,7 @@ def _parsed(text: str) -> ResourceOverride:
             f"--resources must be WHERE=workers:N,cpus:N,gpus:N,memory:SIZE with any of the four, such as "
             f"table8=workers:8,gpus:1 or all=memory:16G; got {text!r}."
         )
-    table = re.match(r"\d+(?=/|$)", where) if not re.fullmatch(r"[0-9a-f]{12}", where) else None
-    return ResourceOverride(
-        f"table{where}" if table else where, dict(_field(f, text) for f in fields.split(","))
-    )
+    return ResourceOverride(where, dict(_field(f, text) for f in fields.split(",")))
 
 
 def _field(field: str, text: str) -> tuple[str, float]:

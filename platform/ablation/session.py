@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 import threading
@@ -15,7 +16,7 @@ from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 from ablation import studies
-from ablation.credentials import without_password
+from ablation.credentials import without_account, without_password
 from ablation.errors import UserError
 from ablation.options import words
 from ablation.plan import Plan, make_plan
@@ -31,6 +32,9 @@ from ablation.workspace import Workspace
 About = Literal["workspace", "study", "setting", "part"]
 """What a command is about, each with all before it: a workspace; a study, by its name alone; a study at a
 profile with its options; some of its tables and seeds."""
+
+STORE_VARIABLE = "ABLATION_STORE"
+"""The environment variable that stands for --store, so that its password is in no list of processes."""
 
 SLOW_S = 1.0
 """Seconds after which a person is told what takes so long."""
@@ -59,6 +63,28 @@ class Locations:
             return Workspace.at(self.workspace).store_path
         return database_url(self.store).render_as_string(hide_password=False)
 
+    def command(self, *words: str, about: About = "workspace") -> str:
+        """An `ablation` command on these places, for a shell; passwords are left to the environment.
+
+        Args:
+            words: the command and its arguments.
+            about: what of the selection the command takes.
+        """
+        return shlex.join(["ablation", *words, *self.as_typed(about), *self._places()])
+
+    def as_typed(self, about: About) -> list[str]:
+        """What was asked for but for the places, as words of a command line."""
+        return []
+
+    def _places(self) -> list[str]:
+        workspace = Workspace.at(self.workspace)
+        words = [] if workspace == Workspace.at(None) else ["--workspace", str(workspace.root)]
+        if self.store is not None and self.store != os.environ.get(STORE_VARIABLE):
+            words += ["--store", without_password(database_url(self.store))]
+        if self.mlflow_uri is not None:
+            words += ["--mlflow-uri", without_account(self.mlflow_uri)]
+        return words if self.storage is None else [*words, "--storage", self.storage]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selection(Locations):
@@ -79,7 +105,7 @@ class Selection(Locations):
     resources: Sequence[str] = ()
 
     def as_typed(self, about: About) -> list[str]:
-        """What was asked for, as words of a command line."""
+        """See `Locations.as_typed`."""
         depth = get_args(About).index(about)
         chosen = [] if depth < 1 or self.study == DEFAULT_STUDY else ["--study", self.study]
         if depth >= 2:
@@ -151,7 +177,7 @@ class Session:
             print(f"note: {notice}", file=sys.stderr)
         resources, seeds = parse_overrides(selection.resources), range(selection.seeds or profile.seeds)
         store = opened()
-        plan = make_plan(study, setting, seeds, _table_ids(selection.tables, study), store, resources)
+        plan = make_plan(study, setting, seeds, selection.tables, store, resources)
         return Session(study, workspace, store, plan, selection)
 
     @property
@@ -185,23 +211,8 @@ class Session:
         return "make ui" if in_checkout else self.command("ui")
 
     def command(self, *words: str, about: About = "workspace") -> str:
-        """An `ablation` command on what this session is about, as a person types it.
-
-        Args:
-            words: the command and its arguments.
-            about: what of the session the command takes.
-        """
-        return suggested(self.selection, *words, about=about)
-
-
-def suggested(selection: Selection, *words: str, about: About = "workspace") -> str:
-    """An `ablation` command on a selection, as a person types it; see `Session.command`."""
-    root = Workspace.at(selection.workspace)
-    given = [] if root == Workspace.at(None) else ["--workspace", str(root.root)]
-    given += selection.as_typed(about)
-    if selection.store is not None:
-        given += ["--store", without_password(database_url(selection.store))]
-    return shlex.join(["ablation", *words, *given])
+        """See `Locations.command`."""
+        return self.selection.command(*words, about=about)
 
 
 def open_store(locations: Locations, *, read_only: bool) -> Store | None:
@@ -244,7 +255,7 @@ def nothing_has_run(locations: Locations) -> UserError:
     where = str(Workspace.at(locations.workspace).root)
     if locations.store is not None:
         where = without_password(database_url(locations.store))
-    return UserError(f"Nothing has run in {where} yet: `ablation run` does.")
+    return UserError(f"Nothing has run in {where} yet: `{locations.command('run', about='part')}` does.")
 
 
 def _profile(study: Study, name: str | None) -> Profile:
@@ -282,9 +293,3 @@ def _results(study: Study, setting: Setting, workspace: Workspace) -> Path:
     """A folder for each profile, and under it for each data set that is not the profile's own."""
     name = setting.profile if setting.own_data is None else f"{setting.profile}-{setting.own_data}"
     return workspace.results_directory(study.name, name)
-
-
-def _table_ids(tables: Sequence[str] | None, study: Study) -> list[str] | None:
-    """The ids of tables as typed: "3" is table3, unless a table has that id itself."""
-    own = {table.id for table in study.tables}
-    return None if tables is None else [f"table{t}" if t.isdigit() and t not in own else t for t in tables]

@@ -320,6 +320,11 @@ class Study:
                 return metric
         raise KeyError(f"no metric {name!r}; the study declares {[metric.name for metric in self.metrics]}")
 
+    def table_id(self, word: str) -> str:
+        """The id of the table that a person names: "3" is "table3" where no table has the id "3"."""
+        ids = {table.id for table in self.tables}
+        return word if word in ids or f"table{word}" not in ids else f"table{word}"
+
     def table(self, table_id: str) -> Table:
         """The table of that id; KeyError with the ids there are."""
         for table in self.tables:

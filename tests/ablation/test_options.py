@@ -160,3 +160,16 @@ def test_a_plain_profile_takes_only_options_that_are_fields_of_every_training() 
     for options in (Images, Code):
         with pytest.raises(ValueError, match="names a path or data, so the profile needs its own prepare"):
             replace(study, options=options)
+
+
+@dataclass(frozen=True)
+class Places:
+    where: Path | Literal["nowhere"] | None = option("where to start")
+
+
+def test_a_path_may_be_a_word_instead_and_is_absolute_because_workers_have_another_folder() -> None:
+    (one,) = declared(Places)
+    assert one.parsed("nowhere") == "nowhere"
+    assert one.parsed("a/b") == Path("a/b").absolute()
+    with pytest.raises(ValueError, match="must be a path, got an empty text"):
+        one.parsed("")

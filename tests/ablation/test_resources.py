@@ -27,8 +27,7 @@ def test_impossible_sizes_are_refused(values: dict[str, float], said: str) -> No
     [
         ("all=workers:8", ResourceOverride("all", {"workers": 8})),
         ("table8=gpus:0.5,cpus:4", ResourceOverride("table8", {"gpus": 0.5, "cpus": 4})),
-        ("8=workers:2", ResourceOverride("table8", {"workers": 2})),
-        ("4/k=9=workers:2", ResourceOverride("table4/k=9", {"workers": 2})),
+        ("4/k=9=workers:2", ResourceOverride("4/k=9", {"workers": 2})),
         (
             "table7/+Imprs. (#sc=3, #ar=1) = gpus : 1",
             ResourceOverride("table7/+Imprs. (#sc=3, #ar=1)", {"gpus": 1}),

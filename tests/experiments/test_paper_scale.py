@@ -117,7 +117,7 @@ def test_what_the_user_changes_is_in_the_name_and_in_the_identity(dataset: Path,
 def test_a_made_weight_file_serves_its_backbone_and_names_itself(dataset: Path, tmp_path: Path) -> None:
     path = tmp_path / "mine.pth"
     torch.save(get_model("resnet50").state_dict(), path)
-    setting = setting_of(dataset, tmp_path, replace(UNCHANGED, weights=str(path)))
+    setting = setting_of(dataset, tmp_path, replace(UNCHANGED, weights=path))
     assert setting.profile.startswith("coco-weights-")
     weights = setting.trial(Recipe(presets.atss()), 0).weights
     assert weights is not None
@@ -126,7 +126,7 @@ def test_a_made_weight_file_serves_its_backbone_and_names_itself(dataset: Path, 
     assert others == Weights("torchvision", TORCHVISION["resnet101"].sha256)
     assert any(f"resnet50: weights of {path}" in notice for notice in setting.notices)
     with pytest.raises(UserError, match=r"--weights: .*no such file"):
-        setting_of(dataset, tmp_path, replace(UNCHANGED, weights=str(tmp_path / "absent.pth")))
+        setting_of(dataset, tmp_path, replace(UNCHANGED, weights=tmp_path / "absent.pth"))
 
 
 def test_torchvisions_file_named_as_a_file_is_the_same_trial(
@@ -136,7 +136,7 @@ def test_torchvisions_file_named_as_a_file_is_the_same_trial(
     torch.save(get_model("resnet50").state_dict(), path)
     published = TORCHVISION["resnet50"]._replace(sha256=sha256_of(path)[:8])
     monkeypatch.setitem(TORCHVISION, "resnet50", published)
-    by_name, by_file = (setting_of(dataset, tmp_path, DetectionOptions(weights=w)) for w in (None, str(path)))
+    by_name, by_file = (setting_of(dataset, tmp_path, DetectionOptions(weights=w)) for w in (None, path))
     recipe = Recipe(presets.atss())
     assert key(by_name.trial(recipe, 0)) == key(by_file.trial(recipe, 0))
     assert by_name.profile == by_file.profile == "coco"

@@ -7,20 +7,16 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any, TypeAlias
 
 from ablation import studies
 from ablation.errors import UserError
-from ablation.options import Option, declared
+from ablation.options import Option, declared, path
 from ablation.render.files import FORMATS
 from ablation.run_options import Options
-from ablation.session import Locations, Selection, Session
+from ablation.session import STORE_VARIABLE, Locations, Selection, Session
 from ablation.studies import DEFAULT_STUDY
 from ablation.workspace import Workspace
-
-STORE_VARIABLE = "ABLATION_STORE"
-"""The environment variable that stands for --store, so that its password is in no list of processes."""
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 Command = Callable[[argparse.Namespace], int]
@@ -52,24 +48,27 @@ def locations_parser() -> argparse.ArgumentParser:
     where = parser.add_argument_group("where things are")
     where.add_argument(
         "--workspace",
-        type=Path,
+        type=reader(path),
         metavar="DIR",
         help="folder for runs and results (default: ./runs and ./results)",
     )
     where.add_argument(
         "--store",
+        type=reader(place),
         metavar="URL",
         help="PostgreSQL database for the results, postgresql+psycopg://USER@HOST/DATABASE, its password in "
         f"PGPASSWORD; or the whole address in {STORE_VARIABLE} (default: a file in the workspace)",
     )
     where.add_argument(
         "--mlflow-uri",
+        type=reader(place),
         metavar="URL",
         help="MLflow server that mirrors the results, http://HOST:PORT, its account in "
         "MLFLOW_TRACKING_USERNAME and _PASSWORD; or MLFLOW_TRACKING_URI (default: a file in the workspace)",
     )
     where.add_argument(
         "--storage",
+        type=reader(place),
         metavar="PLACE",
         help="where trials keep their files when not all machines share the workspace: a folder that they do "
         "share, or an fsspec URL as s3://BUCKET/FOLDER (default: in the workspace)",
@@ -90,8 +89,12 @@ def locations_of(arguments: argparse.Namespace) -> Locations:
 # --- what to work on -------------------------------------------------------------------------------------
 
 
-def selection_parser() -> argparse.ArgumentParser:
-    """The options of every command on a study, but for the study's own: a parent of its parser."""
+def selection_parser(*, whole: bool = False) -> argparse.ArgumentParser:
+    """The options of every command on a study, but for the study's own: a parent of its parser.
+
+    Args:
+        whole: the command is about all tables and seeds, and cannot be told which.
+    """
     parser = argparse.ArgumentParser(add_help=False, parents=[locations_parser()])
     what = parser.add_argument_group("what to work on")
     add_study(what)
@@ -100,6 +103,9 @@ def selection_parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="scale to run at, as smoke; an unknown name prints them all (default: the study's choice)",
     )
+    parser.set_defaults(resources=[], tables=None, seeds=None, study_options=lambda option: True)
+    if whole:
+        return parser
     what.add_argument("--tables", nargs="+", metavar="N", help="only these tables, as 3 4 (default: all)")
     what.add_argument(
         "--seeds",
@@ -107,7 +113,6 @@ def selection_parser() -> argparse.ArgumentParser:
         metavar="N",
         help="train every row with N seeds (default: the profile's number)",
     )
-    parser.set_defaults(resources=[], study_options=lambda option: True)
     return parser
 
 
@@ -115,6 +120,7 @@ def add_study(parser: argparse._ActionsContainer) -> None:
     """--study."""
     parser.add_argument(
         "--study",
+        type=lambda text: str(path(text)) if text.endswith(".py") else text,
         default=DEFAULT_STUDY,
         metavar="NAME",
         help="paper to reproduce, by its name or its Python file (default: %(default)s)",
@@ -175,22 +181,12 @@ def _add_option(group: argparse._ArgumentGroup, option: Option) -> None:
         group.add_argument(option.flag, action=argparse.BooleanOptionalAction, **common)
     else:
         metavar = option.metavar or ("{" + ",".join(option.choices) + "}" if option.choices else "VALUE")
-        group.add_argument(option.flag, type=_reader(option), metavar=metavar, **common)
+        group.add_argument(option.flag, type=reader(option.parsed), metavar=metavar, **common)
 
 
 def _dest(name: str) -> str:
     """Where argparse keeps the value, apart from the command's own arguments."""
     return f"study.{name}"
-
-
-def _reader(option: Option) -> Callable[[str], Any]:
-    def read(text: str) -> Any:
-        try:
-            return option.parsed(text)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(str(error)) from error
-
-    return read
 
 
 def study_options_of(arguments: argparse.Namespace) -> Any:
@@ -280,6 +276,23 @@ def _formats(text: str) -> tuple[str, ...]:
     if unknown or not chosen:
         raise argparse.ArgumentTypeError(f"allowed are {','.join(FORMATS)}, got {text!r}")
     return chosen
+
+
+def reader(parse: Callable[[str], Any]) -> Callable[[str], Any]:
+    """`parse` as argparse calls it: the message of its ValueError is shown."""
+
+    def read(text: str) -> Any:
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+
+    return read
+
+
+def place(text: str) -> str:
+    """A URL, or the absolute path of a folder; ValueError for an empty text."""
+    return text if "://" in text else str(path(text))
 
 
 def positive(text: str) -> int:

@@ -28,7 +28,7 @@ ANEW = "Trained and tested anew, from nothing, because of what has changed since
 
 def pause_command(arguments: argparse.Namespace) -> int:
     """Let running trials write a checkpoint and stop, and none start, until `resume`."""
-    session = _whole_setting(arguments)
+    session = _session(arguments)
     Control(session.plan, session.store).set_paused(True)
     command = session.command("resume", about="setting")
     print(f"{_named(session)} is paused: what runs stops at a checkpoint. `{command}` lets it go on.")
@@ -37,21 +37,11 @@ def pause_command(arguments: argparse.Namespace) -> int:
 
 def resume_command(arguments: argparse.Namespace) -> int:
     """Let a paused study go on."""
-    session = _whole_setting(arguments)
+    session = _session(arguments)
     Control(session.plan, session.store).set_paused(False)
     command = session.command("run", about="setting")
     print(f"{_named(session)} goes on, by a running driver or the next `{command}`.")
     return 0
-
-
-def _whole_setting(arguments: argparse.Namespace) -> Session:
-    """A session for a command that has no parts; UserError where a part is asked for."""
-    if arguments.tables or arguments.seeds:
-        raise UserError(
-            "A study is paused and resumed as a whole: leave out --tables and --seeds. To stop some of it, "
-            "`ablation cancel TABLE|TRIAL`."
-        )
-    return _session(arguments)
 
 
 def cancel_command(arguments: argparse.Namespace) -> int:
@@ -60,11 +50,7 @@ def cancel_command(arguments: argparse.Namespace) -> int:
     trials = chosen(session.plan, arguments.what)
     cancelled = Control(session.plan, session.store).cancel(trials)
     _tell("cancelled", cancelled, trials)
-    named = {
-        table
-        for table in session.plan.table_ids
-        if {table, table.removeprefix("table")} & set(arguments.what)
-    }
+    named = {session.study.table_id(word.strip()) for word in arguments.what}
     others = sorted({table for trial in cancelled for table in trial.tables} - named)
     if cancelled and others:
         command = session.command("retry", *arguments.what, about="part")
@@ -110,8 +96,8 @@ def _renewals(session: Session, found: Sequence[Renewal], named: Sequence[Planne
     if tables := sorted({table for one in going for table in one.trial.tables}):
         parts.append(
             f"Until then their cells in {', '.join(tables)} wait. "
-            f"`{session.command('logs', 'TRIAL', about='part')}` shows the numbers of before; their files "
-            f"stay until `{session.command('gc', about='part')}`."
+            f"`{session.command('logs', going[0].trial.key, about='part')}`, likewise of each, shows the "
+            f"numbers of before; their files stay until `{session.command('gc', about='setting')}`."
         )
     for one in found:
         if one.runs:
@@ -200,8 +186,9 @@ def _tell(done: str, changed: Sequence[PlannedTrial], asked: Sequence[PlannedTri
 def add_commands(commands: Commands) -> None:
     """The parsers of this module's commands."""
     shared = [selection_parser()]
-    add(commands, "pause", pause_command, shared, "--profile coco")
-    add(commands, "resume", resume_command, shared, "--profile coco")
+    whole = [selection_parser(whole=True)]
+    add(commands, "pause", pause_command, whole, "--profile coco")
+    add(commands, "resume", resume_command, whole, "--profile coco")
     _add_what(add(commands, "cancel", cancel_command, shared, '"table3 FCOS" table8'), "+")
     retry = add(commands, "retry", retry_command, shared, "0123abcd")
     _add_what(retry, "*")
@@ -223,7 +210,7 @@ def add_commands(commands: Commands) -> None:
         metavar="N",
         help="raise their priority by N, which is 0 at first; lower it where N is negative (default: 1)",
     )
-    collect = add(commands, "gc", gc_command, shared, "--yes")
+    collect = add(commands, "gc", gc_command, whole, "--yes")
     collect.add_argument("--yes", action="store_true", help="remove without asking")
 
 

@@ -6,8 +6,9 @@ import argparse
 from pathlib import Path
 
 from ablation import studies
-from ablation.cli.arguments import Commands, add, add_study, study_options_of
+from ablation.cli.arguments import Commands, add, add_study, reader, study_options_of
 from ablation.errors import UserError
+from ablation.options import path
 
 
 def check_data_command(arguments: argparse.Namespace) -> int:
@@ -29,7 +30,7 @@ def add_commands(commands: Commands) -> None:
     check.set_defaults(study_options=lambda option: option.names_data)
     check.add_argument(
         "--output",
-        type=Path,
+        type=reader(path),
         default=Path("data-check"),
         metavar="DIR",
         help="folder for pictures (default: ./%(default)s)",

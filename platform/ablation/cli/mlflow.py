@@ -25,7 +25,8 @@ def ui_command(arguments: argparse.Namespace) -> int:
         return 0
     workspace = Workspace.at(arguments.workspace)
     if not workspace.mlflow_path.is_file():
-        raise UserError(f"{workspace.mlflow_path} is not there yet: `ablation run` makes it.")
+        run = locations_of(arguments).command("run")
+        raise UserError(f"{workspace.mlflow_path} is not there yet: `{run}` makes it.")
     address = f"http://{arguments.host}:{arguments.port}"
     print(f"MLflow UI on {address} (Ctrl-C ends it)", flush=True)
     os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")

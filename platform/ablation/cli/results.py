@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from ablation import studies
 from ablation.cli.arguments import (
@@ -14,10 +13,12 @@ from ablation.cli.arguments import (
     driving,
     locations_of,
     locations_parser,
+    reader,
     selection_of,
     selection_parser,
 )
 from ablation.driver import joint
+from ablation.options import path
 from ablation.provenance.record import collect
 from ablation.provenance.verify import summary, verify
 from ablation.render.export import DATA_FORMATS, export
@@ -43,10 +44,9 @@ def tables_command(arguments: argparse.Namespace) -> int:
 
 def export_command(arguments: argparse.Namespace) -> int:
     """Write trials, attempts, curves, numbers, cells and claims as data files."""
-    for path in export(
-        Results(Session.of_results(selection_of(arguments))), arguments.folder, arguments.format
-    ):
-        print(path)
+    results = Results(Session.of_results(selection_of(arguments)))
+    for written in export(results, arguments.folder, arguments.format):
+        print(written)
     return 0
 
 
@@ -80,7 +80,8 @@ def import_scores_command(arguments: argparse.Namespace) -> int:
     print(import_scores(store, workspace, study, arguments.key, arguments.file, replace=arguments.replace))
     mirror = Mirror.of(store, workspace, locations.mlflow_uri)
     if not mirror.try_sync():
-        print(f"MLflow does not have it yet ({mirror.last_error}); a run or `ablation sync` copies it.")
+        command = locations.command("sync")
+        print(f"MLflow does not have it yet ({mirror.last_error}); a run or `{command}` copies it.")
     return 0
 
 
@@ -102,7 +103,9 @@ def add_commands(commands: Commands) -> None:
 
 def _add_export(commands: Commands) -> None:
     data = add(commands, "export", export_command, [selection_parser()], "numbers --format parquet")
-    data.add_argument("folder", type=Path, metavar="DIR", help="folder to write to; made where there is none")
+    data.add_argument(
+        "folder", type=reader(path), metavar="DIR", help="folder to write to; made where there is none"
+    )
     data.add_argument(
         "--format",
         choices=DATA_FORMATS,
@@ -121,7 +124,7 @@ def _add_import_scores(commands: Commands) -> None:
     )
     scores.add_argument(
         "file",
-        type=Path,
+        type=reader(path),
         metavar="FILE",
         help="what the server returned, in a format that the study reads",
     )

@@ -5,7 +5,7 @@ They are written into the store, which every driver polls. Without a running dri
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 
@@ -29,68 +29,69 @@ def chosen(plan: Plan, words: Sequence[str]) -> list[PlannedTrial]:
     """The trials that a person named, each once, in the order of the plan.
 
     Args:
-        plan: the study's plan, whose tables and trials can be named.
-        words: each names a table ("table3" or "3") or a trial (`trial_of`).
+        plan: the study's plan, whose trials can be named.
+        words: each names a table ("table3" or "3"), a row at all seeds, or a trial (`trial_of`).
 
     Raises:
-        UserError: a word names no trial, or several.
+        UserError: a word names no trial, or is the start of several names.
     """
-    short = {table.removeprefix("table"): table for table in plan.table_ids}
-    tables = short | {table: table for table in plan.table_ids}
     wanted: set[str] = set()
     for word in words:
-        if word in tables:
-            wanted |= {trial.key for trial in plan.trials if tables[word] in trial.tables}
-        else:
-            wanted.add(trial_of(plan, word).key)
+        found, exact = _named(plan, word)
+        wanted |= found.keys() if exact else {_only(found, word)}
     return [trial for trial in plan.trials if trial.key in wanted]
 
 
 def trial_of(plan: Plan, word: str) -> PlannedTrial:
-    """The trial that a word names: its key, the name of a row that cites it, or a prefix of either.
+    """The trial that a word names: by its key, a row or table that cites it, or the start of key or name.
 
-    An exact name goes before a prefix: "table3 FCOS" is that row, not "table3 FCOS + ATSS".
+    A row is "table3 FCOS, seed 0", without the seed where there is one, or its label alone. An exact name
+    goes before the start of one: "table3 FCOS" is that row, not "table3 FCOS + ATSS".
 
     Raises:
         UserError: no trial has that name, or several have; the message lists them.
     """
+    return plan.trial(_only(_named(plan, word)[0], word))
+
+
+def _named(plan: Plan, word: str) -> tuple[dict[str, str], bool]:
+    """Trials that a word means: name by key, and whether the word is all of a name; UserError for none."""
     word = word.strip()
-    names = list(_citations(plan)) if word else []
+    names = list(plan.names()) if word else []
+    table = plan.study.table_id(word)
+
+    def row(name: str) -> str:
+        return name.rpartition(", seed ")[0]
+
     tests: tuple[Callable[[str, str], bool], ...] = (
         lambda name, key: word in (key, name),
-        lambda name, key: name.rpartition(", seed ")[0] == word,
+        lambda name, key: name.partition(" ")[0] == table,
+        lambda name, key: row(name) == word.replace("/", " ", 1) or row(name) == word,
+        lambda name, key: word in (name.partition(" ")[2], row(name).partition(" ")[2]),
         lambda name, key: name.startswith(word) or (key.startswith(word) and len(word) >= SHORTEST),
     )
     for means in tests:
-        found = {key: name for name, key in reversed(names) if means(name, key)}
-        if len(found) == 1:
-            return plan.trial(next(iter(found)))
-        if found:
-            raise UserError(
-                f"{word!r} names several trials:\n{_candidates(found)}\nGive a key or a longer name."
-            )
-    near = get_close_matches(word, [*dict.fromkeys(name.rpartition(", seed ")[0] for name, _ in names)])
+        if found := {key: name for name, key in reversed(names) if means(name, key)}:
+            return found, means is not tests[-1]
+    raise UserError(_unknown(plan, word))
+
+
+def _only(found: dict[str, str], word: str) -> str:
+    if len(found) > 1:
+        raise UserError(f"{word!r} names several trials:\n{_candidates(found)}\nGive a key or a longer name.")
+    return next(iter(found))
+
+
+def _unknown(plan: Plan, word: str) -> str:
+    names = [name for name, _ in plan.names()]
+    near = get_close_matches(word, dict.fromkeys(name.rpartition(", seed ")[0] for name in names))
     listed = "\n".join(f"  {name}" for name in near)
-    raise UserError(
-        f"No trial is called {word!r}, and no table; the tables are {', '.join(plan.table_ids)}."
-        + (f" The nearest names:\n{listed}" if near else ' A trial is named by a row, as "table3 FCOS".')
+    seeds = ", ".join(map(str, plan.seeds))
+    return (
+        f"No trial is called {word!r}, and no table; the tables are {', '.join(plan.table_ids)}, "
+        f"at seed {seeds}."
+        + (f" The nearest names:\n{listed}" if near else f" A trial is named by a row, as {names[0]!r}.")
     )
-
-
-def _citations(plan: Plan) -> Iterator[tuple[str, str]]:
-    """(name, trial key) of every row that cites a planned trial, named as `PlannedTrial.name` is.
-
-    Rows of tables that are not planned too: a trial is named by the first row of the study that cites it.
-    """
-    planned = {trial.key for trial in plan.trials}
-    for table in plan.study.tables:
-        for row in table.trained:
-            for seed in plan.seeds:
-                keys = [plan.lookup(cell, seed)[0] for cell in row.cells]
-                for column, trial_key in zip(table.columns, keys, strict=True):
-                    label = f"{row.label} {column}" if len(set(keys)) > 1 else row.label
-                    if trial_key in planned:
-                        yield f"{table.id} {label}, seed {seed}", trial_key
 
 
 def _candidates(found: dict[str, str]) -> str:

@@ -59,7 +59,7 @@ class Estimate:
             yield "Estimate: nothing is left to do."
             return
         if self.calibration is None:
-            yield "Estimate: none yet. `ablation plan --probe` times a few steps; so does the first training."
+            yield "Estimate: none yet. --probe times a few steps; so does the first training."
         else:
             yield f"Estimate, {self.calibration.basis}:"
             yield f"  {_hours(self.gpu_hours)} GPU-hours, {_hours(self.cpu_hours)} CPU-hours"

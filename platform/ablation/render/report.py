@@ -39,7 +39,8 @@ def print_report(session: Session, formats: Collection[str], console: Console | 
     judged = verdicts(study, tables, plan.setting)
     about = {claim.id for claim in study.claims if _is_about(claim, plan.table_ids)}
     if about:
-        console.print(terminal.claims([verdict for verdict in judged if verdict.id in about]))
+        renew = session.command("retry", "--stale", about="part")
+        console.print(terminal.claims([verdict for verdict in judged if verdict.id in about], renew))
     if plan.setting.own_data:  # the paper's claims are about its own data: which row is best on these?
         for filled in tables:
             if filled.table.id in plan.table_ids and filled.table.columns:

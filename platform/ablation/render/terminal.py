@@ -58,8 +58,12 @@ def table(filled: FilledTable) -> Table:
     return drawn
 
 
-def claims(judged: Sequence[Verdict]) -> RenderableType:
-    """A line per claim, and the summary."""
+def claims(judged: Sequence[Verdict], renew: str) -> RenderableType:
+    """A line per claim, and the summary.
+
+    Args:
+        renew: the command that trains stale results again.
+    """
     drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
     drawn.add_column("Claim", ratio=1, overflow="fold")
     drawn.add_column("Verdict", no_wrap=True)
@@ -75,11 +79,11 @@ def claims(judged: Sequence[Verdict]) -> RenderableType:
             Text(text.estimate(verdict)),
         )
     return Group(
-        drawn, Text(summary(judged), style="bold"), *(Text(tip, style="dim") for tip in _tips(judged))
+        drawn, Text(summary(judged), style="bold"), *(Text(tip, style="dim") for tip in _tips(judged, renew))
     )
 
 
-def _tips(judged: Sequence[Verdict]) -> list[str]:
+def _tips(judged: Sequence[Verdict], renew: str) -> list[str]:
     """What would let more claims be decided."""
     tips = []
     if any(UNKNOWN_SPREAD in verdict.detail for verdict in judged):
@@ -89,7 +93,7 @@ def _tips(judged: Sequence[Verdict]) -> list[str]:
     if earlier := len({path for verdict in judged for path in verdict.earlier}):
         tips.append(
             f"{counted(earlier, 'bootstrap file')} of an earlier version cannot be read (claims.md names "
-            "them), so that claims rest on the seeds alone; `ablation retry --stale` makes new ones."
+            f"them), so that claims rest on the seeds alone; `{renew}` makes new ones."
         )
     return tips
 

@@ -158,7 +158,7 @@ class Database:
                 t.execute(select(func.pg_advisory_xact_lock(SCHEMA_LOCK)))
             version = self._version(t)
             if version is None and read_only:
-                raise NoStoreError(f"{self.place} holds no results yet: `ablation run` makes them.")
+                raise NoStoreError(f"{self.place} holds no results yet; a run makes them.")
             if version is not None and version > SCHEMA_VERSION:
                 raise UserError(
                     f"{self.place} is a store of version {version}; this program knows version "
@@ -167,7 +167,7 @@ class Database:
             if version is not None and version < SCHEMA_VERSION and read_only:
                 raise UserError(
                     f"{self.place} is a store of version {version}; this program writes version "
-                    f"{SCHEMA_VERSION}. `ablation run` upgrades it, and keeps a copy of a file beside it."
+                    f"{SCHEMA_VERSION}. The next run upgrades it, and keeps a copy of a file beside it."
                 )
             if not read_only:
                 self._upgrade(t, version)

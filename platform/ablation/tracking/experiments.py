@@ -59,7 +59,7 @@ class Experiments:
             raise UserError(
                 f"Experiment '{found.name}' of the MLflow at {self.uri} keeps its files in "
                 f"{found.artifact_location}, not in {self.artifact_root}. Rename the experiment or use "
-                "another MLflow, then run `ablation sync --rebuild`."
+                "another MLflow, then let `sync --rebuild` copy everything."
             )
         if known is None:
             self.store.set_experiment(study, profile, _identity(found))
@@ -83,7 +83,7 @@ class Experiments:
         if found is None or _identity(found) != identity:
             raise UserError(
                 f"'{copied}' was copied to another MLflow than {self.uri}. "
-                f"`ablation sync --rebuild` copies everything anew to {self.uri}."
+                f"The command sync with --rebuild copies everything anew to {self.uri}."
             )
         return found
 

@@ -1,6 +1,7 @@
 """The command line says what it wants."""
 
 import argparse
+import ast
 import json
 import re
 import shlex
@@ -17,6 +18,7 @@ from sqlalchemy import make_url
 from ablation import cli, session, studies
 from ablation.cli import control, inspect
 from ablation.cli import run as run_module
+from ablation.cli.arguments import selection_of
 from ablation.cluster import connection
 from ablation.control.status import watch
 from ablation.driver import launch, run
@@ -26,7 +28,7 @@ from ablation.options import named, option
 from ablation.plan import Plan
 from ablation.protocol import Evaluated, Progress
 from ablation.run_options import Options
-from ablation.session import Selection, Session
+from ablation.session import Locations, Selection, Session
 from ablation.store import Store
 from ablation.study import ByClass, Cell, Profile, Row, Study, Table, Variant
 from ablation.tracking.mirror import Mirror
@@ -108,7 +110,7 @@ def test_a_wrong_option_is_refused_with_what_is_allowed(
             Selection(profile="smoke", options=DetectionOptions(data=Path("nowhere"))),
             "nowhere: no such folder",
         ),
-        (Selection(profile="smoke", tables=["9"]), "asked for table9"),
+        (Selection(profile="smoke", tables=["9"]), "asked for 9"),
     ],
 )
 def test_what_does_not_exist_or_contradicts_is_named(selection: Selection, said: str, tmp_path: Path) -> None:
@@ -118,6 +120,36 @@ def test_what_does_not_exist_or_contradicts_is_named(selection: Selection, said:
 
 def test_the_study_is_found_by_its_name() -> None:
     assert studies.load_study("atss").name == "atss"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("broken_study.py", "def study(:\n", r"broken_study\.py, line 1: "),
+        (
+            "lacking_study.py",
+            "import no_such_package\n",
+            "cannot be imported: No module named 'no_such_package'",
+        ),
+    ],
+)
+def test_a_study_file_that_cannot_be_imported_is_told_in_a_line(
+    name: str, text: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / name).write_text(text)
+    assert _run("plan", "--study", str(tmp_path / name)) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.search(said, line)
+
+
+def test_a_study_that_is_nearly_named_is_suggested(capsys: pytest.CaptureFixture[str]) -> None:
+    assert _run("plan", "--study", "refinedt") == 2
+    assert "Did you mean refinedet?" in capsys.readouterr().err
+
+
+def test_no_command_at_all_is_answered_with_the_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    assert _run() == 2
+    assert "the following arguments are required: COMMAND" in capsys.readouterr().err
 
 
 def test_a_workspace_that_is_a_file_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -224,7 +256,7 @@ def test_the_ui_says_when_there_is_nothing_to_show(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert _run("ui", "--workspace", str(tmp_path)) == 2
-    assert "`ablation run` makes it" in capsys.readouterr().err
+    assert f"`ablation run --workspace {tmp_path}` makes it" in capsys.readouterr().err
 
 
 # --- a toy study on the command line -------------------------------------------------------------------
@@ -302,23 +334,134 @@ def test_a_command_that_a_person_is_told_has_the_options_of_the_study() -> None:
     assert selection.as_typed("part") == [*setting, "--tables", "3", "--seeds", "2"]
 
 
-@pytest.mark.parametrize("command", ["pause", "resume"])
-def test_a_command_about_a_whole_study_refuses_a_part_of_it(
-    command: str, make_workspace: MakeWorkspace, use: Use, capsys: pytest.CaptureFixture[str]
+def test_a_command_that_a_person_is_told_has_all_places_and_no_password(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    use(make_workspace().study)
-    assert _run(command, "--tables", "1") == 2
-    assert "leave out --tables and --seeds" in capsys.readouterr().err
+    server = "postgresql+psycopg://me:word@host/db"
+    places = Locations(store=server, mlflow_uri="http://me:word@host:5000", storage="s3://b/a")
+    told = places.command("sync")
+    assert told == (
+        "ablation sync --store postgresql+psycopg://me@host/db --mlflow-uri http://host:5000 --storage s3://b/a"
+    )
+    monkeypatch.setenv(session.STORE_VARIABLE, server)
+    assert "--store" not in places.command("sync")
+
+
+TOLD = re.compile(r"`(ablation [^`]+)`")
+
+
+@pytest.mark.parametrize(
+    ("command", "about"),
+    [
+        (("plan", "--tables", "4", "--seeds", "2"), "part"),
+        (("pause",), "setting"),
+        (("status",), "setting"),
+        (("resume",), "setting"),
+        (("cancel", "table3 a_b", "--tables", "3", "--seeds", "2"), "part"),
+        (("retry", "--stale", "--yes", "--tables", "4", "--seeds", "2"), "part"),
+        (("status", "--stale", "--tables", "4"), "part"),
+    ],
+)
+def test_each_command_that_a_person_is_told_is_about_the_same_as_the_one_that_tells_it(
+    command: tuple[str, ...],
+    about: session.About,
+    driven: workspaces.Workspace,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    driven.train_with("k3", "1.0")
+    driven.train_with("k5", "1.0")
+    where = ("--workspace", str(driven.root))
+    if command == ("status",):
+        assert _run("pause", *where) == 0
+        capsys.readouterr()
+    assert _run(*command, *where) == 0
+    said = capsys.readouterr().out
+    told = TOLD.findall(said)
+    assert told, said
+    words = [*command[1:], *where]
+    options = [word for i, word in enumerate(words) if word.startswith("--") or words[i - 1].startswith("--")]
+    for text in told:
+        typed = shlex.split(text)[1:]
+        assert cli._parser(typed).parse_args(typed)
+        wanted = where if "gc" in typed else [word for word in options if word not in ("--stale", "--yes")]
+        assert set(wanted) - {"table3 a_b"} <= set(typed), text
+
+
+def test_no_message_holds_a_command_that_cannot_know_its_workspace() -> None:
+    """All are made by `command`; docstrings and help name commands too, and no workspace."""
+    root = Path(cli.__file__).parents[1]
+    texts = [
+        (file.name, part.value)
+        for file in sorted(root.rglob("*.py"))
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Call | ast.Raise | ast.Assign | ast.Yield | ast.Return)
+        for part in ast.walk(node)
+        if isinstance(part, ast.Constant) and isinstance(part.value, str)
+    ]
+    assert len(texts) > 1000
+    found = {(name, text) for name, text in texts if re.search(r"`ablation [a-z]", text)}
+    assert {text for _, text in found} == {
+        "of the evaluation, or its first characters; `ablation status` prints it"
+    }
+
+
+@pytest.mark.parametrize("command", ["pause", "resume", "gc"])
+def test_a_command_about_a_whole_study_takes_no_tables_and_seeds(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _run(command, "--tables", "3", "--seeds", "2") == 2
+    assert "unrecognized arguments: --tables 3 --seeds 2" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flag", ["--workspace", "--storage", "--store", "--mlflow-uri", "--data"])
+def test_an_empty_place_as_that_of_an_unset_variable_is_refused(
+    flag: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _run("status", flag, "") == 2
+    assert f"argument {flag}: must be a path, got an empty text" in capsys.readouterr().err
+
+
+def test_paths_are_absolute_because_workers_have_another_folder() -> None:
+    typed = [
+        "plan",
+        "--workspace",
+        "w",
+        "--storage",
+        "s",
+        "--weights",
+        "a.pth",
+        "--data",
+        "d",
+        "--study",
+        "atss",
+    ]
+    selection = selection_of(cli._parser(typed).parse_args(typed))
+    places = (selection.workspace, selection.storage, selection.options.weights, selection.options.data)
+    here = Path.cwd()
+    assert places == (here / "w", str(here / "s"), here / "a.pth", here / "d")
+
+
+def test_every_name_that_a_command_prints_is_one_that_commands_take(
+    driven: workspaces.Workspace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    where = ("--workspace", str(driven.root), "--tables", "3")
+    assert _run("status", "--json", *where) == 0
+    trials = json.loads(capsys.readouterr().out)["trials"]
+    assert trials[0]["name"].startswith("table1 ")  # the first table of the study that cites it
+    for trial in trials:
+        row = trial["name"].removesuffix(", seed 0")
+        label = row.partition(" ")[2]
+        for name in (trial["name"], row, row.replace(" ", "/", 1), label, trial["key"], trial["key"][:6]):
+            assert _run("logs", name, *where) == 0
+            assert trial["key"] in capsys.readouterr().out
+    for name in ("table3", "3", trials[0]["name"]):
+        assert _run("prioritise", name, *where) == 0
+        assert "priority   " in capsys.readouterr().out
 
 
 def test_status_does_not_watch_what_is_stale(capsys: pytest.CaptureFixture[str]) -> None:
     assert _run("status", "--watch", "--stale") == 2
     assert "leave out --watch" in capsys.readouterr().err
-
-
-def test_a_path_option_without_text_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    assert _run("plan", "--data", "") == 2
-    assert "must be a path, got an empty text" in capsys.readouterr().err
 
 
 def test_an_option_that_a_command_has_already_is_refused_with_the_studys_name(
@@ -749,7 +892,7 @@ def test_a_data_set_is_checked_by_its_study_and_the_report_printed(
 
     use(replace(make_workspace().study, options=ToyOptions, check_data=check))
     assert _run("check-data", "--folder", "cells", "--output", "pictures") == 0
-    assert checked == [(ToyOptions(Path.cwd() / "cells"), Path("pictures"))]
+    assert checked == [(ToyOptions(Path.cwd() / "cells"), Path.cwd() / "pictures")]
     assert capsys.readouterr().out == "12 images\n"
 
 

@@ -66,11 +66,15 @@ def found(workspace):
     return staleness.find(workspace.plan, workspace.store)
 
 
+def command(*words, about):
+    return " ".join(words)
+
+
 def test_unchanged_code_and_packages_give_no_finding(make_workspace, source):
     workspace = make_workspace()
     attempt(workspace, "k3", source, recorded(source, "loss", "head"))
     assert found(workspace) == []
-    assert "is stale." in staleness.describe([], workspace.plan)
+    assert "is stale." in staleness.describe([], workspace.plan, command)
 
 
 def test_a_changed_module_is_named_with_commit_day_and_size_of_the_change(make_workspace, source):
@@ -146,7 +150,7 @@ def test_an_attempt_without_a_record_is_not_called_stale(make_workspace, source)
     (finding,) = found(workspace)
     assert (finding.kind, finding.changes) == ("unrecorded", ())
     assert "kept no record to compare: 1 (table4 k=3, seed 0)" in staleness.describe(
-        [finding], workspace.plan
+        [finding], workspace.plan, command
     )
 
 
@@ -188,10 +192,10 @@ def test_rows_with_the_same_changes_are_listed_together(make_workspace, source):
         attempt(workspace, method, source, recorded(source, "head"))
     attempt(workspace, "k7", source)
     (source / "head.py").write_text("b = 3\n")
-    text = staleness.describe(found(workspace), workspace.plan)
+    text = staleness.describe(found(workspace), workspace.plan, command)
     commit = git(source, "rev-parse", "HEAD")[:7]
     assert text.splitlines() == [
-        staleness.STALE,
+        staleness.STALE.format("retry --stale"),
         f"  toystale/head.py changed since commit {commit} (2026-11-20), +1 -1 lines",
         "      table4 k=3, seed 0",
         "      table4 k=5, seed 0",
@@ -213,7 +217,7 @@ def test_a_row_whose_config_has_changed_names_the_old_result_and_what_changed(ma
     (finding,) = staleness.find(plan, workspace.store)
     assert finding.kind == "superseded"
     assert finding.text == "table4 k=3, seed 0: method was k3, is k4"
-    assert staleness.SUPERSEDED in staleness.describe([finding], plan)
+    assert staleness.SUPERSEDED in staleness.describe([finding], plan, command)
 
 
 def test_a_row_with_another_evaluation_config_names_the_difference(make_workspace, source):

@@ -196,7 +196,7 @@ def test_claims_of_two_metrics_are_judged_each_in_its_direction_and_unit(timed: 
     assert "+4.00 [+3.82, +4.18]  " in shown
     assert "−2.5000 [−2.7082, −2.2918] s |" in shown
     assert "Differences: Accuracy in points, higher is better; time in s, lower is better." in shown
-    for text in (html.claims(list(found.values())), printed(terminal.claims(list(found.values())))):
+    for text in (html.claims(list(found.values())), printed(terminal.claims(list(found.values()), "retry"))):
         assert "−2.5000 [−2.7082, −2.2918] s" in text
         assert "−2.000 s" in text
 

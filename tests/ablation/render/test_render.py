@@ -271,7 +271,7 @@ def test_terminal_without_colour_is_plain_text_and_still_shows_the_best(full):
 
 
 def test_terminal_claims_end_with_the_summary(partial):
-    shown = printed(terminal.claims(judged_of(partial)))
+    shown = printed(terminal.claims(judged_of(partial), "retry"))
     assert shown.rstrip().splitlines()[-1] == "5 claims: 1 supported, 4 pending; 1 point the paper's way."
 
 
@@ -287,7 +287,7 @@ def test_terminal_claims_say_that_a_bootstrap_file_cannot_be_read(make_workspace
     for method in ("other", "base"):
         workspace.measure(method, 42.5)
     np.savez(workspace.root / "artifacts" / workspace.trial_key("other") / "bootstrap.npz", **content)
-    assert tip in " ".join(printed(terminal.claims(judged_of(workspace))).split())
+    assert tip in " ".join(printed(terminal.claims(judged_of(workspace), "retry")).split())
 
 
 # --- the results folder -------------------------------------------------------------------------------

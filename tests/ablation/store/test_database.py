@@ -171,7 +171,7 @@ def test_several_programs_may_upgrade_at_once(old: Path | str, tmp_path: Path) -
 
 def test_a_view_of_an_old_store_says_how_to_upgrade_it(old: Path | str, tmp_path: Path) -> None:
     with pytest.raises(
-        UserError, match=r"version [12]; this program writes version 4\. `ablation run` upgrades"
+        UserError, match=r"version [12]; this program writes version 4\. The next run upgrades"
     ):
         Store.open(old, root=tmp_path, read_only=True)
 

@@ -192,7 +192,7 @@ def test_another_tracking_store_gets_everything_by_a_rebuild_and_nothing_without
     path = tmp_path / "another.db"
     path.write_bytes(migrated)
     another = Mirror(store, f"sqlite:///{path}", mirror.artifact_root)
-    with pytest.raises(UserError, match=r"copied to another MLflow than .*`ablation sync --rebuild`"):
+    with pytest.raises(UserError, match=r"copied to another MLflow than .*sync with --rebuild"):
         another.sync()
     assert another.sync(rebuild=True) == 1
     (run,) = [run for run in _runs(another)[1] if run.info.run_name == NAME]
