@@ -13,10 +13,9 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor, nn
 
 from ablation.claim import Better, CellRef, Claim, Equivalent
 from ablation.metric import Metric
@@ -25,10 +24,14 @@ from ablation.protocol import Checkpointed, Evaluated, Progress, Report, Request
 from ablation.setting import PlainSetting
 from ablation.study import Cell, Profile, Row, Study, Table, Variant
 
+if TYPE_CHECKING:  # functions import torch when they are called: status and plan do without
+    from torch import Tensor, nn
+
 # --- what is trained and tested --------------------------------------------------------------------------
 
 SIDE = 16
-ACTIVATIONS = {"sigmoid": nn.Sigmoid, "tanh": nn.Tanh, "softsign": nn.Softsign}
+ACTIVATIONS = {"sigmoid": "Sigmoid", "tanh": "Tanh", "softsign": "Softsign"}
+"""Names of torch's modules."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,8 @@ class Test:
 
 def draw(seed: tuple[int, ...], count: int) -> tuple[Tensor, Tensor]:
     """Noisy discs, squares and triangles: (count, SIDE * SIDE) float32, and their classes 0, 1, 2."""
+    import torch
+
     chance = np.random.default_rng(seed)
     classes = chance.integers(3, size=count)
     middle, radius = chance.uniform(5, 11, (2, count, 1, 1)), chance.uniform(3, 5, (count, 1, 1))
@@ -79,6 +84,9 @@ def draw(seed: tuple[int, ...], count: int) -> tuple[Tensor, Tensor]:
 
 def network(config: Training) -> nn.Sequential:
     """Linear layers of the same size with the activation between them."""
+    import torch
+    from torch import nn
+
     torch.manual_seed(config.seed)
     sizes = [SIDE * SIDE, *[config.units] * config.layers, 3]
     layers: list[nn.Module] = []
@@ -87,12 +95,15 @@ def network(config: Training) -> nn.Sequential:
         limit = (6 / (inputs + outputs)) ** 0.5 if config.normalised else inputs**-0.5
         nn.init.uniform_(linear.weight, -limit, limit)
         nn.init.zeros_(linear.bias)
-        layers += [linear, ACTIVATIONS[config.activation]()]
+        layers += [linear, getattr(nn, ACTIVATIONS[config.activation])()]
     return nn.Sequential(*layers[:-1])
 
 
 def train(request: Request) -> Generator[Report, None, None]:
     """Train from the last checkpoint on, if there is one, and test; every report may be the last."""
+    import torch
+    from torch import nn
+
     config: Training = request.config
     if request.workers > 1:
         raise ValueError("this study trains with one worker")
@@ -117,6 +128,8 @@ def train(request: Request) -> Generator[Report, None, None]:
 
 def save(file: Path, model: nn.Module, step: int) -> Checkpointed:
     """Write a checkpoint beside the last and rename it: whoever is killed leaves one of them whole."""
+    import torch
+
     new = file.with_suffix(".new")
     torch.save({"model": model.state_dict(), "step": step}, new)
     digest = hashlib.sha256(new.read_bytes()).hexdigest()
@@ -124,11 +137,13 @@ def save(file: Path, model: nn.Module, step: int) -> Checkpointed:
     return Checkpointed(step, str(file), digest)
 
 
-@torch.inference_mode()
 def accuracy(model: nn.Module, test: Test) -> float:
     """In percent."""
+    import torch
+
     pictures, classes = draw((1_000_000,), test.drawings)
-    return 100 * (model(pictures).argmax(dim=1) == classes).float().mean().item()
+    with torch.inference_mode():
+        return 100 * (model(pictures).argmax(dim=1) == classes).float().mean().item()
 
 
 # --- the table and what is claimed of it ------------------------------------------------------------------

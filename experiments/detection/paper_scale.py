@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from ablation.errors import UserError
 from ablation.metric import SeedNoise
@@ -26,6 +26,7 @@ from experiments.detection.cost import trial_cost
 from experiments.detection.data import Context, DataSet, combined_digest, open_data
 from experiments.detection.options import DetectionOptions
 from experiments.detection.recipe import SCHEDULES, Recipe, Schedules
+from experiments.detection.remembered import remembered
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +201,7 @@ def prepare(scale: PaperScale, workspace: Path, options: DetectionOptions) -> Pa
         weights="torchvision",
     )
     dataset = open_data(own.paths, _size(scale, changes), cache, own.name)
-    weights, files, said = pretrained(changes.weights)
+    weights, files, said = pretrained(changes.weights, cache)
     notices = [*own.report, *dataset.repairs, *said]
     if "test" not in dataset.images:
         notices.append(f"no test-dev images: {scale.large_rows} is tested on the validation images")
@@ -221,13 +222,14 @@ def _size(scale: PaperScale, changes: DetectionOptions) -> Data:
 
 
 def pretrained(
-    source: Path | Literal["none", "torchvision"] | None,
+    source: Path | Literal["none", "torchvision"] | None, cache: Path
 ) -> tuple[dict[str, Weights], dict[str, Path | str], list[str]]:
     """What backbones start from.
 
     Args:
         source: "torchvision" or None for its weights, "none", a file of weights, or a folder of them. What a
             file or a folder does not have is torchvision's.
+        cache: remembers what a file or folder holds, until its sizes or times change.
 
     Returns:
         Weights by backbone; files, or torchvision's names for them, by hash; and what to tell the user.
@@ -238,26 +240,35 @@ def pretrained(
     if source == "none":
         return {}, {}, ["no pretrained weights: the backbones start from random ones"]
     # Absolute, because the processes of trials have another working folder.
-    own = _own_files(source.absolute()) if isinstance(source, Path) else {}
-    weights = {name: _described_weights(name, own.get(name)) for name in TORCHVISION}
+    found = _own_files(source.absolute(), cache) if isinstance(source, Path) else {}
+    own = {name: Path(path) for name, (path, _) in found.items()}
+    digests = {name: digest for name, (_, digest) in found.items()}
+    weights = {name: _described_weights(name, own.get(name), digests.get(name, "")) for name in TORCHVISION}
     files = {weights[name].sha256: own.get(name, name) for name in TORCHVISION}
     said = [f"{name}: weights of {path}" for name, path in own.items()]
     others = [name for name in TORCHVISION if name not in own]
     return weights, files, [*said, f"{', '.join(others)}: torchvision's ImageNet weights"] if others else said
 
 
-def _own_files(place: Path) -> dict[str, Path]:
-    from detector.model.weights import find_all  # imports torch
+def _own_files(place: Path, cache: Path) -> dict[str, tuple[str, str]]:
+    """The files at a place, and their SHA-256, by the backbone they are for."""
 
-    try:
-        return find_all(place)
-    except WeightsError as error:
-        raise UserError(f"--weights: {error}") from error
+    def find() -> tuple[dict[str, Any], list[Path]]:
+        from detector.model.weights import find_all  # imports torch
+
+        try:
+            found = find_all(place)
+            facts = {name: (str(path), sha256_of(path)) for name, path in found.items()}
+        except WeightsError as error:
+            raise UserError(f"--weights: {error}") from error
+        return facts, list(found.values())
+
+    record = cache / "known" / f"weights-{combined_digest([str(place)])}.json"
+    return {name: (path, digest) for name, (path, digest) in remembered(record, [place], find).items()}
 
 
-def _described_weights(name: str, path: Path | None) -> Weights:
+def _described_weights(name: str, path: Path | None, digest: str) -> Weights:
     published = Weights("torchvision", TORCHVISION[name].sha256)
     if path is None:
         return published
-    digest = sha256_of(path)
     return published if digest.startswith(published.sha256) else Weights(layout_of(path), digest)

@@ -9,6 +9,7 @@ import pytest
 from ablation.plan import register
 from ablation.protocol import Evaluated, Progress
 from ablation.session import Selection, Session
+from detector.data.coco import DataPaths
 
 pytestmark = pytest.mark.process
 
@@ -101,3 +102,14 @@ def test_a_command_that_trains_nothing_imports_nothing_heavy(
     done = run((*typed, "--study", study, "--profile", "smoke", "--workspace", str(finished)))
     assert done.returncode == 0, done.stderr
     assert done.stdout
+
+
+def test_a_study_of_ones_own_and_a_known_data_set_are_looked_at_without_torch(
+    tmp_path: Path, paths: DataPaths
+) -> None:
+    example = Path(__file__).resolve().parents[2] / "docs" / "examples" / "starts.py"
+    where = ("--workspace", str(tmp_path))
+    own = ("status", "--profile", "smoke", "--data", str(paths.train.annotations.parent.parent), *where)
+    run(own)  # reads it, and keeps what it is
+    done = run(("plan", "--study", str(example), *where), own)
+    assert done.returncode == 0, done.stderr

@@ -155,7 +155,7 @@ def test_weights_at_a_relative_path_are_found_from_any_folder(
 ) -> None:
     torch.save(get_model("resnet50").state_dict(), tmp_path / "resnet50.pth")
     monkeypatch.chdir(tmp_path)
-    _, files, _ = pretrained("resnet50.pth")
+    _, files, _ = pretrained(Path("resnet50.pth"), tmp_path)
     assert tmp_path / "resnet50.pth" in files.values()
 
 

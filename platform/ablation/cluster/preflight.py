@@ -26,8 +26,8 @@ NODE_TIMEOUT_S = 90.0
 """How long a node may take to answer, with the start of a process there."""
 VISIBLE_WITHIN_S = 5.0
 """How long a file may take until another machine sees it: network file systems cache what was."""
-VERSIONS = ("torch", "torchvision", "ray")
-"""Distributions that must be equal on all nodes, up to a local part (+cpu, +cu126)."""
+VERSIONS = ("ray",)
+"""Distributions that must be equal on all nodes beside the study's, up to a local part (+cpu, +cu126)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,13 +74,19 @@ class NodeFacts(Facts):
 
 
 def check(
-    storage: Storage, paths: Sequence[Path], code: Code = NO_CODE, *, timeout_s: float = NODE_TIMEOUT_S
+    storage: Storage,
+    paths: Sequence[Path],
+    packages: Sequence[str],
+    code: Code = NO_CODE,
+    *,
+    timeout_s: float = NODE_TIMEOUT_S,
 ) -> None:
     """Returns when trials can run on every node of the connected Ray cluster.
 
     Args:
         storage: of the trials' files.
         paths: what the trials read, as `paths_in` finds it.
+        packages: whose versions must be the driver's (`Study.packages`).
         code: what the trials import. A platform that is not shipped must be installed in the same version.
         timeout_s: for each node; all are asked at the same time.
 
@@ -91,7 +97,7 @@ def check(
     names = node_names()
     installed = () if OURS in code.checkouts() else (OURS,)
     wanted = Wanted(
-        (*VERSIONS, *installed),
+        tuple(dict.fromkeys((*packages, *VERSIONS, *installed))),
         tuple(str(path) for path in dict.fromkeys(paths)),
         storage.url,
         f".preflight-{uuid.uuid4().hex}",

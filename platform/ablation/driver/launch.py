@@ -166,7 +166,7 @@ def _check_before_start(
     if options.cluster:
         # Each node makes the cache for itself.
         paths = [p for p in preflight.paths_in(plan.setting.context) if p != manager.workspace.cache]
-        preflight.check(manager.storage, paths, code)
+        preflight.check(manager.storage, paths, plan.study.packages, code)
         names = preflight.node_names()
     else:
         names = {node.id: "this machine" for node in layout.nodes}

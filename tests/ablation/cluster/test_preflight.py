@@ -142,7 +142,12 @@ class Machines:
         _wait_for_nodes(1)
 
     def check(self, paths: list[Path] | None = None, timeout_s: float = 90.0) -> None:
-        check(self.storage, [self.data] if paths is None else paths, timeout_s=timeout_s)
+        check(
+            self.storage,
+            [self.data] if paths is None else paths,
+            ("torch", "torchvision"),
+            timeout_s=timeout_s,
+        )
 
     def complaints(self, **arguments: Any) -> list[str]:
         """The lines, without the names of the nodes, which all are this machine."""
@@ -245,4 +250,4 @@ def test_a_node_that_hangs_does_not_hang_the_check(machines: Machines) -> None:
 
 def test_a_driver_that_cannot_write_asks_no_node(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="make the bucket or the folder first"):
-        check(SharedFolder(tmp_path / "none"), [])
+        check(SharedFolder(tmp_path / "none"), [], [])
