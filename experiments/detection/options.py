@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from ablation.errors import UserError
-from ablation.options import declared, option, without
+from ablation.options import declared, named, option, without
 from detector.config import Precision
 from detector.data.coco import DataPaths, Split
 from detector.data.formats.boxes import BoxForm
@@ -123,6 +123,11 @@ class DetectionOptions:
         except DataError as error:
             raise UserError(str(error)) from error
         return None
+
+    def name(self, profile: str, start: str | None) -> str:
+        """A profile's name with these options; the weights by `start`, which says what is in them."""
+        own = named(profile, replace(self, weights=None))
+        return f"{own}-{start}" if start else own
 
     def changes(
         self, *, iterations: int, short_side: int, precision: Precision, weights: str

@@ -16,7 +16,6 @@ from typing import Any, Literal
 
 from ablation.errors import UserError
 from ablation.metric import SeedNoise
-from ablation.options import named
 from ablation.resources import Resources
 from ablation.study import Profile
 from detector.config import Data, Detector, Evaluation, Precision, Schedule, Trial, Weights
@@ -79,8 +78,7 @@ class PaperSetting:
     @property
     def profile(self) -> str:
         """The profile's name, and what the user changed of it."""
-        name = named(self.scale.name, replace(self.changes, weights=None))
-        return f"{name}-{self._start}" if self._start else name
+        return self.changes.name(self.scale.name, self._start)
 
     @property
     def at_paper_scale(self) -> bool:

@@ -7,22 +7,23 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any, Literal
 
 from ablation.errors import UserError
 from ablation.metric import SeedNoise
-from ablation.options import named
 from ablation.resources import Resources
 from ablation.study import Profile
 from detector.config import Evaluation, Schedule, SingleShot, SquareData, Trial, Weights
 from detector.errors import WeightsError
 from detector.model.pretrained import PUBLISHED, vgg_as_pretrained
 from experiments.detection.cost import trial_cost
-from experiments.detection.data import Context, DataSet, open_data
+from experiments.detection.data import Context, DataSet, combined_digest, open_data
 from experiments.detection.options import DetectionOptions
 from experiments.detection.recipe import Recipe
+from experiments.detection.remembered import remembered
 
 SSD_SIDE = 300
 """Pixels of the square at which the images that are tested on are looked at first."""
@@ -76,7 +77,7 @@ class SquareSetting:
     @property
     def profile(self) -> str:
         """The profile's name, and what the user changed of it."""
-        return named(self.scale.name, replace(self.changes, weights=self._start))
+        return self.changes.name(self.scale.name, self._start)
 
     @property
     def at_paper_scale(self) -> bool:
@@ -179,17 +180,20 @@ def prepare(scale: SquareScale, workspace: Path, options: DetectionOptions) -> S
         iterations=schedule.iterations, short_side=0, precision="fp32", weights="torchvision"
     )
     dataset = open_data(own.paths, SquareData("", SSD_SIDE), cache, own.name)
-    weights, files, said = pretrained(changes.weights)
+    weights, files, said = pretrained(changes.weights, cache)
     threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     context = Context(dataset.paths, cache, 20, 1000, 10_000, loaders=min(8, threads), weights=files)
     return SquareSetting(scale, changes, dataset, weights, [*own.report, *dataset.repairs, said], context)
 
 
-def pretrained(source: str | None) -> tuple[Weights | None, dict[str, Path | str], str]:
+def pretrained(
+    source: Path | Literal["none", "torchvision"] | None, cache: Path
+) -> tuple[Weights | None, dict[str, Path | str], str]:
     """What the backbones start from.
 
     Args:
-        source: None for torchvision's VGG-16, which is reduced when it is loaded; "none"; or a file.
+        source: "torchvision" or None for its VGG-16, which is reduced when it is loaded; "none"; or a file.
+        cache: remembers what the file is, until its size or time changes.
 
     Returns:
         The weights; the file or torchvision's name for it, by hash; and what to tell the user.
@@ -199,13 +203,19 @@ def pretrained(source: str | None) -> tuple[Weights | None, dict[str, Path | str
     """
     if source == "none":
         return None, {}, "no pretrained weights: the backbones start from random ones"
-    if source is None:
+    if not isinstance(source, Path):
         published = Weights("torchvision", PUBLISHED[VGG16].sha256)
         return published, {published.sha256: VGG16}, f"{VGG16}: torchvision's ImageNet weights, reduced"
-    from detector.model.weights import describe_vgg  # imports torch
+    file = source.absolute()  # the processes of trials have another working folder
 
-    try:
-        own = describe_vgg(Path(source))
-    except (WeightsError, OSError) as error:
-        raise UserError(f"--weights: {error}") from error
-    return own, {own.sha256: Path(source)}, f"{VGG16}: weights of {source}"
+    def find() -> tuple[dict[str, Any], list[Path]]:
+        from detector.model.weights import describe_vgg  # imports torch
+
+        try:
+            return asdict(describe_vgg(file)), []
+        except (WeightsError, OSError) as error:
+            raise UserError(f"--weights: {error}") from error
+
+    record = cache / "known" / f"vgg-{combined_digest([str(file)])}.json"
+    own = Weights(**remembered(record, [file], find))
+    return own, {own.sha256: file}, f"{VGG16}: weights of {file}"

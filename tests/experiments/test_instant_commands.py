@@ -9,7 +9,7 @@ import pytest
 from ablation.plan import register
 from ablation.protocol import Evaluated, Progress
 from ablation.session import Selection, Session
-from detector.data.coco import DataPaths
+from detector.data.shapes import ShapesSpec, draw_dataset
 
 pytestmark = pytest.mark.process
 
@@ -105,8 +105,11 @@ def test_a_command_that_trains_nothing_imports_nothing_heavy(
 
 
 def test_a_study_of_ones_own_and_a_known_data_set_are_looked_at_without_torch(
-    tmp_path: Path, paths: DataPaths
+    tmp_path: Path,
 ) -> None:
+    paths = draw_dataset(
+        ShapesSpec(image_size=64, num_train=4, num_val=2, max_objects=3, min_size=8), tmp_path
+    )
     example = Path(__file__).resolve().parents[2] / "docs" / "examples" / "starts.py"
     where = ("--workspace", str(tmp_path))
     own = ("status", "--profile", "smoke", "--data", str(paths.train.annotations.parent.parent), *where)

@@ -82,16 +82,16 @@ def test_a_file_of_a_reduced_vgg_is_known_by_its_tensors_and_named_by_its_conten
 ) -> None:
     file = tmp_path / "vgg16_reducedfc.pth"
     torch.save({f"{layer}.weight": torch.zeros(1) for layer in (0, 31, 33)}, file)
-    own = setting(tmp_path, replace(options, weights=str(file)))
+    own = setting(tmp_path, replace(options, weights=file))
     trial = own.trial(REFINEDET, 0)
     assert trial.weights is not None and trial.weights.layout == "vgg_reduced"
     assert own.profile == f"voc-weights-{trial.weights.sha256[:6]}"
     assert isinstance(trial.detector, SingleShot) and trial.detector.pixel_mean == (123.0, 117.0, 104.0)
     torch.save({"other": torch.zeros(1)}, file)
     with pytest.raises(UserError, match="is no VGG-16"):
-        setting(tmp_path, replace(options, weights=str(file)))
+        setting(tmp_path, replace(options, weights=file))
     with pytest.raises(UserError, match="--weights"):
-        setting(tmp_path, replace(options, weights=str(tmp_path / "none.pth")))
+        setting(tmp_path, replace(options, weights=tmp_path / "none.pth"))
 
 
 def test_another_data_set_or_fewer_iterations_are_not_the_papers_scale(
