@@ -134,7 +134,7 @@ def test_without_a_measurement_there_is_an_order_and_no_estimate() -> None:
     assert (found.gpu_hours, found.wall_seconds) == (None, None)
     assert found.describe() == (
         """\
-Estimate: none yet. `ablation plan --probe` times a few steps; so does the first training.
+Estimate: none yet. --probe times a few steps; so does the first training.
   4 trials of 4 CPUs, 1 GPU
   disk: about 4.0 GiB (1.0 GiB a trial assumed: none has finished here)"""
     )
