@@ -19,13 +19,14 @@ from ablation.workspace import Workspace
 from detector.data.coco import DataPaths
 from detector.data.shapes import ShapesSpec, draw_dataset
 from detector.evaluation.coco_eval import Results
+from experiments.atss import study as atss
 from experiments.atss.presets import MULTI_SCALE, SINGLE_SCALE
-from experiments.atss.study import study
 from experiments.detection import small
 from experiments.detection.options import DetectionOptions
 from experiments.detection.rescore import by_class, rescore
 from experiments.detection.small import SMOKE
 from experiments.detection.train_trial import train_trial
+from experiments.refinedet import study as refinedet
 
 # Long enough for detections that find something: then a change of any shows in the numbers.
 TINY = replace(
@@ -36,22 +37,26 @@ TINY = replace(
 
 
 class Place:
-    """A workspace in which one trial of the study has been trained and tested in two ways."""
+    """A workspace in which one trial of the study has been trained, and tested in all its ways."""
 
     def __init__(self, root: Path, whole: Study, plan: Plan, store: Store) -> None:
         self.root, self.study, self.plan, self.store = root, whole, plan, store
+        (self.trial,) = [trial for trial in plan.trials if trial.state == "COMPLETE"]
+        self.metric = whole.metrics[0].name
 
     def detections(self, evaluation_key: str) -> Path:
         return self.store.resolve(self.store.evaluations()[evaluation_key].artifacts["detections"])
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+@pytest.fixture(scope="module", params=[(atss.study, "table8"), (refinedet.study, "table2")])
+def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    """A training of ATSS that is tested at one scale and at several, and a RefineDet by VOC's rules."""
+    make, table = request.param
     root = tmp_path_factory.mktemp("workspace")
     setting = small.prepare(TINY, root, DetectionOptions())
-    whole = study()
-    plan = make_plan(whole, setting, (0,), ["table8"])
-    trial = next(trial for trial in plan.trials if len(trial.evaluations) == 2)
+    whole = make()
+    plan = make_plan(whole, setting, (0,), [table])
+    trial = max(plan.trials, key=lambda trial: len(trial.evaluations))
     store = Store.open(root / "store.db")
     register(plan, store)
     attempt = store.claim(trial.key, "test", {"commit": "unknown"})
@@ -62,20 +67,19 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
         store.record(attempt, [report])
     store.record(attempt, [Described(environment.describe(whole.sources, whole.packages))])
     store.finish(attempt)
-    yield Place(root, whole, make_plan(whole, setting, (0,), ["table8"], store), store)
+    yield Place(root, whole, make_plan(whole, setting, (0,), [table], store), store)
     store.close()
 
 
 def test_stored_detections_give_the_stored_numbers_exactly_at_one_scale_and_at_several(place: Place) -> None:
     found = list(verify(place.plan, place.store))
-    assert [(v.problems, v.notes) for v in found] == [((), ()), ((), ())]
+    assert [(v.problems, v.notes) for v in found] == [((), ())] * len(place.trial.evaluations)
     rows = place.store.evaluations([v.evaluation_key for v in found])
-    assert all(row.metrics["AP"] > 0 for row in rows.values())
+    assert all(row.metrics[place.metric] > 0 for row in rows.values())
 
 
 def test_detections_that_were_moved_show_in_the_numbers(place: Place, tmp_path: Path) -> None:
-    (trial,) = [trial for trial in place.plan.trials if trial.state == "COMPLETE"]
-    (single,) = [e for e in trial.evaluations if e.config == place.plan.setting.evaluation(SINGLE_SCALE)]
+    trial, single = place.trial, place.trial.evaluations[0]
     results = Results.load(place.detections(single.key))
     stored = place.store.evaluations()[single.key].metrics
     assert rescore(place.plan.setting, trial.config, single.config, place.detections(single.key)) == stored
@@ -86,12 +90,12 @@ def test_detections_that_were_moved_show_in_the_numbers(place: Place, tmp_path: 
 
 
 def test_ap_by_class_averages_to_the_stored_ap(place: Place) -> None:
-    (trial,) = [trial for trial in place.plan.trials if trial.state == "COMPLETE"]
+    trial = place.trial
     for evaluation in trial.evaluations:
         detections = place.detections(evaluation.key)
         found = by_class(place.plan.setting, trial.config, evaluation.config, detections)
         assert np.mean(list(found.values())) == pytest.approx(
-            place.store.evaluations()[evaluation.key].metrics["AP"]
+            place.store.evaluations()[evaluation.key].metrics[place.metric]
         )
 
 
@@ -99,8 +103,9 @@ def test_the_training_rests_on_the_modules_that_are_there_now(place: Place) -> N
     (attempt,) = place.store.attempts()
     assert attempt.environment is not None
     modules = attempt.environment["modules"]
+    loss = "losses" if place.study.name == "atss" else "multibox"
     assert {
-        "detector.objectives.losses",
+        f"detector.objectives.{loss}",
         "detector.training.train",
         "experiments.detection.train_trial",
     } <= set(modules)
