@@ -7,6 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from mean_average_precision.mean_average_precision_2d import MeanAveragePrecision2d
+from mean_average_precision.utils import (
+    compute_average_precision,
+    compute_average_precision_with_recall_thresholds,
+)
 
 from detector.data.coco import CheckedSplit, ImageRecord, Split
 from detector.errors import DataError
@@ -316,3 +321,39 @@ def test_voc_2007_test_with_a_hundred_detections_an_image_takes_seconds() -> Non
     match = match_voc(many, results)
     assert np.isfinite(mean_aps(match, image_weights(len(many.images), 200, 0))).all()
     assert time.perf_counter() - began < 60
+
+
+# --- against a library ---------------------------------------------------------------------------------
+
+
+def library_aps(truth: list[list[Object]], found: list[Detection], label: int) -> tuple[float, float] | None:
+    """AP by 11 points and by area of `mean-average-precision`, which counts pixels as VOC does.
+
+    It counts difficult objects among those to be found, so recalls are taken of those that count; and it mixes
+    up which of several objects of an image are difficult, so all must be or none.
+    """
+    objects = [[(own, box, difficult) for own, box, difficult in image if own == label] for image in truth]
+    every, counted = sum(map(len, objects)), sum(not d for image in objects for *_, d in image)
+    if not counted:
+        return None
+    metric = MeanAveragePrecision2d(num_classes=1)
+    for index, image in enumerate(objects):
+        own = [(x, y, X - 1, Y - 1, 0, s) for i, k, (x, y, X, Y), s in found if (i, k) == (index, label)]
+        gt = [(x, y, X - 1, Y - 1, 0, int(difficult), 0) for _, (x, y, X, Y), difficult in image]
+        metric.add(np.array(own).reshape(-1, 6), np.array(gt).reshape(-1, 7))
+    one = metric.value(0.5)[0.5][0]
+    precision, recall = one["precision"], one["recall"] * every / counted
+    tenths = np.linspace(0, 1, 11) - 1e-9  # not a recall of 0.3 beside 0.30000000000000004
+    eleven = compute_average_precision_with_recall_thresholds(precision, recall, tenths)
+    return float(eleven), float(compute_average_precision(precision, recall))
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("seed", range(6))
+def test_the_aps_are_those_of_an_independent_library(seed: int) -> None:
+    mixed, found = scene(seed, images=12, without=seed % 4 if seed % 4 < 3 else None)
+    truth = [[(label, box, index % 4 == 0) for label, box, _ in own] for index, own in enumerate(mixed)]
+    split = split_of(truth)
+    ours = class_aps(match_voc(split, results_of(split, found)), np.ones((len(truth), 1)))[..., 0]
+    theirs = [library_aps(truth, found, label) or (np.nan, np.nan) for label in range(3)]
+    np.testing.assert_allclose(ours.T, 100 * np.array(theirs), rtol=0, atol=1e-6)

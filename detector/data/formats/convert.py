@@ -23,7 +23,7 @@ from detector.data.formats.splitting import groups_by_name, split
 from detector.errors import DataError
 from detector.files import write_and_rename
 
-VERSION = 1
+VERSION = 2
 """Of what readers make of files, part of the names in the cache. To be raised when that changes."""
 
 _KEYS = {

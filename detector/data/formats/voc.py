@@ -5,8 +5,12 @@ Corners are VOC's: pixels counted from 1, both corners inside the box (VOC2012 d
 covers xmin-1 to xmax; detectron2 and supervision convert likewise. Many tools write this format with corners
 that count from 0, which no file says: a corner at 0 shows it, and no corner of that data set is moved then.
 
-`difficult` is kept in a field of its own. VOC's evaluation ignores such objects, and they are left out of
-training by custom; both is what `iscrowd` does, so it is set with it.
+`difficult` is kept in a field of its own. VOC's evaluation ignores such objects, and most detectors leave
+them out of training; both is what `iscrowd` does, so it is set with it. SSD and RefineDet train on them
+(`config.SquareData`).
+
+A folder that holds VOC2007/ and VOC2012/, as the devkits unpack, is "07+12": the trainval lists of both years
+train, and the test list of 2007 is tested on.
 """
 
 from __future__ import annotations
@@ -34,6 +38,9 @@ from detector.errors import DataError
 
 _LISTS = "ImageSets/Main"
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
+_BOTH_YEARS = (("VOC2007", "trainval", TRAIN), ("VOC2012", "trainval", TRAIN), ("VOC2007", "test", VAL))
+"""Year, list and split of "07+12"."""
+_TEST_2007 = "unpack VOCtest_06-Nov-2007.tar over it"
 
 
 class _Object(NamedTuple):
@@ -52,7 +59,8 @@ def read(folder: Folder, notes: Notes) -> dict[str, Content]:
     """All XML files of the folder whose root is <annotation>, by ImageSets/Main or else by their folders.
 
     Raises:
-        DataError: a file is not XML, or lacks what a box needs.
+        DataError: a file is not XML, or lacks what a box needs; "07+12" lacks a list, or annotations of its
+            test.
     """
     images: dict[str, _Image] = {}
     for name in folder.named(".xml"):
@@ -115,7 +123,7 @@ def _splits(folder: Folder, images: Mapping[str, _Image], notes: Notes) -> dict[
     """XML files by split."""
     lists = [n for n in folder.named(".txt") if parent(n).endswith(_LISTS)]
     by_split: dict[str, list[str]] = {}
-    for split, listing in _chosen(lists):
+    for split, listing in _of_both_years(folder, lists, notes) or _chosen(lists):
         base = parent(parent(parent(listing)))
         for stem in _listed(folder, listing):
             name = "/".join(part for part in (base, "Annotations", f"{stem}.xml") if part)
@@ -123,6 +131,8 @@ def _splits(folder: Folder, images: Mapping[str, _Image], notes: Notes) -> dict[
                 by_split.setdefault(split, []).append(name)
             else:
                 notes.count(f"names of {listing} without an XML file and an image, left out", stem)
+    if _is_both_years(folder) and not by_split.get(VAL):
+        raise DataError(f"{folder.root}: the images of VOC 2007 test have no annotations; {_TEST_2007}")
     if by_split:
         return by_split
     for name in images:
@@ -130,6 +140,35 @@ def _splits(folder: Folder, images: Mapping[str, _Image], notes: Notes) -> dict[
             name
         )
     return by_split
+
+
+def _is_both_years(folder: Folder) -> bool:
+    return all(folder.has_folder(year) for year in ("VOC2007", "VOC2012"))
+
+
+def _of_both_years(folder: Folder, lists: list[str], notes: Notes) -> list[tuple[str, str]]:
+    """(split, list file) of "07+12"; nothing where a year is not there.
+
+    Raises:
+        DataError: both years are there, and not all lists.
+    """
+    years = [year for year in ("VOC2007", "VOC2012") if folder.has_folder(year)]
+    if len(years) == 1:
+        other = "VOC2012" if years == ["VOC2007"] else "VOC2007"
+        notes.say(
+            f"{years[0]} alone; with {other} beside it, both train and VOC 2007 test is tested on (07+12)"
+        )
+    if len(years) < 2:
+        return []
+    wanted = [(split, f"{year}/{_LISTS}/{name}.txt") for year, name, split in _BOTH_YEARS]
+    if missing := [listing for _, listing in wanted if listing not in lists]:
+        how = f" ({_TEST_2007})" if any(listing.endswith("/test.txt") for listing in missing) else ""
+        raise DataError(
+            f"{folder.root}: VOC 2007 and 2012 train together by trainval and are tested on VOC 2007 test, "
+            f"but there is no {' and no '.join(missing)}{how}. One year alone: name its folder."
+        )
+    notes.say("VOC 07+12: the trainval images of both years train, VOC 2007 test is tested on")
+    return wanted
 
 
 def _chosen(lists: list[str]) -> Iterator[tuple[str, str]]:
@@ -158,6 +197,6 @@ def _add(builder: Builder, split: str, image: _Image, shift: float) -> None:
         fields = {"difficult": 1, "iscrowd": 1} if difficult else {}
         if difficult:
             builder.notes.count(
-                "difficult objects, ignored in tests and left out of training", image.file_name
+                "difficult objects, ignored in tests; SSD and RefineDet alone train on them", image.file_name
             )
         builder.add_box(split, label, (left - shift, top - shift, right, bottom), **fields)

@@ -1,6 +1,7 @@
 """What each format has beyond plain rectangles."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -89,6 +90,73 @@ def test_voc_lists_decide_the_split(folder: Path) -> None:
     assert [r.file_name for r in val.images] == ["JPEGImages/c.png"]
     assert "there is no validation split: the test split is used for validation" in notes
     assert any("without an XML file and an image, left out: 1 (first: lost)" in note for note in notes)
+
+
+def write_devkit(folder: Path, **lists: str) -> None:
+    """VOC2007 and VOC2012 with an image for each name in the lists."""
+    for year in ("VOC2007", "VOC2012"):
+        for place in ("JPEGImages", "Annotations", "ImageSets/Main"):
+            (folder / year / place).mkdir(parents=True)
+    for name, stems in lists.items():
+        year, listing = name.split("_")
+        (folder / year / "ImageSets/Main" / f"{listing}.txt").write_text("\n".join(stems) + "\n")
+        for stem in stems:
+            Image.new("RGB", (40, 20)).save(folder / year / f"JPEGImages/{stem}.jpg")
+            boxes = OBJECT.format("cat", 0, 1, 1, 20, 20) + OBJECT.format("dog", 1, 2, 2, 9, 9)
+            (folder / year / f"Annotations/{stem}.xml").write_text(f"<annotation>{boxes}</annotation>")
+
+
+LISTS = {
+    "VOC2007_train": "a",
+    "VOC2007_val": "b",
+    "VOC2007_trainval": "ab",
+    "VOC2007_test": "cd",
+    "VOC2012_train": "a",
+    "VOC2012_val": "e",
+    "VOC2012_trainval": "ae",
+}
+
+
+def test_a_devkit_with_both_years_trains_on_their_trainval_and_tests_on_the_test_of_2007(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "VOCdevkit"
+    write_devkit(folder, **LISTS)
+    train, val, notes = read(folder)
+    names = [record.file_name.replace("JPEGImages/", "") for record in train.images]
+    assert names == ["VOC2007/a.jpg", "VOC2007/b.jpg", "VOC2012/a.jpg", "VOC2012/e.jpg"]
+    assert [record.file_name for record in val.images] == [f"VOC2007/JPEGImages/{stem}.jpg" for stem in "cd"]
+    assert [record.difficult.tolist() for record in (*train.images, *val.images)] == [[False, True]] * 6
+    assert "VOC 07+12: the trainval images of both years train, VOC 2007 test is tested on" in notes
+
+
+@pytest.mark.parametrize("without", ["VOC2007_test", "VOC2012_trainval"])
+def test_a_devkit_with_both_years_and_a_list_missing_says_which(tmp_path: Path, without: str) -> None:
+    folder = tmp_path / "VOCdevkit"
+    write_devkit(folder, **{name: stems for name, stems in LISTS.items() if name != without})
+    year, listing = without.split("_")
+    said = refused(folder)
+    assert f"there is no {year}/ImageSets/Main/{listing}.txt" in said
+    assert ("unpack VOCtest_06-Nov-2007.tar over it" in said) == (listing == "test")
+
+
+def test_a_devkit_whose_test_images_have_no_annotations_says_what_to_unpack(tmp_path: Path) -> None:
+    folder = tmp_path / "VOCdevkit"
+    write_devkit(folder, **LISTS)
+    for stem in "cd":
+        (folder / f"VOC2007/Annotations/{stem}.xml").unlink()
+    assert "VOC 2007 test have no annotations; unpack VOCtest_06-Nov-2007.tar over it" in refused(folder)
+
+
+def test_a_devkit_with_one_year_is_read_by_its_own_lists_and_says_that_the_other_is_missing(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "VOCdevkit"
+    write_devkit(folder, **LISTS)
+    shutil.rmtree(folder / "VOC2012")
+    train, val, notes = read(folder)
+    assert [len(train.images), len(val.images)] == [1, 1]
+    assert any(note.startswith("VOC2007 alone; with VOC2012 beside it, both train") for note in notes)
 
 
 @pytest.mark.parametrize(
