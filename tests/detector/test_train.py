@@ -30,6 +30,7 @@ from detector.config import (
     OneCycle,
     ResNet,
     Schedule,
+    SquareData,
     StepDecay,
     Trial,
     Weights,
@@ -81,6 +82,8 @@ TRIAL = Trial(
 AUGMENTED = replace(
     TRIAL, data=replace(TRIAL.data, min_short_side=20, group_by_aspect=True, skip_unannotated=True)
 )
+# SSD's way with data: distorted, expanded and cropped images, warped to a square.
+SQUARE = replace(TRIAL, data=SquareData("0" * 12, side=48))
 # Its parts that have no place in the small detector: what is frozen, ATSS, deformable convolutions, SGD.
 PAPER = replace(
     AUGMENTED,
@@ -162,10 +165,11 @@ def _stop_after(training: Iterator[TrainReport], step: int) -> None:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("start", [TRIAL, SQUARE], ids=["plain", "square"])
 def test_a_resumed_run_equals_one_that_never_stopped_bit_for_bit(
-    drawn: Path, tmp_path: Path, precision: Any
+    drawn: Path, tmp_path: Path, start: Trial, precision: Any
 ) -> None:
-    trial = replace(TRIAL, schedule=replace(TRIAL.schedule, precision=precision))
+    trial = replace(start, schedule=replace(start.schedule, precision=precision))
     whole = _losses(list(_training(drawn, tmp_path / "whole", trial)))
     _stop_after(_training(drawn, tmp_path / "parts", trial), 4)
     rest = list(_training(drawn, tmp_path / "parts", trial))
@@ -288,7 +292,7 @@ def test_the_fused_optimiser_computes_what_the_plain_one_does(
     _assert_same_updates(_updates(TRIAL, tmp_path / "fused"), _updates(TRIAL, tmp_path / "plain"))
 
 
-@pytest.mark.parametrize("trial", [TRIAL, AUGMENTED], ids=["plain", "augmented"])
+@pytest.mark.parametrize("trial", [TRIAL, AUGMENTED, SQUARE], ids=["plain", "augmented", "square"])
 def test_batches_prepared_ahead_are_those_prepared_when_needed(
     drawn: Path, tmp_path: Path, trial: Trial
 ) -> None:
@@ -297,9 +301,13 @@ def test_batches_prepared_ahead_are_those_prepared_when_needed(
 
 
 @pytest.mark.parametrize("micro_batch", [1, 3, 100])
-def test_a_batch_in_parts_gives_the_same_losses(drawn: Path, tmp_path: Path, micro_batch: int) -> None:
-    whole = _losses(list(_training(drawn, tmp_path / "whole")))
-    _assert_close(_losses(list(_training(drawn, tmp_path / "parts", micro_batch=micro_batch))), whole)
+@pytest.mark.parametrize("trial", [TRIAL, SQUARE], ids=["plain", "square"])
+def test_a_batch_in_parts_gives_the_same_losses(
+    drawn: Path, tmp_path: Path, trial: Trial, micro_batch: int
+) -> None:
+    whole = _losses(list(_training(drawn, tmp_path / "whole", trial)))
+    parts = _training(drawn, tmp_path / "parts", trial, micro_batch=micro_batch)
+    _assert_close(_losses(list(parts)), whole)
 
 
 def test_a_validation_is_reported_and_changes_nothing(drawn: Path, tmp_path: Path) -> None:
@@ -377,7 +385,7 @@ def _with_workers(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("trial", [TRIAL, AUGMENTED], ids=["plain", "augmented"])
+@pytest.mark.parametrize("trial", [TRIAL, AUGMENTED, SQUARE], ids=["plain", "augmented", "square"])
 def test_one_two_and_four_workers_give_the_same_losses(drawn: Path, tmp_path: Path, trial: Trial) -> None:
     alone = _losses(list(_training(drawn, tmp_path / "alone", trial)))
     for world in (2, 4):

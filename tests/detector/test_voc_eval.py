@@ -329,8 +329,8 @@ def test_voc_2007_test_with_a_hundred_detections_an_image_takes_seconds() -> Non
 def library_aps(truth: list[list[Object]], found: list[Detection], label: int) -> tuple[float, float] | None:
     """AP by 11 points and by area of `mean-average-precision`, which counts pixels as VOC does.
 
-    It counts difficult objects among those to be found, so recalls are taken of those that count; and it mixes
-    up which of several objects of an image are difficult, so all must be or none.
+    It counts difficult objects among those to be found, so recalls are taken of those that count; and it
+    mixes up which of several objects of an image are difficult, so all must be or none.
     """
     objects = [[(own, box, difficult) for own, box, difficult in image if own == label] for image in truth]
     every, counted = sum(map(len, objects)), sum(not d for image in objects for *_, d in image)
