@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 from detector import config as cfg
 from detector.errors import WeightsError
@@ -86,7 +86,10 @@ def backbone_name(config: cfg.ResNet) -> str | None:
     return next((name for name, known in BACKBONES.items() if known == same_weights), None)
 
 
-def vgg_as_pretrained(detector: cfg.SingleShot, layout: Layout) -> cfg.SingleShot:
+OnVGG = TypeVar("OnVGG", cfg.SingleShot, cfg.FasterRCNN)
+
+
+def vgg_as_pretrained(detector: OnVGG, layout: Layout) -> OnVGG:
     """The detector with the normalisation of pretrained weights of this layout."""
     reduced = layout == "vgg_reduced"
     mean = VGG_REDUCED_MEAN if reduced else TORCHVISION_MEAN

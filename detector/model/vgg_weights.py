@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Literal
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from detector import config as cfg
 from detector.errors import WeightsError
@@ -97,3 +98,16 @@ def _reduce(found: dict[str, Tensor], names: list[str], config: cfg.VGG) -> None
     found[f"{fc7}.weight"] = found[f"{fc7}.weight"][::step, ::step, None, None]
     for name in names:
         found[f"{name}.bias"] = found[f"{name}.bias"][::step]
+
+
+@torch.no_grad()
+def load_classifier(head: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Loads fc6 and fc7 of torchvision's VGG-16 into layers "fc6" and "fc7" that see 7x7 cells of conv5.
+
+    This is the box head of Faster R-CNN's paper. A head of another width keeps its values.
+    """
+    wanted = {"fc6": _FC6, "fc7": _FC7}
+    found = {f"{o}.{k}": tensors[f"{their}.{k}"].float() for o, their in wanted.items() for k in _KINDS}
+    own = head.state_dict()
+    if all(found[name].shape == tensor.shape for name, tensor in own.items()):
+        head.load_state_dict(found)

@@ -26,6 +26,8 @@ from torch import Tensor, nn
 
 from detector import config as cfg
 from detector.errors import WeightsError
+from detector.model.detector import AnyModel
+from detector.model.faster_rcnn import FasterRCNNDetector
 from detector.model.pretrained import (
     BACKBONES,
     DETECTRON_FILES,
@@ -37,7 +39,7 @@ from detector.model.pretrained import (
 )
 from detector.model.resnet import Backbone, Bottleneck
 from detector.model.vgg import VGG
-from detector.model.vgg_weights import vgg_layout, vgg_tensors
+from detector.model.vgg_weights import load_classifier, vgg_layout, vgg_tensors
 
 BATCH_NORM_EPS = 1e-5
 """Eps of the batch norms of torchvision's weights."""
@@ -116,6 +118,17 @@ def download(name: str, cache: Path) -> Path:
 
 
 # --- into a backbone -----------------------------------------------------------------------------------
+
+
+def load_pretrained(model: AnyModel, path: Path, weights: cfg.Weights) -> None:
+    """Loads the backbone of a detector; and the head of Faster R-CNN, if it is as wide as VGG's classifier.
+
+    Raises:
+        WeightsError: see `load_backbone`.
+    """
+    load_backbone(model.backbone, path, weights)
+    if isinstance(model, FasterRCNNDetector) and weights.layout == "torchvision":
+        load_classifier(model.roi.box_head, read_weights(path))
 
 
 def load_backbone(backbone: nn.Module, path: Path, weights: cfg.Weights) -> None:

@@ -30,7 +30,7 @@ from detector.data.sampler import Pool, pool_of, rank_slice
 from detector.errors import CheckpointError, DivergedError, WeightsError
 from detector.model.build import build_detector
 from detector.model.detector import AnyModel, Targets
-from detector.model.weights import load_backbone
+from detector.model.weights import load_pretrained
 from detector.serialization import to_dict
 from detector.training import checkpoint as checkpoints
 from detector.training.optim import build_optimizer, set_learning_rate
@@ -161,7 +161,7 @@ class Training:
             return
         if find is None:
             raise WeightsError(f"no file of the pretrained weights {wanted.sha256} was given")
-        load_backbone(self.model.backbone, find(), wanted)
+        load_pretrained(self.model, find(), wanted)
 
     def save(self) -> CheckpointReport:
         """Writes a checkpoint (on rank 0) and removes old ones.
@@ -201,11 +201,12 @@ class Training:
     def advance(self, batch: Batch) -> None:
         """One optimiser step on this rank's part of the current step's images."""
         set_learning_rate(self.optimizer, self.trial.schedule, self.step)
+        seeds = [_seed(self.trial.seed, self.step, image) for image in batch.image_ids.tolist()]
         batch = batch.to(self.options.device)
         parts = _parts(len(batch.images), self.options.micro_batch)
         alone = self.model.targets_need_outputs and len(parts) == 1
         whole = self._predicted(batch, parts[0]) if alone else None
-        targets, own = self._targets(batch, parts, whole)
+        targets, own = self._targets(batch, parts, whole, seeds)
         counts = self.ranks.sum(own)
         self.optimizer.zero_grad(set_to_none=True)
         losses = []
@@ -218,7 +219,9 @@ class Training:
         self.history.append(torch.stack(losses).sum(dim=0))
         self.step += 1
 
-    def _targets(self, batch: Batch, parts: list[slice], whole: Any | None) -> tuple[list[Targets], Tensor]:
+    def _targets(
+        self, batch: Batch, parts: list[slice], whole: Any | None, seeds: list[int]
+    ) -> tuple[list[Targets], Tensor]:
         """The targets of each micro-batch, and the counts of all.
 
         Args:
@@ -226,13 +229,13 @@ class Training:
             parts: its micro-batches.
             whole: the outputs, where targets need them and there is one micro-batch. Each of several is
                 predicted here once more, without gradient, because its losses need the counts of all.
+            seeds: one per image, for targets that are drawn.
         """
         canvas = batch.images.shape[2], batch.images.shape[3]
         boxes, labels, valid = batch.boxes_NG4, batch.labels_NG, batch.valid_NG
         if not self.model.targets_need_outputs:
             targets: Targets = self.model.targets(canvas, boxes, labels, valid)
             return [targets[part] for part in parts], targets.counts()
-        seeds = [_seed(self.trial.seed, self.step, image) for image in batch.image_ids.tolist()]
         each: list[Targets] = []
         for part in parts:
             with torch.no_grad():

@@ -1,5 +1,6 @@
 """Weights of VGG-16 become those of its reduced form, which computes what the field's does."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,11 +9,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from detector import config as cfg
-from detector.config import Weights
+from detector.config import FasterRCNN, Weights
 from detector.errors import WeightsError
+from detector.model.build import build_detector
 from detector.model.pretrained import PUBLISHED, sha256_of, vgg_as_pretrained
 from detector.model.vgg import VGG
-from detector.model.weights import describe_vgg, load_backbone
+from detector.model.weights import describe_vgg, load_backbone, load_pretrained
 from detector.presets import SSD300
 
 TINY = cfg.VGG(widths=(4, 4, 8, 8, 8), fc_channels=16)
@@ -137,3 +139,22 @@ def test_the_published_file_is_torchvisions() -> None:
     from torchvision.models import VGG16_Weights
 
     assert PUBLISHED["vgg16"].url == VGG16_Weights.IMAGENET1K_V1.url
+
+
+def test_faster_rcnns_head_starts_from_the_classifier_where_it_is_as_wide(tmp_path: Path) -> None:
+    config = FasterRCNN(3, cfg.VGG(TINY.depths, TINY.widths, fc_channels=0), head_channels=FULL)
+    state = torchvision_state()
+    path = saved(state, tmp_path)
+    model, other = build_detector(config), build_detector(replace(config, head_channels=32))
+    before = other.roi.box_head.fc7.weight.clone()
+    for one in (model, other):
+        load_pretrained(one, path, describe_vgg(path))
+        assert torch.equal(next(one.backbone.parameters()), state["features.0.weight"])
+    assert torch.equal(model.roi.box_head.fc6.weight, state["classifier.0.weight"])
+    assert torch.equal(model.roi.box_head.fc7.bias, state["classifier.3.bias"])
+    assert torch.equal(other.roi.box_head.fc7.weight, before)
+
+
+def test_a_backbone_without_fcs_takes_the_blocks_of_a_reduced_file(tmp_path: Path) -> None:
+    backbone = loaded(reduced_state(), tmp_path, cfg.VGG(TINY.depths, TINY.widths, fc_channels=0))
+    assert torch.equal(next(backbone.parameters()), reduced_state()["0.weight"])
