@@ -18,8 +18,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TextIO
 
-from sqlalchemy import URL
-
 from ablation.errors import UserError
 from ablation.fingerprint import checked_key
 
@@ -57,8 +55,11 @@ class Workspace:
 
     @property
     def mlflow_uri(self) -> str:
-        """The MLflow mirror as MLflow wants it, whatever characters the path has."""
-        return URL.create("sqlite", database=str(self.mlflow_path)).render_as_string()
+        """The MLflow mirror as MLflow wants it.
+
+        Only what SQLAlchemy would misread is quoted: MLflow makes the folder of the text as it stands.
+        """
+        return f"sqlite:///{str(self.mlflow_path).replace('%', '%25').replace('?', '%3F')}"
 
     @property
     def artifacts(self) -> Path:

@@ -131,3 +131,11 @@ def test_the_lock_can_be_taken_again_after_an_error(workspace: Workspace) -> Non
         raise RuntimeError
     with workspace.driver_lock("second"):
         pass
+
+
+def test_the_mirrors_address_leads_sqlalchemy_and_mlflow_to_the_same_file(tmp_path: Path) -> None:
+    workspace = Workspace.at(tmp_path / "José, mes données #1 & co")
+    assert workspace.mlflow_uri == f"sqlite:///{workspace.mlflow_path}"  # MLflow makes its folder
+    for folder in (workspace.root, tmp_path / "50% or?"):
+        path = Workspace.at(folder).mlflow_path
+        assert make_url(Workspace.at(folder).mlflow_uri).database == str(path)
