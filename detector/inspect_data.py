@@ -5,10 +5,9 @@ Crowds are counted and otherwise ignored, as in training. Sizes are in original 
 
 from __future__ import annotations
 
-import hashlib
 import textwrap
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +25,8 @@ from detector.data.coco import (
 )
 from detector.data.dataset import unusable_images
 from detector.data.decode import load_resized
-from detector.data.formats.similar import similar_across
+from detector.data_problems import Problem, class_counts, problems_of_annotations, problems_of_files
 from detector.errors import DataError
-from detector.evaluation.coco_eval import disambiguate
 from detector.pictures import contact_sheet, draw_by_class
 
 MAX_OPENED = 20_000
@@ -47,16 +45,81 @@ _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 Numbers = NDArray[Any]
 
 
-def inspect(paths: DataPaths, folder: Path, reading: Sequence[str] = ()) -> str:
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What a training and a test see of the images, as far as it makes problems.
+
+    Attributes:
+        short_side, max_long_side: what images are resized to, in pixels.
+        max_detections: most detections of an image that a test counts.
+    """
+
+    short_side: int = 800
+    max_long_side: int = 1333
+    max_detections: int = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What is known of a data set.
+
+    Attributes:
+        reading: lines on how it was read.
+        problems: what is wrong with it, or looks wrong.
+        opened: whether every image was opened.
+        pictures: contact sheets that were drawn.
+    """
+
+    splits: Mapping[str, CheckedSplit]
+    test: CheckedSplit | None
+    reading: Sequence[str]
+    problems: Sequence[Problem]
+    opened: bool
+    pictures: Sequence[Path] = ()
+
+    @property
+    def text(self) -> str:
+        """Problems, then tables of images, boxes and classes, at most `WIDTH` characters wide."""
+        found = [line for problem in self.problems for line in _lines(problem)]
+        found += [] if self.opened else [_not_opened()]
+        train, val = self.splits.values()
+        blocks = [["Problems", "", *(found or ["none found"])], _image_table(self.splits)]
+        blocks.append(_class_table(train, val))
+        if self.reading:
+            blocks.insert(0, ["Data set", "", *map(_wrapped, self.reading)])
+        if self.test is not None:
+            checked = "every one decodes" if self.opened else "every file is there"
+            blocks.append([f"The test split has {_count(len(self.test.images))} images; {checked}."])
+        blocks += [[f"Images with their boxes: {path}"] for path in self.pictures]
+        return "\n".join("\n".join([*block, ""]) for block in blocks)
+
+    def data(self) -> dict[str, Any]:
+        """As JSON values, for programs; docs/own-data.md lists the fields."""
+        train, val = (class_counts(split) for split in self.splits.values())
+        names = next(iter(self.splits.values())).class_names
+        return {
+            "reading": list(self.reading),
+            "problems": [
+                {"code": p.code, "split": p.split, "text": p.text, "cases": list(p.cases)}
+                for p in self.problems
+            ],
+            "images_opened": self.opened,
+            "images": {name: len(split.images) for name, split in self.splits.items()},
+            "boxes": {
+                name: {"train": int(a), "val": int(b)} for name, a, b in zip(names, train, val, strict=True)
+            },
+            "pictures": [str(path) for path in self.pictures],
+        }
+
+
+def inspect(paths: DataPaths, folder: Path, reading: Sequence[str] = (), seen: Seen | None = None) -> Report:
     """Reads a data set, draws `train.png` and `val.png` into `folder`, and reports its content.
 
     Args:
         paths: of the data set.
         folder: of the contact sheets; created if absent.
         reading: lines on how the data set was read, which begin the report.
-
-    Returns:
-        The report with the paths of the pictures.
+        seen: what a training sees of it; COCO's usual sizes when None.
 
     Raises:
         DataError: the data set cannot be used; the message lists the reasons, and nothing is drawn.
@@ -64,17 +127,20 @@ def inspect(paths: DataPaths, folder: Path, reading: Sequence[str] = ()) -> str:
     """
     train, val = read_data(paths)
     test = read_test(paths.test, train) if paths.test is not None else None
-    lines = [report(train, val, test, reading)]
-    for name, split in (("train", train), ("val", val)):
-        if contact_sheet_of(split, folder / f"{name}.png", name):
-            lines.append(f"Images with their boxes: {folder / f'{name}.png'}")
-    return "\n".join(lines) + "\n"
+    found = report(train, val, test, reading, seen)
+    sheets = {folder / f"{name}.png": (split, name) for name, split in (("train", train), ("val", val))}
+    drawn = [path for path, (split, name) in sheets.items() if contact_sheet_of(split, path, name)]
+    return replace(found, pictures=drawn)
 
 
 def report(
-    train: CheckedSplit, val: CheckedSplit, test: CheckedSplit | None = None, reading: Sequence[str] = ()
-) -> str:
-    """How it was read, problems, then tables of images, boxes and classes, at most `WIDTH` characters wide.
+    train: CheckedSplit,
+    val: CheckedSplit,
+    test: CheckedSplit | None = None,
+    reading: Sequence[str] = (),
+    seen: Seen | None = None,
+) -> Report:
+    """What the splits hold and what is wrong with them; no picture is drawn.
 
     Every image is opened where there are at most `MAX_OPENED`; with more, the report says that none was.
 
@@ -82,20 +148,18 @@ def report(
         train, val: the splits of the tables.
         test: its images are opened and counted.
         reading: lines on how the data set was read.
+        seen: what a training sees of it; COCO's usual sizes when None.
 
     Raises:
         DataError: opened images cannot be used; the message has the reason for each.
     """
     splits = {"train": train, "val": val}
     opened = _open_all(splits if test is None else {**splits, "test": test})
-    problems = [*_problems(splits), *(_duplicates(splits) if opened else [_not_opened()])]
-    blocks = [["Problems", "", *(problems or ["none found"])], _image_table(splits), _class_table(train, val)]
-    if reading:
-        blocks.insert(0, ["Data set", "", *map(_wrapped, reading)])
-    if test is not None:
-        checked = "every one decodes" if opened else "every file is there"
-        blocks.append([f"The test split has {_count(len(test.images))} images; {checked}."])
-    return "\n".join("\n".join([*block, ""]) for block in blocks)
+    seen = seen or Seen()
+    sizes = (seen.short_side, seen.max_long_side, seen.max_detections)
+    problems = list(problems_of_annotations(splits, *sizes))
+    problems += list(problems_of_files(splits)) if opened else []
+    return Report(splits, test, reading, problems, opened)
 
 
 def contact_sheet_of(split: CheckedSplit, path: Path, name: str) -> bool:
@@ -131,7 +195,7 @@ def _picture(split: CheckedSplit, record: ImageRecord) -> Image.Image | None:
 # --- problems --------------------------------------------------------------------------------------
 
 
-def _open_all(splits: dict[str, CheckedSplit]) -> bool:
+def _open_all(splits: Mapping[str, CheckedSplit]) -> bool:
     """Opens every image unless there are too many; returns whether they were opened."""
     if sum(len(split.images) for split in splits.values()) > MAX_OPENED:
         return False
@@ -140,40 +204,20 @@ def _open_all(splits: dict[str, CheckedSplit]) -> bool:
     return True
 
 
-def _problems(splits: dict[str, CheckedSplit]) -> Iterator[str]:
-    yield from _listed("classes of one name, or without a name", _unclear_names(splits["train"]), ", ")
-    for name, split in splits.items():
-        for what, count in split.repairs.items():
-            yield f"{name}: {what}: {_count(count)}"
-    for name, split in splits.items():
-        absent = [split.class_names[c] for c in np.flatnonzero(_class_counts(split) == 0)]
-        yield from _listed(f"{name}: classes without a box", absent, ", ")
-        counts = Counter(record.file_name for record in split.images)
-        twice = [file_name for file_name, count in counts.items() if count > 1]
-        yield from _listed(f"{name}: image files listed more than once", twice)
-        repeated = [record.file_name for record in split.images if _has_equal_boxes(record)]
-        yield from _listed(f"{name}: images with the same box of the same class twice", repeated)
-
-
-def _unclear_names(split: CheckedSplit) -> list[str]:
-    """Category names that are hard to distinguish; all splits have the same categories."""
-    names = dict(zip(split.category_ids, split.class_names, strict=True))
-    return [label for category, label in disambiguate(names).items() if label != names[category]]
-
-
 def _not_opened() -> str:
     return f"images were not opened: there are more than {_count(MAX_OPENED)}"
 
 
-def _listed(what: str, cases: Sequence[str], separator: str | None = None) -> list[str]:
+def _lines(problem: Problem) -> list[str]:
     """A line with the number of cases, then the first ones: one per line, or joined by the separator."""
-    if not cases:
-        return []
-    shown = list(cases[:MAX_LISTED])
-    if len(cases) > MAX_LISTED:
-        shown.append(f"and {_count(len(cases) - MAX_LISTED)} more")
-    lines = [separator.join(shown)] if separator else shown
-    return [f"{what} ({_count(len(cases))}):", *(_wrapped(line) for line in lines)]
+    if not problem.cases:
+        return [problem.title]
+    shown = list(problem.cases[:MAX_LISTED])
+    if len(problem.cases) > MAX_LISTED:
+        shown.append(f"and {_count(len(problem.cases) - MAX_LISTED)} more")
+    lines = [problem.separator.join(shown)] if problem.separator else shown
+    number = f" ({_count(len(problem.cases))})" if problem.counted else ""
+    return [f"{problem.title}{number}:", *map(_wrapped, lines)]
 
 
 def _wrapped(line: str) -> str:
@@ -183,58 +227,10 @@ def _wrapped(line: str) -> str:
     )  # fmt: skip
 
 
-def _has_equal_boxes(record: ImageRecord) -> bool:
-    rows = np.column_stack((record.xywh, record.labels))[~record.crowd]
-    return len(np.unique(rows, axis=0)) < len(rows)
-
-
-def _duplicates(splits: dict[str, CheckedSplit]) -> Iterator[str]:
-    """Images with equal bytes: in both splits, then within one."""
-    leaks: list[str] = []
-    twice: defaultdict[str, list[str]] = defaultdict(list)
-    for group in _equal_files(splits):
-        first: dict[str, str] = {}
-        for name, file_name in group:
-            if first.setdefault(name, file_name) != file_name:
-                twice[name].append(f"{first[name]} = {file_name}")
-        if len(first) > 1:
-            leaks.append(" = ".join(first.values()))
-    yield from _listed("training images that are in val too, which makes its AP too high", leaks)
-    yield from _listed("images that nearly look like one of the other split (copies, frames)", _alike(splits))
-    for name in splits:
-        yield from _listed(f"{name}: images that are there twice under two names", twice[name])
-
-
-def _alike(splits: dict[str, CheckedSplit]) -> list[str]:
-    """Images of different splits that nearly look the same and are not the same file."""
-    paths = [[s.source.images / record.file_name for record in s.images] for s in splits.values()]
-    cases = []
-    for group in similar_across(paths):
-        first = {split: paths[split][image] for split, image in reversed(group)}
-        sizes = {path.stat().st_size for path in first.values()}
-        if len(sizes) > 1:
-            cases.append(" = ".join(path.name for _, path in sorted(first.items())))
-    return cases
-
-
-def _equal_files(splits: dict[str, CheckedSplit]) -> Iterator[list[tuple[str, str]]]:
-    """Groups of (split, file name) of equal content; only files of equal length are read."""
-    by_length: defaultdict[int, dict[tuple[str, str], Path]] = defaultdict(dict)
-    for name, split in splits.items():
-        for record in split.images:
-            path = split.source.images / record.file_name
-            by_length[path.stat().st_size][name, record.file_name] = path
-    for files in by_length.values():
-        by_content: defaultdict[bytes, list[tuple[str, str]]] = defaultdict(list)
-        for named, path in files.items() if len(files) > 1 else ():
-            by_content[hashlib.sha256(path.read_bytes()).digest()].append(named)
-        yield from (group for group in by_content.values() if len(group) > 1)
-
-
 # --- tables ----------------------------------------------------------------------------------------
 
 
-def _image_table(splits: dict[str, CheckedSplit]) -> list[str]:
+def _image_table(splits: Mapping[str, CheckedSplit]) -> list[str]:
     columns = [[*_image_facts(split).items(), *_box_facts(split).items()] for split in splits.values()]
     rows = [
         [first[0], *(cell for _, cell in (first, *others))] for first, *others in zip(*columns, strict=True)
@@ -274,18 +270,13 @@ def _box_facts(split: CheckedSplit) -> dict[str, str]:
 
 def _class_table(train: CheckedSplit, val: CheckedSplit) -> list[str]:
     """Boxes of every class, most frequent in training first; of many classes the ends of the list."""
-    counts = np.stack([_class_counts(train), _class_counts(val)], axis=1)
+    counts = np.stack([class_counts(train), class_counts(val)], axis=1)
     order = np.argsort(-counts[:, 0], kind="stable").tolist()
     rows = [[textwrap.shorten(train.class_names[c], 60), *(_count(n) for n in counts[c])] for c in order]
     left_out = len(rows) - TOP - RAREST
     if left_out > 0:
         rows = [*rows[:TOP], [f"({_count(left_out)} between)", "", ""], *rows[-RAREST:]]
     return _aligned([[f"Boxes of {_count(len(order))} classes", "train", "val"], *rows])
-
-
-def _class_counts(split: CheckedSplit) -> NDArray[np.int64]:
-    labels = np.concatenate([record.labels[~record.crowd] for record in split.images])
-    return np.bincount(labels, minlength=len(split.class_names))
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:

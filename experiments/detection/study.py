@@ -17,7 +17,7 @@ from ablation.claim import Claim
 from ablation.errors import UserError
 from ablation.metric import Metric
 from ablation.protocol import JointRequest, JointResult, Report, Request
-from ablation.study import ByClass, JointMeasurement, Profile, Study, Table
+from ablation.study import ByClass, DataReport, JointMeasurement, Profile, Study, Table
 from detector.errors import DataError
 from experiments.detection.counts import boxes, input_side
 from experiments.detection.metrics import BOXES, COCO_METRICS, INPUT, PROGRESS, SPEED
@@ -90,7 +90,7 @@ def speed(request: JointRequest) -> JointResult:
 JOINT = JointMeasurement((SPEED.name,), "batch 1, warm, postprocessing included, images in memory", speed)
 
 
-def check_data(options: DetectionOptions, folder: Path) -> str:
+def check_data(options: DetectionOptions, folder: Path) -> DataReport:
     """A report on the user's data set before anything trains on it.
 
     Pictures of it go into `folder`, and COCO's JSON where it has another layout.
@@ -98,11 +98,14 @@ def check_data(options: DetectionOptions, folder: Path) -> str:
     Raises:
         UserError: none is named, or it cannot be used; lists what is wrong with it.
     """
-    from detector.inspect_data import inspect
+    from detector.inspect_data import Seen, inspect
+    from experiments.detection.small import SHAPES
 
     if (found := options.data_set(folder)) is None:
         raise UserError("Name the data set to check: --data DIR, or its four files and folders.")
+    seen = Seen(SHAPES.own_short_side, SHAPES.own_max_long_side)  # of the default profile
     try:
-        return inspect(found.paths, folder, found.report)
+        report = inspect(found.paths, folder, found.report, seen)
     except DataError as error:
         raise UserError(str(error)) from error
+    return DataReport(report.text, report.data(), len(report.problems))

@@ -191,6 +191,21 @@ class JointMeasurement:
 
 
 @dataclass(frozen=True, slots=True)
+class DataReport:
+    """What a study says of a data set that can be used.
+
+    Attributes:
+        text: for people.
+        data: the same for programs, as JSON values.
+        problems: how many kinds of things are wrong with it, or look wrong.
+    """
+
+    text: str
+    data: Mapping[str, Any]
+    problems: int
+
+
+@dataclass(frozen=True, slots=True)
 class Study:
     """A paper: what it measures, its tables, its claims, its profiles, and what trains a trial.
 
@@ -200,7 +215,8 @@ class Study:
         progress: what `Progress.metrics` holds for displays and dashboards to show, in their order.
         options: what a user may change, a frozen dataclass of fields made by `ablation.options.option`.
         check_data: `(options, folder)` to a report on the data set that the options name, pictures of it in
-            the folder; raises ablation.errors.UserError. None where the study cannot check one.
+            the folder; raises ablation.errors.UserError for one that cannot be used. None where the study
+            cannot check one.
         predictions: the kind of an evaluation's artifact that `rescore` and `by_class` read.
         rescore: `(setting, trial config, evaluation config, predictions file)` to the metrics that those
             predictions give today; None where the study cannot tell.
@@ -232,7 +248,7 @@ class Study:
     progress: tuple[Metric, ...] = ()
     paper_note: str = ""
     options: type[Any] = NoOptions
-    check_data: Callable[[Any, Path], str] | None = None
+    check_data: Callable[[Any, Path], DataReport] | None = None
     predictions: str = "predictions"
     rescore: Callable[[Setting, Any, Any, Path], Mapping[str, float]] | None = None
     read_scores: Callable[[str, str], Mapping[str, float]] | None = None

@@ -1,6 +1,7 @@
 """What a data set holds, in text and pictures."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detector.data.coco import DataPaths, Split, read_data
+from detector import data_problems as problems
+from detector.data.coco import CheckedSplit, DataPaths, Split, read_data, read_split
+from detector.data_problems import Problem, problems_of_annotations
 from detector.errors import DataError
 from detector.inspect_data import WIDTH, contact_sheet_of, inspect, report
 
@@ -42,6 +45,12 @@ def write(directory: Path, name: str, data: Content) -> Split:
     return split
 
 
+@pytest.fixture(autouse=True)
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One box of a class is enough for these small splits."""
+    monkeypatch.setattr(problems, "FEW_BOXES", 1)
+
+
 @pytest.fixture
 def paths(tmp_path: Path) -> DataPaths:
     return DataPaths(write(tmp_path, "train", content()), write(tmp_path, "val", content()))
@@ -51,7 +60,7 @@ def edit_train(paths: DataPaths, edit: Callable[[Content], Any]) -> str:
     data = content()
     edit(data)
     paths.train.annotations.write_text(json.dumps(data))
-    return report(*read_data(paths))
+    return report(*read_data(paths)).text
 
 
 def cells(text: str, label: str) -> list[str]:
@@ -61,7 +70,7 @@ def cells(text: str, label: str) -> list[str]:
 
 
 def test_a_good_data_set_has_no_problem_and_its_numbers_are_counted(paths: DataPaths) -> None:
-    text = report(*read_data(paths))
+    text = report(*read_data(paths)).text
     assert text.startswith("Problems\n\nnone found\n")
     assert cells(text, "images ")[1:] == ["3", "3"]
     assert cells(text, "without a box")[1] == "1 (33%)"
@@ -79,7 +88,7 @@ def test_a_good_data_set_has_no_problem_and_its_numbers_are_counted(paths: DataP
 
 
 def test_classes_are_listed_most_frequent_first(paths: DataPaths) -> None:
-    lines = report(*read_data(paths)).splitlines()
+    lines = report(*read_data(paths)).text.splitlines()
     assert [line.split() for line in lines[-2:]] == [["dog", "2", "2"], ["cat", "1", "1"]]
 
 
@@ -92,7 +101,7 @@ def test_of_many_classes_the_ends_of_the_list_are_shown(paths: DataPaths) -> Non
         data = content()
         many(data)
         split.annotations.write_text(json.dumps(data))
-    text = report(*read_data(paths))
+    text = report(*read_data(paths)).text
     assert "Boxes of 60 classes" in text
     assert "(30 between)" in text
     assert "class 60" in text.splitlines()[-1]
@@ -103,7 +112,7 @@ def test_classes_that_cannot_be_told_apart_by_their_names_are_a_problem(paths: D
         data = content()
         data["categories"] += [{"id": 7, "name": "cat"}, {"id": 9, "name": " "}]
         split.annotations.write_text(json.dumps(data))
-    text = report(*read_data(paths))
+    text = report(*read_data(paths)).text
     assert "classes of one name, or without a name (3):" in text
     assert [f"cat (id {i})" in text for i in (1, 2, 7)].count(True) == 2
     assert "cat (id 7), (id 9)" in text
@@ -136,14 +145,14 @@ def test_a_file_listed_twice_is_a_problem(paths: DataPaths) -> None:
 def test_an_image_that_is_in_both_splits_is_a_leak_under_any_name(paths: DataPaths) -> None:
     (paths.val.images / "3.png").write_bytes((paths.train.images / "2.png").read_bytes())
     (paths.train.images / "1.png").write_bytes((paths.train.images / "2.png").read_bytes())
-    text = report(*read_data(paths))
+    text = report(*read_data(paths)).text
     assert "images that are in val too, which makes its AP too high (1):\n  1.png = 3.png\n" in text
     assert "train: images that are there twice under two names (1):\n  1.png = 2.png\n" in text
 
 
 def test_splits_that_share_their_folder_leak_what_both_list(paths: DataPaths) -> None:
     shared = DataPaths(paths.train, Split(paths.val.annotations, paths.train.images))
-    text = report(*read_data(shared))
+    text = report(*read_data(shared)).text
     assert "which makes its AP too high (3):\n  1.png = 1.png\n" in text
 
 
@@ -174,7 +183,7 @@ def test_many_images_are_not_opened_and_the_report_says_so(
 ) -> None:
     monkeypatch.setattr("detector.inspect_data.MAX_OPENED", 5)
     (paths.val.images / "1.png").write_bytes(b"no image")
-    text = report(*read_data(paths))
+    text = report(*read_data(paths)).text
     assert text.startswith("Problems\n\nimages were not opened: there are more than 5\n")
 
 
@@ -186,7 +195,7 @@ def test_a_long_list_is_cut_and_lines_stay_narrow(paths: DataPaths) -> None:
         data = content()
         many(data)
         split.annotations.write_text(json.dumps(data))
-    text = report(*read_data(paths))
+    text = report(*read_data(paths)).text
     assert "train: classes without a box (58):" in text
     assert "and 48 more" in text
     assert max(len(line) for line in text.splitlines()) <= WIDTH
@@ -209,8 +218,8 @@ def test_a_data_set_that_cannot_be_used_is_refused_and_not_drawn(
 
 
 def test_a_report_comes_with_a_picture_of_each_split(paths: DataPaths, tmp_path: Path) -> None:
-    text = inspect(paths, tmp_path / "look")
-    assert report(*read_data(paths)) in text
+    text = inspect(paths, tmp_path / "look").text
+    assert report(*read_data(paths)).text in text
     assert sorted(p.name for p in (tmp_path / "look").iterdir()) == ["train.png", "val.png"]
     assert str(tmp_path / "look" / "train.png") in text
 
@@ -220,13 +229,13 @@ def test_a_test_split_is_checked_too(
 ) -> None:
     test = write(tmp_path, "test", {k: v for k, v in content().items() if k != "annotations"})
     with_test = DataPaths(paths.train, paths.val, test)
-    assert "The test split has 3 images; every one decodes." in inspect(with_test, tmp_path / "look")
+    assert "The test split has 3 images; every one decodes." in inspect(with_test, tmp_path / "look").text
     (test.images / "2.png").write_bytes(b"no image")
     with pytest.raises(DataError, match=r"test: images \(1\):\n.*/2\.png: cannot be decoded"):
         inspect(with_test, tmp_path / "look")
     with monkeypatch.context() as few:
         few.setattr("detector.inspect_data.MAX_OPENED", 8)
-        text = inspect(with_test, tmp_path / "look")
+        text = inspect(with_test, tmp_path / "look").text
         assert "images were not opened: there are more than 8\n" in text
         assert "The test split has 3 images; every file is there." in text
     (test.images / "2.png").unlink()
@@ -251,8 +260,71 @@ def test_a_contact_sheet_leaves_out_what_cannot_be_decoded(paths: DataPaths, tmp
 
 
 def test_coco_images_are_reported_with_the_classes_that_are_missing(shared: Path, tmp_path: Path) -> None:
-    text = inspect(DataPaths.from_directory(shared / "data" / "coco_mini"), tmp_path)
+    text = inspect(DataPaths.from_directory(shared / "data" / "coco_mini"), tmp_path).text
     assert "train: classes without a box (9):" in text
     assert "cannot be used" not in text and "AP too high" not in text
     assert cells(text, "crowds")[1:] == ["10", "5"]
     assert max(len(line) for line in text.splitlines() if "/" not in line) <= WIDTH
+
+
+# --- what may spoil a training --------------------------------------------------------------------------
+
+
+def codes(*splits: CheckedSplit, short_side: int = 800, most: int = 100) -> dict[str, Problem]:
+    named = dict(zip(("train", "val"), splits, strict=False))
+    return {p.code: p for p in problems_of_annotations(named, short_side, 1333, most)}
+
+
+def with_boxes(
+    tmp_path: Path, *boxes: tuple[int, list[float]], size: tuple[int, int] = (600, 400)
+) -> CheckedSplit:
+    """A split of one image with boxes (category, xywh)."""
+    data = content()
+    data["images"] = [{"id": 1, "file_name": "1.png", "width": size[0], "height": size[1]}]
+    data["annotations"] = [
+        {"id": i, "image_id": 1, "category_id": c, "bbox": box, "area": box[2] * box[3], "iscrowd": 0}
+        for i, (c, box) in enumerate(boxes, start=1)
+    ]
+    return read_split(write(tmp_path, "train", data))
+
+
+def test_boxes_that_resizing_makes_tiny_are_told_with_the_short_side_that_keeps_them(tmp_path: Path) -> None:
+    split = with_boxes(tmp_path, (1, [0, 0, 16, 16]), (2, [50, 50, 100, 100]))
+    assert "tiny-boxes" not in codes(split, short_side=400)
+    problem = codes(split, short_side=100)["tiny-boxes"]  # 16 pixels become 4
+    assert "50% of the boxes" in problem.cases[0]
+    side = int(re.findall(r"--short-side (\d+)", problem.cases[0])[0])
+    assert 64 <= side <= 224
+    assert side % 32 == 0
+
+
+def test_one_place_annotated_as_two_classes_is_told_and_a_box_inside_another_is_not(tmp_path: Path) -> None:
+    inside = with_boxes(tmp_path / "a", (1, [0, 0, 100, 100]), (2, [10, 10, 60, 60]))
+    assert "two-classes-at-one-place" not in codes(inside)
+    same = with_boxes(tmp_path / "b", (1, [0, 0, 100, 100]), (2, [1, 1, 98, 99]))
+    assert codes(same)["two-classes-at-one-place"].cases == ("1.png",)
+
+
+def test_more_objects_than_detections_are_told_with_the_share_that_cannot_be_found(tmp_path: Path) -> None:
+    split = with_boxes(tmp_path, *[(1, [10 * i, 0, 9, 9]) for i in range(10)])
+    assert "more-objects-than-detections" not in codes(split, most=10)
+    problem = codes(split, most=8)["more-objects-than-detections"]
+    assert "1 images have more than 8, up to 10; 20.0% of all objects cannot be found" in problem.cases[0]
+
+
+def test_a_class_with_few_boxes_is_told_with_their_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(problems, "FEW_BOXES", 10)
+    split = with_boxes(tmp_path, (1, [0, 0, 20, 20]), *[(2, [10 * i, 50, 9, 9]) for i in range(10)])
+    assert codes(split)["class-with-few-boxes"].cases == ("cat 1",)
+
+
+def test_a_report_as_data_is_json_with_the_problems_by_code(
+    paths: DataPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(problems, "FEW_BOXES", 10)
+    found = json.loads(json.dumps(report(*read_data(paths)).data()))
+    assert found["images"] == {"train": 3, "val": 3}
+    assert found["boxes"]["dog"] == {"train": 2, "val": 2}
+    assert {problem["code"] for problem in found["problems"]} == {"class-with-few-boxes"}

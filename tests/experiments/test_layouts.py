@@ -58,7 +58,7 @@ def test_check_data_says_how_a_data_set_was_read_and_which_images_are_on_both_si
     copy = tmp_path / "mine" / "valid" / "val_1.jpg"
     copy.unlink()
     layouts.link(tmp_path / "mine" / "train" / "train_2.jpg", copy)
-    report = check_data(DetectionOptions(data=tmp_path / "mine"), tmp_path / "check")
+    report = check_data(DetectionOptions(data=tmp_path / "mine"), tmp_path / "check").text
     assert "read as Roboflow's COCO export, recognised by train/_annotations.coco.json" in report
     assert "supercategories that no box has, left out of the classes: 1 (first: 'things')" in report
     assert "train_2.jpg = val_1.jpg" in report

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
 from ablation import studies
@@ -10,17 +11,25 @@ from ablation.cli.arguments import Commands, add, add_study, reader, study_optio
 from ablation.errors import UserError
 from ablation.options import path
 
+EXIT_PROBLEMS = 1
+"""A data set that can be used, with problems; one that cannot be is bad input."""
+
 
 def check_data_command(arguments: argparse.Namespace) -> int:
-    """Report what a data set holds and what is wrong with it."""
+    """Report what a data set holds and what is wrong with it; the exit code tells scripts."""
     study = studies.load_study(arguments.study)
     if study.check_data is None:
         raise UserError(f"The study {study.name!r} cannot check a data set.")
     try:
-        print(study.check_data(study_options_of(arguments), arguments.output))
+        report = study.check_data(study_options_of(arguments), arguments.output)
     except OSError as error:
         raise UserError(f"{error.filename or arguments.output}: {error.strerror or error}.") from error
-    return 0
+    except UserError as error:
+        if arguments.json:
+            print(json.dumps({"usable": False, "error": str(error)}, indent=2))
+        raise
+    print(json.dumps({"usable": True, **report.data}, indent=2) if arguments.json else report.text)
+    return EXIT_PROBLEMS if report.problems else 0
 
 
 def add_commands(commands: Commands) -> None:
@@ -35,3 +44,4 @@ def add_commands(commands: Commands) -> None:
         metavar="DIR",
         help="folder for pictures (default: ./%(default)s)",
     )
+    check.add_argument("--json", action="store_true", help="one JSON object for programs (docs/own-data.md)")

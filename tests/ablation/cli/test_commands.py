@@ -30,7 +30,7 @@ from ablation.protocol import Evaluated, Progress
 from ablation.run_options import Options
 from ablation.session import Locations, Selection, Session
 from ablation.store import Store
-from ablation.study import ByClass, Cell, Profile, Row, Study, Table, Variant
+from ablation.study import ByClass, Cell, DataReport, Profile, Row, Study, Table, Variant
 from ablation.tracking.mirror import Mirror
 from ablation.workspace import Workspace
 from dashboards import __main__ as dashboard
@@ -884,16 +884,30 @@ def test_drivers_of_one_database_do_not_lock_each_other_out(
 def test_a_data_set_is_checked_by_its_study_and_the_report_printed(
     make_workspace: MakeWorkspace, use: Use, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    checked = []
+    checked, problems = [], 0
 
-    def check(options: ToyOptions, folder: Path) -> str:
+    def check(options: ToyOptions, folder: Path) -> DataReport:
         checked.append((options, folder))
-        return "12 images"
+        return DataReport("12 images", {"images": 12}, problems)
 
     use(replace(make_workspace().study, options=ToyOptions, check_data=check))
     assert _run("check-data", "--folder", "cells", "--output", "pictures") == 0
     assert checked == [(ToyOptions(Path.cwd() / "cells"), Path.cwd() / "pictures")]
     assert capsys.readouterr().out == "12 images\n"
+    problems = 2
+    assert _run("check-data", "--folder", "cells", "--json") == 1
+    assert json.loads(capsys.readouterr().out) == {"usable": True, "images": 12}
+
+
+def test_a_data_set_that_cannot_be_used_is_said_in_json_too(
+    make_workspace: MakeWorkspace, use: Use, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def check(options: object, folder: Path) -> DataReport:
+        raise UserError("3 images are damaged")
+
+    use(replace(make_workspace().study, check_data=check))
+    assert _run("check-data", "--json") == 2
+    assert json.loads(capsys.readouterr().out) == {"usable": False, "error": "3 images are damaged"}
 
 
 def test_a_check_says_what_it_lacks(
