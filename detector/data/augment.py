@@ -11,7 +11,7 @@ code, which rounds to whole pixels at each step:
 - Colours are distorted after the warp and not before, on fewer pixels. It differs where a channel is clipped.
 - A turn of the hue goes round the circle; theirs stops at red.
 
-Boxes are (n, 4) float32, xyxy.
+Boxes are (n, 4) float32, xyxy. Axis T: attempts at a crop.
 """
 
 from __future__ import annotations
@@ -144,34 +144,39 @@ def draw_crop(stream: Stream, canvas: Window, boxes: Boxes, augmentation: Augmen
 def _crop_with(
     stream: Stream, canvas: Window, boxes: Boxes, iou: float, augmentation: Augmentation
 ) -> Window | None:
-    """A crop that an object overlaps with at least this IoU; None where none was drawn."""
+    """The first crop of all attempts that an object overlaps with at least this IoU; None where none does."""
     if not len(boxes):
         return None
-    for _ in range(augmentation.crop_attempts):
-        crop = _any_crop(stream, canvas, augmentation)
-        if iou <= 0 or overlaps(crop, boxes).max() >= iou:
-            return crop
-    return None
+    crops_T4 = _crops(stream, canvas, augmentation)
+    found = np.flatnonzero(overlaps(crops_T4, boxes).max(axis=1) >= iou)
+    if not len(found):
+        return None
+    left, top, right, bottom = crops_T4[found[0]].tolist()
+    return left, top, right, bottom
 
 
-def _any_crop(stream: Stream, canvas: Window, augmentation: Augmentation) -> Window:
-    scale = stream.uniform(augmentation.crop_scale, 1.0)
-    widest = min(augmentation.crop_aspect, 1 / scale**2)  # no side is longer than the canvas's
-    aspect = stream.uniform(1 / widest, widest)
+def _crops(stream: Stream, canvas: Window, augmentation: Augmentation) -> NDArray[np.float64]:
+    """(T, 4) float64, xyxy, a crop for each attempt."""
+    scales_T, aspects_T, x_T, y_T = stream.uniforms(4, augmentation.crop_attempts)
+    scale_T = augmentation.crop_scale + scales_T * (1 - augmentation.crop_scale)
+    widest_T = np.minimum(augmentation.crop_aspect, 1 / scale_T**2)  # no side is longer than the canvas's
+    aspect_T = 1 / widest_T + aspects_T * (widest_T - 1 / widest_T)
     left, top, right, bottom = canvas
-    width, height = (right - left) * scale * aspect**0.5, (bottom - top) * scale / aspect**0.5
-    x = left + stream.uniform(0.0, right - left - width)
-    y = top + stream.uniform(0.0, bottom - top - height)
-    return x, y, x + width, y + height
+    width_T = (right - left) * scale_T * np.sqrt(aspect_T)
+    height_T = (bottom - top) * scale_T / np.sqrt(aspect_T)
+    x_T, y_T = left + x_T * (right - left - width_T), top + y_T * (bottom - top - height_T)
+    return np.stack([x_T, y_T, x_T + width_T, y_T + height_T], axis=1)
 
 
-def overlaps(window: Window, boxes: Boxes) -> NDArray[np.float64]:
-    """(n,) float64, IoU of each box with a rectangle."""
-    low = np.maximum(boxes[:, :2], window[:2])
-    high = np.minimum(boxes[:, 2:], window[2:])
-    inside = np.clip(high - low, 0, None).prod(axis=1)
-    own = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
-    union = (window[2] - window[0]) * (window[3] - window[1]) + own - inside
+def overlaps(windows: NDArray[np.float64], boxes: Boxes) -> NDArray[np.float64]:
+    """(T, n) float64, IoU of T rectangles and n boxes."""
+    low = np.maximum(boxes[:, :2], windows[:, None, :2])
+    high = np.minimum(boxes[:, 2:], windows[:, None, 2:])
+    inside = np.clip(high - low, 0, None).prod(axis=2)
+    areas_T, areas_n = (
+        (rectangles[:, 2:] - rectangles[:, :2]).prod(axis=1) for rectangles in (windows, boxes)
+    )
+    union = areas_T[:, None] + areas_n - inside
     share: NDArray[np.float64] = inside / np.maximum(union, 1e-12)
     return share
 

@@ -11,6 +11,7 @@ Axes: B images of a whole batch.
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -169,6 +170,10 @@ class Stream:
         """Of [low, high)."""
         return low + (high - low) * (int(self._bits.random_raw()) >> 11) * 2.0**-53
 
+    def uniforms(self, *shape: int) -> NDArray[np.float64]:
+        """An array of such numbers of [0, 1)."""
+        return _fractions(self._bits.random_raw(math.prod(shape))).reshape(shape)
+
     def chance(self, probability: float) -> bool:
         """True with this probability."""
         return self.uniform() < probability
@@ -179,8 +184,13 @@ class Stream:
 
 
 def _uniform(seed: int, stream: int, index: int, count: int) -> NDArray[np.float64]:
-    """The top 53 bits of random words, as fractions: uniform on [0, 1)."""
-    return (_bits(seed, stream, index, count) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    """Uniform on [0, 1)."""
+    return _fractions(_bits(seed, stream, index, count))
+
+
+def _fractions(words: NDArray[np.uint64]) -> NDArray[np.float64]:
+    """The top 53 bits of random words, as fractions."""
+    return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def _bits(seed: int, stream: int, index: int, count: int) -> NDArray[np.uint64]:
