@@ -86,7 +86,7 @@ def backbone_name(config: cfg.ResNet) -> str | None:
     return next((name for name, known in BACKBONES.items() if known == same_weights), None)
 
 
-OnVGG = TypeVar("OnVGG", cfg.SingleShot, cfg.FasterRCNN)
+OnVGG = TypeVar("OnVGG", bound=cfg.SingleShot | cfg.FasterRCNN)
 
 
 def vgg_as_pretrained(detector: OnVGG, layout: Layout) -> OnVGG:

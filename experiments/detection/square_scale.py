@@ -16,14 +16,27 @@ from ablation.errors import UserError
 from ablation.metric import SeedNoise
 from ablation.resources import Resources
 from ablation.study import Profile
-from detector.config import Evaluation, Schedule, SingleShot, SquareData, Trial, Weights
+from detector.config import (
+    AnyData,
+    Data,
+    Evaluation,
+    FasterRCNN,
+    Schedule,
+    SingleShot,
+    SquareData,
+    Trial,
+    Weights,
+)
 from detector.errors import WeightsError
-from detector.model.pretrained import PUBLISHED, vgg_as_pretrained
+from detector.model.pretrained import PUBLISHED, OnVGG, vgg_as_pretrained
 from experiments.detection.cost import trial_cost
 from experiments.detection.data import Context, DataSet, combined_digest, open_data
 from experiments.detection.options import DetectionOptions
 from experiments.detection.recipe import Recipe
 from experiments.detection.remembered import remembered
+
+TWO_STAGE_SIDES = (600, 1000)
+"""Short side, and limit of the long one, of the images that a Faster R-CNN sees; pixels (Ren et al.)."""
 
 SSD_SIDE = 300
 """Pixels of the square at which the images that are tested on are looked at first."""
@@ -133,13 +146,19 @@ class SquareSetting:
         """The row as the paper trains it.
 
         Raises:
-            TypeError: a detector that does not see squares.
+            TypeError: a detector without a VGG.
         """
-        if not isinstance(training.detector, SingleShot):
-            raise TypeError(f"{self.scale.name} trains single-shot detectors, got {training.detector}")
-        detector = replace(training.detector, num_classes=len(self.dataset.class_names))
-        data = replace(self.dataset.data, side=detector.input_size)
-        return Trial(starting_from(self.weights, detector), self._schedule, data, seed, self.weights)
+        if not isinstance(training.detector, SingleShot | FasterRCNN):
+            raise TypeError(f"{self.scale.name} trains detectors on VGG-16, got {training.detector}")
+        detector = starting_from(self.weights, training.detector, len(self.dataset.class_names))
+        return Trial(detector, self._schedule, self._seen_by(detector), seed, self.weights)
+
+    def _seen_by(self, detector: SingleShot | FasterRCNN) -> AnyData:
+        """A detector's own augmented square; Faster R-CNN keeps the shape of an image and only flips it."""
+        data = self.dataset.data
+        if isinstance(detector, SingleShot):
+            return replace(data, side=detector.input_size)
+        return Data(data.fingerprint, *TWO_STAGE_SIDES)
 
     def evaluation(self, evaluation: Evaluation) -> Evaluation:
         """The paper's test."""
@@ -154,8 +173,12 @@ class SquareSetting:
         return trial_cost(trial, evaluations, self.dataset.images)
 
 
-def starting_from(weights: Weights | None, detector: SingleShot) -> SingleShot:
-    """The detector that fits its pretrained weights; a random one has group norm, without which it stalls."""
+def starting_from(weights: Weights | None, detector: OnVGG, num_classes: int) -> OnVGG:
+    """The detector with these classes that fits its pretrained weights.
+
+    A random one has group norm, without which it stalls.
+    """
+    detector = replace(detector, num_classes=num_classes)
     if weights:
         return vgg_as_pretrained(detector, weights.layout)
     return replace(detector, backbone=replace(detector.backbone, norm="group_norm"))

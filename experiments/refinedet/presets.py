@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ablation.study import Variant
-from detector.config import AnchorRefinement, Evaluation, SingleShot
+from detector.config import AnchorRefinement, AnyDetector, Evaluation, SingleShot
 from detector.presets import REFINEDET320, REFINEDET_TEST
 from experiments.detection.recipe import Recipe
 
@@ -50,6 +50,10 @@ ABLATION = {
 """The columns of Table 2, by the label of the row."""
 
 
-def variant(detector: SingleShot, test: Evaluation = REFINEDET_TEST) -> Variant:
-    """A row: one training by the paper's one schedule, and its test."""
+def variant(detector: AnyDetector, test: Evaluation = REFINEDET_TEST) -> Variant:
+    """A row: one training by the paper's one schedule, and its test.
+
+    Faster R-CNN is trained like the others, so that rows differ in the detector alone. Its paper has another
+    schedule, and no augmentation but flips.
+    """
     return Variant(Recipe(detector), test)
