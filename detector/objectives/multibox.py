@@ -106,8 +106,8 @@ def hard_negatives(loss_NA: Tensor, negative_NA: Tensor, limit_N: Tensor) -> Ten
     """
     hardest_NA = loss_NA.where(negative_NA, -torch.inf).argsort(dim=1, descending=True, stable=True)
     rank_A = torch.arange(loss_NA.shape[1], device=loss_NA.device)
-    rank_NA = torch.empty_like(hardest_NA).scatter_(1, hardest_NA, rank_A.expand_as(hardest_NA))
-    return negative_NA & (rank_NA < limit_N.unsqueeze(1))
+    hard_NA = torch.empty_like(negative_NA).scatter_(1, hardest_NA, rank_A < limit_N.unsqueeze(1))
+    return negative_NA & hard_NA
 
 
 class SingleShotLoss:
@@ -155,8 +155,7 @@ class SingleShotLoss:
     ) -> tuple[Tensor, Tensor]:
         """Sums of the softmax loss over positives and mined negatives, and of smooth L1 over positives."""
         classes_NA, positive_NA = targets.classes_NA, targets.positive_NA
-        log_p_NAK = predicted.cls_NAK.float().log_softmax(dim=-1)
-        loss_NA = -log_p_NAK.gather(-1, classes_NA.unsqueeze(-1)).squeeze(-1)
+        loss_NA = F.cross_entropy(predicted.cls_NAK.float().transpose(1, 2), classes_NA, reduction="none")
         negative_NA = ~positive_NA if minable_NA is None else ~positive_NA & minable_NA
         limit_N = (positive_NA.sum(dim=1) * self._config.negatives_per_positive).long()
         mined_NA = hard_negatives(loss_NA.detach(), negative_NA, limit_N)
