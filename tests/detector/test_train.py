@@ -42,6 +42,7 @@ from detector.errors import CheckpointError, DivergedError, WeightsError
 from detector.model.build import build_detector
 from detector.model.dense_detector import DenseDetector
 from detector.model.pretrained import sha256_of
+from detector.presets import REFINEDET320, shrunk
 from detector.training import checkpoint
 from detector.training.ranks import Ranks
 from detector.training.train import (
@@ -84,6 +85,11 @@ AUGMENTED = replace(
 )
 # SSD's way with data: distorted, expanded and cropped images, warped to a square.
 SQUARE = replace(TRIAL, data=SquareData("0" * 12, side=48))
+REFINEDET = replace(
+    TRIAL,
+    detector=replace(shrunk(REFINEDET320, halvings=2, thinner=32), num_classes=6),
+    data=SquareData("0" * 12, side=80),
+)
 # Its parts that have no place in the small detector: what is frozen, ATSS, deformable convolutions, SGD.
 PAPER = replace(
     AUGMENTED,
@@ -165,7 +171,7 @@ def _stop_after(training: Iterator[TrainReport], step: int) -> None:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-@pytest.mark.parametrize("start", [TRIAL, SQUARE], ids=["plain", "square"])
+@pytest.mark.parametrize("start", [TRIAL, SQUARE, REFINEDET], ids=["plain", "square", "refinedet"])
 def test_a_resumed_run_equals_one_that_never_stopped_bit_for_bit(
     drawn: Path, tmp_path: Path, start: Trial, precision: Any
 ) -> None:
