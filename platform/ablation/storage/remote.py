@@ -164,6 +164,7 @@ class Remote:
         self._retried(
             "write to", lambda fs, root: filesystem.write(fs, root, f"{root}/{path}", b"stop\n"), for_s=0.0
         )
+        self._not_stopped.pop(trial_key, None)
 
     def stop_asked(self, trial_key: str) -> bool:
         """Whether the stop marker is there; False while the storage cannot be read."""
