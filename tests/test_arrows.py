@@ -11,9 +11,15 @@ ROOT = Path(__file__).resolve().parents[1]
 FORBIDDEN = {
     "detector": ("ablation", "experiments", "dashboards"),
     "platform/ablation": ("detector", "experiments", "dashboards"),
-    "experiments/detection": ("experiments.atss", "experiments.refinedet", "dashboards"),
-    "experiments/atss": ("experiments.refinedet", "dashboards"),
-    "experiments/refinedet": ("experiments.atss", "dashboards"),
+    "experiments/detection": (
+        "experiments.atss",
+        "experiments.refinedet",
+        "experiments.detectors",
+        "dashboards",
+    ),
+    "experiments/atss": ("experiments.refinedet", "experiments.detectors", "dashboards"),
+    "experiments/refinedet": ("experiments.atss", "experiments.detectors", "dashboards"),
+    "experiments/detectors": ("experiments.refinedet", "dashboards"),
     "dashboards": ("detector", "experiments"),
 }
 

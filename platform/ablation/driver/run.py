@@ -123,6 +123,7 @@ def _measure_jointly(session: Session, options: Options, facts: Mapping[str, Any
     if options.cluster:
         print(f"`{command}`, on the machine that is meant, measures {names}.")
         return ""
+    print(f"Measuring {names} of the trained rows in turns ...", flush=True)
     try:
         print(joint.measure(session, facts), flush=True)
     except UserError as error:

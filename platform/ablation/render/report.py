@@ -41,7 +41,7 @@ def print_report(session: Session, formats: Collection[str], console: Console | 
     if about:
         renew = session.command("retry", "--stale", about="part")
         console.print(terminal.claims([verdict for verdict in judged if verdict.id in about], renew))
-    if plan.setting.own_data:  # the paper's claims are about its own data: which row is best on these?
+    if plan.setting.own_data or not study.claims:  # then nobody says what to expect: which row is best?
         for filled in tables:
             if filled.table.id in plan.table_ids and filled.table.columns:
                 lines = answer(rank(filled, plan.setting))

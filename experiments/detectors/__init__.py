@@ -1,0 +1,1 @@
+"""Detectors of several papers on one data set, at one budget."""
