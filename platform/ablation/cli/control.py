@@ -1,7 +1,7 @@
 """Commands that steer: pause, resume, cancel, retry, prioritise, gc.
 
-They work beside running drivers, from any terminal or machine that reaches the store. A driver looks for
-such desired every two seconds; where none runs, the next one finds them.
+They work beside running drivers, from any terminal or machine that reaches the store. A driver reads the
+desired states every two seconds; where none runs, the next one finds them.
 """
 
 from __future__ import annotations

@@ -263,6 +263,11 @@ class AttemptManager:
             else:
                 self._retry(attempt, reason)
 
+    def on_start_failed(self, attempt: Attempt, error: str) -> None:
+        """The trial failed for good before its process could train."""
+        with self._unless_taken_over(attempt):
+            self.fail(attempt, error)
+
     def _retry(self, attempt: Attempt, reason: str, reports: Sequence[Report] = ()) -> None:
         """Ends the attempt; the trial waits for another."""
         self.store.release(attempt.id, [*reports, Noticed(reason)])

@@ -158,6 +158,12 @@ class Dispatcher:
             self.manager.on_worker_lost(attempt, reason)
             self._release_ended()
 
+    def on_start_failed(self, key: str, id: int, error: str) -> None:
+        """The process of an attempt could not start what it was to train, and no other one could."""
+        if attempt := self.manager.find(key, id):
+            self.manager.on_start_failed(attempt, error)
+            self._release_ended()
+
     def _release_ended(self) -> None:
         """Frees what ended attempts held, and asks the store at once what becomes of unfinished trials."""
         for key in self.scheduler.running.keys() - self.manager.running.keys():

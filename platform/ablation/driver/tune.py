@@ -8,6 +8,7 @@ The classes are of this module, and not of a function, because Tune pickles them
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -114,15 +115,22 @@ class PassOn(_NotRestored, tune.Callback):  # type: ignore[misc]
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A process died."""
         key, id = trial.config["request"].trial_key, trial.config["attempt"]
+        error = _last_error(trial)
         with errors_end_the_run():
-            self._dispatcher.on_worker_lost(key, id, _reason(trial))
+            if _NOT_IMPORTED.search(error):  # another process could not import it either
+                self._dispatcher.on_start_failed(key, id, error)
+            else:
+                self._dispatcher.on_worker_lost(key, id, f"{error}\n{PROCESS_DIED}".lstrip())
 
 
-def _reason(trial: Any) -> str:
-    """Why a trial's process is gone: the last error that Tune has written down, and a line for people."""
+_NOT_IMPORTED = re.compile(r"^(?:ModuleNotFoundError|ImportError|SyntaxError): [^\n]*\Z", re.MULTILINE)
+"""The last line of an error of a process that could not import what it was to train."""
+
+
+def _last_error(trial: Any) -> str:
+    """The last error of a trial that Tune has written down; "" where there is none."""
     try:
         text = Path(trial.error_file).read_text()
     except (OSError, TypeError):
         text = ""
-    last = text.rpartition("\nFailure #")[2].partition("\n")[2].strip()
-    return hidden(f"{last}\n{PROCESS_DIED}".lstrip())
+    return hidden(text.rpartition("\nFailure #")[2].partition("\n")[2].strip())

@@ -42,6 +42,9 @@ class Calls:
     def on_worker_lost(self, key: str, id: int, reason: str) -> None:
         self.told.append((key, id, reason))
 
+    def on_start_failed(self, key: str, id: int, error: str) -> None:
+        self.told.append((key, id, ("failed", error)))
+
 
 @pytest.fixture
 def calls() -> Calls:
@@ -79,6 +82,26 @@ def test_a_process_whose_attempt_has_ended_is_killed(calls: Calls, monkeypatch: 
 def test_the_loss_of_a_process_reaches_the_dispatcher_with_a_reason(calls: Calls) -> None:
     callback(calls).on_trial_error(1, [], TRIAL)
     assert calls.told == [(REQUEST.trial_key, 7, tune.PROCESS_DIED)]
+
+
+def test_a_process_that_cannot_import_its_study_has_failed_and_is_not_tried_again(
+    calls: Calls, tmp_path: Path
+) -> None:
+    error = "Traceback:\nModuleNotFoundError: No module named 'cells'"
+    (tmp_path / "error.txt").write_text(f"\nFailure # 1 (occurred at noon)\n{error}\n")
+    trial = SimpleNamespace(config=TRIAL.config, error_file=str(tmp_path / "error.txt"))
+    callback(calls).on_trial_error(1, [], trial)
+    assert calls.told == [(REQUEST.trial_key, 7, ("failed", error))]
+
+
+def test_an_import_that_failed_before_a_process_died_of_something_else_is_a_lost_process(
+    calls: Calls, tmp_path: Path
+) -> None:
+    error = "ModuleNotFoundError: No module named 'cells'\nduring handling:\nActorDiedError: killed"
+    (tmp_path / "error.txt").write_text(f"\nFailure # 1 (occurred at noon)\n{error}\n")
+    trial = SimpleNamespace(config=TRIAL.config, error_file=str(tmp_path / "error.txt"))
+    callback(calls).on_trial_error(1, [], trial)
+    assert calls.told == [(REQUEST.trial_key, 7, f"{error}\n{tune.PROCESS_DIED}")]
 
 
 def test_a_failure_beside_the_loop_ends_it_at_its_next_step(calls: Calls) -> None:
