@@ -43,11 +43,11 @@ reproduce: install
 
 # In two processes: slow tests start others and wait for them most of the time.
 test: install
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 $(ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal $(ARGS)
 
 # Starts neither Ray nor servers nor other processes; a test that does so without a marker fails.
 test-fast: install
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 -m "not slow and not process and not gpu" $(ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m "not slow and not process and not gpu" $(ARGS)
 
 checks: install
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
