@@ -81,7 +81,6 @@ class Report:
     def text(self) -> str:
         """Problems, then tables of images, boxes and classes, at most `WIDTH` characters wide."""
         found = [line for problem in self.problems for line in _lines(problem)]
-        found += [] if self.opened else [_not_opened()]
         train, val = self.splits.values()
         blocks = [["Problems", "", *(found or ["none found"])], _image_table(self.splits)]
         blocks.append(_class_table(train, val))
@@ -158,7 +157,10 @@ def report(
     seen = seen or Seen()
     sizes = (seen.short_side, seen.max_long_side, seen.max_detections)
     problems = list(problems_of_annotations(splits, *sizes))
-    problems += list(problems_of_files(splits)) if opened else []
+    if opened:
+        problems += problems_of_files(splits)
+    else:
+        problems.append(Problem("images-not-opened", "", _not_opened(), ()))
     return Report(splits, test, reading, problems, opened)
 
 
